@@ -1,0 +1,316 @@
+//! What the log holds: entries of commands, and what applying them answers.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::SubnetRange;
+use super::node::{Availability, NodeFacts, NodeStatus, Token};
+use super::replica::{Desired, ReplicaStatus};
+use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, ServiceName, TokenId};
+use crate::spec::ServiceSpec;
+use crate::time::UtcMs;
+
+/// The format of encoded entries and snapshots. A reader refuses another.
+pub const FORMAT: u16 = 1;
+/// The highest feature level this software knows.
+pub const LEVEL: u16 = 1;
+
+/// One log entry: commands applied together, in order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// How it is encoded: [`FORMAT`].
+    pub format: u16,
+    /// The feature level a member must know to apply it; a lower one halts.
+    pub level: u16,
+    /// The leader's clock when it proposed it.
+    pub at: UtcMs,
+    /// What to do.
+    pub commands: Vec<Command>,
+}
+
+/// One change of the state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Makes the cluster: its identity, its first member and that member's join token.
+    Bootstrap {
+        /// The cluster's identity.
+        cluster: ClusterId,
+        /// Where container networks are cut from.
+        subnets: SubnetRange,
+        /// The first member's id.
+        node: NodeId,
+        /// The first member's key.
+        key: NodeKey,
+        /// The first member's facts.
+        facts: NodeFacts,
+        /// The first join token.
+        token: (TokenId, Token),
+    },
+    /// Admits a member, or answers again for one admitted before with the same key.
+    Join {
+        /// The id it asks for; absent: the lowest never used.
+        node: Option<NodeId>,
+        /// Its key.
+        key: NodeKey,
+        /// Its facts.
+        facts: NodeFacts,
+        /// The token it presented.
+        token: TokenId,
+        /// SHA-256 of the secret it presented.
+        secret_sha256: [u8; 32],
+    },
+    /// Records what a member tells of itself at a start.
+    Facts {
+        /// The member.
+        node: NodeId,
+        /// What it tells.
+        facts: NodeFacts,
+    },
+    /// Records a member's changed addresses.
+    Addresses {
+        /// The member.
+        node: NodeId,
+        /// Where it listens now.
+        addresses: Vec<SocketAddr>,
+    },
+    /// Records what the leader believes of a member's health.
+    Health {
+        /// The member.
+        node: NodeId,
+        /// The belief.
+        status: NodeStatus,
+    },
+    /// Announces a planned stop: until then the member's silence replaces nothing.
+    Hold {
+        /// The member.
+        node: NodeId,
+        /// Until when, in log time; absent lifts the hold.
+        until: Option<UtcMs>,
+    },
+    /// A client's write, applied once for each request id.
+    Write {
+        /// The client's name for it.
+        request: RequestId,
+        /// When the client made it, by the clock of the node that took it.
+        made_at: UtcMs,
+        /// What it asks for.
+        write: Write,
+    },
+    /// What an agent saw of its own replicas.
+    Report {
+        /// The agent's node.
+        node: NodeId,
+        /// Their statuses.
+        statuses: BTreeMap<ReplicaId, ReplicaStatus>,
+    },
+    /// What the leader plans.
+    Plan(Plan),
+    /// Raises the feature level, once every member knows it.
+    Level {
+        /// The new level.
+        level: u16,
+    },
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Write {
+    /// Creates a service or gives it a new version.
+    Submit {
+        /// What is asked for.
+        spec: Arc<ServiceSpec>,
+        /// Where it was submitted: the node its host volumes are on.
+        origin: NodeId,
+    },
+    /// Sets how many replicas are desired.
+    Scale {
+        /// The service.
+        service: ServiceName,
+        /// The number, within the bounds.
+        replicas: u32,
+    },
+    /// Stops every replica and keeps the service.
+    Stop {
+        /// The service.
+        service: ServiceName,
+    },
+    /// Runs a stopped service again.
+    Start {
+        /// The service.
+        service: ServiceName,
+    },
+    /// Removes a service and its replicas.
+    Remove {
+        /// The service.
+        service: ServiceName,
+    },
+    /// Replaces one replica: it stops, and the leader fills its slot anew.
+    StopReplica {
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Changes whether a node takes replicas.
+    SetAvailability {
+        /// The node.
+        node: NodeId,
+        /// The new setting.
+        availability: Availability,
+    },
+    /// Removes a member for good; its replicas are gone with it.
+    RemoveNode {
+        /// The node.
+        node: NodeId,
+        /// Also when it is up or still holds replicas.
+        force: bool,
+    },
+    /// Adds a token.
+    AddToken {
+        /// Its public half.
+        id: TokenId,
+        /// Its hash, scope and bounds.
+        token: Token,
+    },
+    /// Revokes a token.
+    RemoveToken {
+        /// Its public half.
+        id: TokenId,
+    },
+}
+
+/// What the leader wants changed, made from the state at one index.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The changes, in order. Each is re-checked when applied and dropped when it no longer holds.
+    pub steps: Vec<PlanStep>,
+}
+
+/// One planned change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum PlanStep {
+    /// Makes a replica in a slot. Refused when the slot already holds a counting replica, the
+    /// version is not current, the node is not active and up, the resources do not fit, or the
+    /// port is another service's.
+    Place {
+        /// Whose replica.
+        service: ServiceName,
+        /// Which slot.
+        slot: u32,
+        /// Which version.
+        version: u64,
+        /// Where.
+        node: NodeId,
+        /// Which replica must be gone before it starts.
+        after: Option<ReplicaId>,
+    },
+    /// Changes whether a replica should run; only downwards.
+    SetDesired {
+        /// The replica.
+        replica: ReplicaId,
+        /// The new setting.
+        desired: Desired,
+    },
+    /// Records that a replica's node is Down, or (`false`) that it returned in time.
+    SetLost {
+        /// The replica.
+        replica: ReplicaId,
+        /// Whether it is lost.
+        lost: bool,
+    },
+    /// Forgets a replica whose row needs no agent any more.
+    Forget {
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Records a failure of a slot, or (`failures` 0) forgives it.
+    Backoff {
+        /// Whose slot.
+        service: ServiceName,
+        /// Which slot.
+        slot: u32,
+        /// Failures in a row.
+        failures: u32,
+        /// Not placed again before this log time.
+        not_before: UtcMs,
+    },
+    /// Records why a slot is empty, or (absent) that it no longer is.
+    Pending {
+        /// Whose slot.
+        service: ServiceName,
+        /// Which slot.
+        slot: u32,
+        /// Why, for people.
+        reason: Option<String>,
+    },
+    /// Forgets a service that was removed and has no replica left.
+    ForgetService {
+        /// The service.
+        service: ServiceName,
+    },
+}
+
+/// What one command answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done; nothing more to say.
+    Done,
+    /// A service now has this version. `changed` is false when the submission equalled it.
+    Service {
+        /// The current version.
+        version: u64,
+        /// Whether it is new.
+        changed: bool,
+    },
+    /// A member is admitted under this id.
+    Joined {
+        /// Its id.
+        node: NodeId,
+        /// The cluster it belongs to.
+        cluster: ClusterId,
+    },
+    /// A plan was applied, but for these steps (by position), which no longer held.
+    Planned {
+        /// Positions of dropped steps and why each was.
+        dropped: Vec<(u32, String)>,
+    },
+    /// Refused; nothing changed.
+    Refused(Refusal),
+}
+
+/// Why a command was refused. Each says what, where and what to try.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such service, replica, node or token.
+    #[error("there is no {what} `{name}`")]
+    NotFound {
+        /// `service`, `replica`, `node`, `token`.
+        what: String,
+        /// What was asked for.
+        name: String,
+    },
+    /// The request conflicts with the state as it is.
+    #[error("{message}")]
+    Conflict {
+        /// What conflicts, with what, and what to try.
+        message: String,
+    },
+    /// The request is out of bounds.
+    #[error("{message}")]
+    OutOfBounds {
+        /// Which bound, and what it is.
+        message: String,
+    },
+    /// A token, key or id does not admit.
+    #[error("{message}")]
+    Denied {
+        /// Why.
+        message: String,
+    },
+    /// The request is older than the memory of requests: whether it was applied is unknown.
+    #[error(
+        "the request is too old to be told from one already applied: check its effect, then make a new one"
+    )]
+    TooOld,
+}

@@ -1,0 +1,123 @@
+//! Replicas: instances of services on nodes.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::time::UtcMs;
+
+/// One instance of a service. Its node never changes; `(attempt, phase)` never goes back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Whose instance it is.
+    pub service: ServiceName,
+    /// Its stable number within the service, from 0.
+    pub slot: u32,
+    /// Which version of the service it runs.
+    pub version: u64,
+    /// Where it runs.
+    pub node: NodeId,
+    /// Whether it should run.
+    pub desired: Desired,
+    /// Since when, in log time, its node has been Down; a replacement may exist.
+    pub lost_since: Option<UtcMs>,
+    /// The replica that must be gone before this one starts: the same slot's last writer.
+    pub after: Option<ReplicaId>,
+    /// What its agent last reported.
+    pub status: ReplicaStatus,
+    /// When it was placed.
+    pub created_at: UtcMs,
+}
+
+impl Replica {
+    /// Whether it counts against its service's bounds: it should run and is not lost.
+    pub fn counts(&self) -> bool {
+        self.desired == Desired::Run && self.lost_since.is_none()
+    }
+}
+
+/// Whether a replica should run. Only moves down this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Desired {
+    /// It should.
+    Run,
+    /// It is superseded: it runs on until its replacement does, and counts for nothing.
+    Retire,
+    /// It should stop and disappear.
+    Stop,
+}
+
+/// What an agent knows of a replica of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReplicaStatus {
+    /// How often its container was started again in place; names the container.
+    pub attempt: u32,
+    /// How far the attempt is.
+    pub phase: Phase,
+    /// Whether its probe passes; absent without a probe or before the first result.
+    #[serde(default)]
+    pub healthy: Option<bool>,
+    /// Its address on the container network.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<Ipv4Addr>,
+    /// The code the container's process ended with.
+    #[serde(default)]
+    pub exit_code: Option<u32>,
+    /// What is being waited for, or what went wrong, for people.
+    #[serde(default)]
+    pub message: String,
+    /// When the phase began, by the node's own UTC clock: for display.
+    #[serde(default)]
+    pub since: UtcMs,
+}
+
+impl ReplicaStatus {
+    /// The status of a replica just placed.
+    pub fn assigned() -> Self {
+        Self {
+            attempt: 0,
+            phase: Phase::Assigned,
+            healthy: None,
+            address: None,
+            exit_code: None,
+            message: String::new(),
+            since: UtcMs(0),
+        }
+    }
+}
+
+/// How far a replica's attempt is. Within an attempt it only moves down this list; a new attempt
+/// starts again at `Starting`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Placed; its agent has not begun.
+    Assigned,
+    /// Its image is being fetched.
+    Pulling,
+    /// Its container is being created and started.
+    Starting,
+    /// Its container's process runs.
+    Running,
+    /// Its process was told to end.
+    Stopping,
+    /// Its process ended and will be started again after a back-off.
+    Waiting,
+    /// Its process ended with code 0 under a policy that does not start it again.
+    Completed,
+    /// It ended or could not start, and its agent will not try again: the slot is replaced.
+    Failed,
+    /// Nothing of it is left on its node: the row goes.
+    Gone,
+}
+
+impl Phase {
+    /// Whether the agent is done with it for good.
+    pub fn is_final(self) -> bool {
+        self >= Self::Completed
+    }
+}

@@ -1,0 +1,1 @@
+//! Encoding of entries and snapshots.

@@ -1,0 +1,64 @@
+//! Every bound and default timing of the system, in one place. A bound that is hit is reported
+//! by name, never silently clipped.
+
+use std::time::Duration;
+
+/// Raft: the leader's heartbeat. Elections start at [`RAFT_ELECTION_MAX`] plus a random time, so
+/// this must be several times smaller; shorter costs an idle cluster CPU.
+pub const RAFT_HEARTBEAT: Duration = Duration::from_millis(100);
+/// Raft: the lower bound of the election timeout.
+pub const RAFT_ELECTION_MIN: Duration = Duration::from_millis(300);
+/// Raft: the upper bound of the election timeout.
+pub const RAFT_ELECTION_MAX: Duration = Duration::from_millis(600);
+
+/// How often an agent tells the leader that it lives.
+pub const NODE_HEARTBEAT: Duration = Duration::from_millis(500);
+/// Silence after which a node is Unknown: routes to it drop, nothing moves.
+pub const NODE_UNKNOWN_AFTER: Duration = Duration::from_millis(1500);
+/// Silence, by the node's own clock, after which it must have stopped writing to volumes.
+pub const FENCE_AFTER: Duration = Duration::from_millis(2500);
+/// Silence after which a node is Down and its replicas are replaced.
+pub const NODE_DOWN_AFTER: Duration = Duration::from_millis(3500);
+/// How long a planned stop of a daemon keeps its replicas from being replaced.
+pub const NODE_HOLD: Duration = Duration::from_secs(60);
+
+const _: () = assert!(NODE_UNKNOWN_AFTER.as_millis() < FENCE_AFTER.as_millis());
+const _: () = assert!(FENCE_AFTER.as_millis() < NODE_DOWN_AFTER.as_millis());
+const _: () = assert!(RAFT_HEARTBEAT.as_millis() * 2 < RAFT_ELECTION_MIN.as_millis());
+
+/// The first delay before a failed container starts again; doubled on each failure.
+pub const RESTART_BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// The longest delay before a failed container starts again.
+pub const RESTART_BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// A run this long forgives the failures before it.
+pub const RESTART_RESET_AFTER: Duration = Duration::from_secs(10);
+
+/// How long a request id is remembered, in log time; an older one is refused.
+pub const REQUEST_MEMORY: Duration = Duration::from_secs(600);
+/// How many request ids are remembered at most.
+pub const REQUESTS_MAX: usize = 65_536;
+/// How many events the state keeps.
+pub const EVENTS_MAX: usize = 1_024;
+/// How many versions of a service's specification are kept for rollback.
+pub const SERVICE_VERSIONS_MAX: usize = 5;
+/// The most services a cluster holds.
+pub const SERVICES_MAX: usize = 10_000;
+/// The most replicas one service may ask for.
+pub const REPLICAS_PER_SERVICE_MAX: u32 = 1_000;
+/// The most members, voters and learners together.
+pub const NODES_MAX: usize = 250;
+/// The most voters the leader promotes.
+pub const VOTERS_TARGET: usize = 5;
+/// The largest bundle read, in bytes.
+pub const BUNDLE_BYTES_MAX: usize = 1 << 20;
+/// The largest specification stored, in encoded bytes.
+pub const SPEC_BYTES_MAX: usize = 256 << 10;
+/// The largest peer message, in bytes. Snapshots and images travel in streams.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// The most writes that share one log entry.
+pub const WRITES_PER_ENTRY_MAX: usize = 1_024;
+
+/// How long a write waits for the cluster before it fails, naming what is missing.
+pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a stopping container has before SIGKILL when its bundle does not say, in seconds.
+pub const STOP_TIMEOUT_S: u32 = 10;

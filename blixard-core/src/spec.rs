@@ -1,0 +1,263 @@
+//! What a service is asked to be: the checked form of a bundle.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::id::ServiceName;
+
+/// The desired form of a service, as its bundle says. Two equal specs are one version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceSpec {
+    /// The service's name.
+    pub name: ServiceName,
+    /// What runs.
+    pub image: ImageSpec,
+    /// Which container ports are published.
+    #[serde(default)]
+    pub ports: Vec<PortSpec>,
+    /// Host paths bound into the container.
+    #[serde(default)]
+    pub volumes: Vec<VolumeSpec>,
+    /// Environment variables added to the image's own.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// How a running container is probed.
+    #[serde(default)]
+    pub healthcheck: Option<HealthSpec>,
+    /// How many replicas the cluster keeps.
+    #[serde(default)]
+    pub replicas: ReplicaBounds,
+    /// What a container may use at most.
+    #[serde(default)]
+    pub limits: ResourceLimits,
+    /// What a node must have free for one replica.
+    #[serde(default)]
+    pub reservations: Reservations,
+    /// What happens when the container's process ends.
+    #[serde(default)]
+    pub restart: RestartSpec,
+    /// Services that must run before this one starts.
+    #[serde(default)]
+    pub depends_on: Vec<ServiceName>,
+    /// How long a stopping container has before SIGKILL, in seconds.
+    #[serde(default = "stop_timeout")]
+    pub stop_timeout_s: u32,
+    /// Which nodes may run it.
+    #[serde(default)]
+    pub placement: PlacementSpec,
+    /// Which network its containers live in.
+    #[serde(default)]
+    pub network: NetworkMode,
+}
+
+fn stop_timeout() -> u32 {
+    crate::limits::STOP_TIMEOUT_S
+}
+
+/// What runs in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageSpec {
+    /// The reference as the user wrote it: `nginx`, `registry.lan:5000/app:1`, `app@sha256:…`.
+    pub reference: String,
+    /// The digest of the index or manifest the reference stood for at submission, `sha256:…`, so
+    /// that a failover runs the same bytes. Absent when no node could resolve it then.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// Replaces ENTRYPOINT and CMD together when present.
+    #[serde(default)]
+    pub command: Option<Vec<String>>,
+    /// Replaces WORKDIR when present.
+    #[serde(default)]
+    pub workdir: Option<String>,
+}
+
+/// A transport protocol.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// One published port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortSpec {
+    /// The port inside the container, 1 to 65535.
+    pub container_port: u16,
+    /// The port on the node, 1 to 65535; absent: the container's port is reachable on the
+    /// container network only.
+    #[serde(default)]
+    pub host_port: Option<u16>,
+    /// TCP or UDP.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// One host path bound into the container. It pins the replicas to the submitting node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeSpec {
+    /// An absolute path on the host.
+    pub source: String,
+    /// An absolute path in the container.
+    pub target: String,
+    /// Whether the container may not write to it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// How a running container is probed: HTTP GET on its first TCP port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HealthSpec {
+    /// The path asked for.
+    pub path: String,
+    /// Milliseconds between probes.
+    pub interval_ms: u64,
+    /// Milliseconds a probe may take.
+    pub timeout_ms: u64,
+    /// Consecutive failures that make a container unhealthy.
+    pub retries: u32,
+}
+
+/// How many replicas a service keeps: `1 <= min <= max`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReplicaBounds {
+    /// Never fewer than this.
+    pub min: u32,
+    /// Never more than this.
+    pub max: u32,
+}
+
+impl Default for ReplicaBounds {
+    fn default() -> Self {
+        Self { min: 1, max: 1 }
+    }
+}
+
+/// What a container may use at most; absent means no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ResourceLimits {
+    /// Relative CPU weight, 2 to 262144; 1024 is the default weight.
+    #[serde(default)]
+    pub cpu_shares: Option<u64>,
+    /// CPU time in microseconds for each 100 ms.
+    #[serde(default)]
+    pub cpu_quota_us: Option<i64>,
+    /// Memory in bytes.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Memory and swap together in bytes; -1 is unlimited swap.
+    #[serde(default)]
+    pub memory_swap_bytes: Option<i64>,
+    /// Block I/O weight, 10 to 1000.
+    #[serde(default)]
+    pub blkio_weight: Option<u16>,
+    /// Processes and threads; -1 is no limit.
+    #[serde(default)]
+    pub pids: Option<i64>,
+}
+
+/// What a node must have free for one replica.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reservations {
+    /// Thousandths of a CPU.
+    #[serde(default)]
+    pub cpu_millis: u64,
+    /// Bytes of memory.
+    #[serde(default)]
+    pub memory_bytes: u64,
+}
+
+/// When an ended container is started again, in place, by the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Never: exit 0 is Completed, another code is Failed.
+    #[default]
+    No,
+    /// However it ended.
+    Always,
+    /// When it ended with a code other than 0, at most `maximum_retry_count` times.
+    OnFailure,
+    /// However it ended, unless a user stopped it.
+    UnlessStopped,
+}
+
+/// The restart policy and its bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct RestartSpec {
+    /// When to start again.
+    pub policy: RestartPolicy,
+    /// How often in a row, for `on-failure`; absent means without end.
+    #[serde(default)]
+    pub maximum_retry_count: Option<u32>,
+}
+
+/// Which nodes may run a replica, and how replicas are spread.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlacementSpec {
+    /// All must hold.
+    #[serde(default)]
+    pub constraints: Vec<Constraint>,
+    /// The node label whose values replicas are spread over; absent spreads over nodes.
+    #[serde(default)]
+    pub spread: Option<String>,
+}
+
+/// One condition on a node. The labels `node.id`, `node.name`, `node.arch` and `node.os` are
+/// built in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Constraint {
+    /// The label's key.
+    pub label: String,
+    /// Whether the label must equal or differ.
+    pub operator: ConstraintOperator,
+    /// The value compared with. A node without the label has no value: it differs from any.
+    pub value: String,
+}
+
+impl std::fmt::Display for Constraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let operator = match self.operator {
+            ConstraintOperator::Equal => "==",
+            ConstraintOperator::NotEqual => "!=",
+        };
+        write!(f, "{}{operator}{}", self.label, self.value)
+    }
+}
+
+/// How a constraint compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConstraintOperator {
+    /// `==`
+    Equal,
+    /// `!=`
+    NotEqual,
+}
+
+/// Which network a container lives in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// A namespace of its own with an address from the node's subnet.
+    #[default]
+    Bridge,
+    /// The node's own network.
+    Host,
+}

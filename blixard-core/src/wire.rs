@@ -1,0 +1,168 @@
+//! What members say to each other. Messages are encoded like log entries: MessagePack with named
+//! fields (docs/adr), so a field that one side does not know is skipped or defaulted.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::node::NodeFacts;
+use crate::cluster::{Outcome, ReplicaStatus, Write};
+use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, TokenId};
+use crate::time::UtcMs;
+
+/// The version of this protocol; part of the link's ALPN, so different ones never meet.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// What a message is about; the receiver dispatches on it. One byte on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Channel {
+    /// Raft's vote, pre-vote, append and transfer messages.
+    Raft = 1,
+    /// A snapshot, as a stream.
+    Snapshot = 2,
+    /// An agent's heartbeat to the leader.
+    Heartbeat = 3,
+    /// A write forwarded to the leader.
+    Forward = 4,
+    /// An HTTP request for another node's API: logs, exec, inspect. A stream of HTTP/1.1.
+    Api = 5,
+    /// An image, as a stream of an OCI archive.
+    Image = 6,
+    /// A question of someone who is not a member: join. The only one a stranger may send.
+    Join = 7,
+    /// Addresses of members, exchanged when a link is made.
+    Addresses = 8,
+}
+
+impl Channel {
+    /// Every channel, in the order of their bytes.
+    pub const ALL: [Self; 8] = [
+        Self::Raft,
+        Self::Snapshot,
+        Self::Heartbeat,
+        Self::Forward,
+        Self::Api,
+        Self::Image,
+        Self::Join,
+        Self::Addresses,
+    ];
+
+    /// The channel a byte stands for.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|channel| *channel as u8 == byte)
+    }
+}
+
+/// Someone to link to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its key.
+    pub key: NodeKey,
+    /// Where it may be reached, most likely first.
+    pub addresses: Vec<SocketAddr>,
+    /// Its relay, when it has one.
+    #[serde(default)]
+    pub relay_url: Option<String>,
+}
+
+/// A stranger's wish to become a member, or a member's to be told its id again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The cluster the ticket or registry file named; absent when it named none.
+    pub cluster: Option<ClusterId>,
+    /// The id asked for.
+    pub node: Option<NodeId>,
+    /// The token's public half.
+    pub token: TokenId,
+    /// The token's secret half, in hexadecimal.
+    pub secret: String,
+    /// What the joiner tells of itself.
+    pub facts: NodeFacts,
+}
+
+/// The answer to a [`JoinRequest`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum JoinResponse {
+    /// Admitted: Raft will reach out to it.
+    Admitted {
+        /// Its id.
+        node: NodeId,
+        /// The cluster.
+        cluster: ClusterId,
+        /// The members to link to.
+        peers: BTreeMap<NodeId, Peer>,
+    },
+    /// Ask this member instead: it leads.
+    Redirect {
+        /// The leader.
+        leader: Peer,
+    },
+    /// No leader now; ask again.
+    Unavailable {
+        /// Why, for people.
+        message: String,
+    },
+    /// Refused for good.
+    Refused {
+        /// Why, for people.
+        message: String,
+    },
+}
+
+/// An agent's sign of life to the leader; the answer is [`HeartbeatAck`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Drawn anew at each start of the daemon; the facts below are of that start.
+    pub boot: u64,
+    /// What it tells of itself.
+    pub facts: NodeFacts,
+    /// Statuses the leader has not acknowledged, or all of them after a leader change.
+    #[serde(default)]
+    pub statuses: BTreeMap<ReplicaId, ReplicaStatus>,
+    /// Counts the sender's reports; the ack names the one it covers.
+    pub generation: u64,
+}
+
+/// The leader's answer to a [`Heartbeat`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatAck {
+    /// The leader's term: a sender that sees a new one reports in full.
+    pub term: u64,
+    /// The generation whose statuses are now in the log.
+    pub generation: u64,
+}
+
+/// A write forwarded to the leader, once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ForwardRequest {
+    /// The client's name for it.
+    pub request: RequestId,
+    /// When it was made.
+    pub made_at: UtcMs,
+    /// What it asks for.
+    pub write: Write,
+}
+
+/// The leader's answer to a [`ForwardRequest`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ForwardResponse {
+    /// Applied at this index, with this outcome.
+    Applied {
+        /// The log index: the forwarder waits for its own apply to reach it.
+        index: u64,
+        /// The outcome.
+        outcome: Outcome,
+    },
+    /// This member does not lead; perhaps that one does.
+    NotLeader {
+        /// Who is thought to lead.
+        leader: Option<NodeId>,
+    },
+    /// It leads but could not commit in time.
+    Unavailable {
+        /// Why, for people.
+        message: String,
+    },
+}

@@ -1,0 +1,15 @@
+//! Everything blixard does: the daemon behind `blixard node`.
+//!
+//! [`node::Node`] is the only composition root. Whatever touches the world goes through the seams
+//! of [`platform`], so that the simulator runs this same crate on simulated clocks, links, disks
+//! and containers.
+
+pub mod api;
+pub mod discovery;
+pub mod drivers;
+pub mod handle;
+pub mod network;
+pub mod platform;
+pub mod raft;
+pub mod runtime;
+pub mod transport;

@@ -1,0 +1,429 @@
+//! The seams: everything of the world that a node touches, each as a trait with two
+//! implementations, the Linux one in this crate and the simulator's.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use blixard_core::agent::{Observed, ObservedState};
+use blixard_core::id::{ClusterId, ContainerId, NodeId, NodeKey, ReplicaId};
+use blixard_core::spec::{PortSpec, ServiceSpec};
+use blixard_core::time::{Mono, UtcMs};
+use blixard_core::wire::{Channel, Peer};
+use bytes::Bytes;
+use futures_util::Stream;
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// All seams of one node. Cloning shares them.
+#[derive(Clone)]
+pub struct Platform {
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// The only source of randomness.
+    pub rng: Arc<dyn RandomSource>,
+    /// The only way to start a task.
+    pub spawner: Arc<dyn Spawner>,
+    /// The disk under the stores.
+    pub disk: Arc<dyn Disk>,
+    /// Links to other members.
+    pub transport: Arc<dyn Transport>,
+    /// Containers, their images and their logs.
+    pub containers: Arc<dyn ContainerRuntime>,
+}
+
+/// A node's clocks.
+pub trait Clock: Send + Sync + 'static {
+    /// The monotonic clock, which also counts while the machine is suspended.
+    fn now(&self) -> Mono;
+    /// The wall clock.
+    fn utc(&self) -> UtcMs;
+    /// Waits until the monotonic clock reads at least `deadline`.
+    fn sleep_until(&self, deadline: Mono) -> BoxFuture<'static, ()>;
+}
+
+/// A node's source of randomness: the kernel's in production, the seed's in simulation.
+pub trait RandomSource: Send + Sync + 'static {
+    /// Fills `bytes` with random ones.
+    fn fill(&self, bytes: &mut [u8]);
+
+    /// A random number.
+    fn next_u64(&self) -> u64 {
+        let mut bytes = [0; 8];
+        self.fill(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+}
+
+/// Starts a node's tasks, so that the node can be stopped, or in simulation crashed, as a whole.
+pub trait Spawner: Send + Sync + 'static {
+    /// Starts `task` under `name`. It runs until it ends or the node does.
+    fn spawn(&self, name: &'static str, task: BoxFuture<'static, ()>);
+    /// Runs `work`, which may block on the disk, off the async threads; in simulation at once.
+    fn run_blocking(&self, work: Box<dyn FnOnce() + Send + 'static>) -> BoxFuture<'static, ()>;
+}
+
+/// A node's disk, as its redb databases see it.
+pub trait Disk: Send + Sync + 'static {
+    /// Opens the database file `name` in the node's data directory, making it when absent.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or is locked by another process.
+    fn open(&self, name: &str) -> std::io::Result<Box<dyn redb::StorageBackend>>;
+
+    /// Starts the loop of a database's only writer and returns its queue's receiver side to it:
+    /// a thread in production; in simulation a task whose commits become durable later.
+    /// `step` blocks for and commits one batch, and returns false when the queue has closed.
+    fn start_writer(&self, name: &'static str, writer: Box<dyn DurableWriter>);
+}
+
+/// A database's only writer: collects what waits and commits it as one group.
+pub trait DurableWriter: Send + 'static {
+    /// Waits, blocking the thread, for the next piece of work; false when no more can come.
+    fn wait(&mut self) -> bool;
+    /// Waits for the next piece of work without blocking; false when no more can come.
+    fn wait_async<'a>(&'a mut self) -> BoxFuture<'a, bool>;
+    /// Commits everything that waits as one durable group. The completions returned are for the
+    /// caller to run once the group is durable: at once in production, where the commit returned
+    /// after the disk's flush; later in simulation.
+    fn commit(&mut self) -> Vec<Box<dyn FnOnce() + Send>>;
+}
+
+/// A two-way stream of bytes between members.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Duplex for T {}
+
+/// Why a message got no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LinkError {
+    /// Nobody there, or nobody who proves to hold the expected key: try again later.
+    #[error("cannot reach {to}: {reason}")]
+    Unreachable {
+        /// Whom, as text.
+        to: String,
+        /// What failed.
+        reason: String,
+    },
+    /// No answer in time. The message may have been handled.
+    #[error("no answer from {to} within {within:?}")]
+    Timeout {
+        /// Whom, as text.
+        to: String,
+        /// The deadline that passed.
+        within: Duration,
+    },
+    /// The other side answered that it cannot handle the message.
+    #[error("{to} refused: {reason}")]
+    Refused {
+        /// Whom, as text.
+        to: String,
+        /// Its words.
+        reason: String,
+    },
+}
+
+/// Links to other members: messages and streams, authenticated by key in both directions.
+#[async_trait]
+pub trait Transport: Send + Sync + 'static {
+    /// This node's own key.
+    fn key(&self) -> NodeKey;
+
+    /// Where this node listens.
+    fn addresses(&self) -> Vec<SocketAddr>;
+
+    /// Replaces the set of members: whom to accept, and where each may be. Links to others close.
+    fn set_peers(&self, peers: BTreeMap<NodeId, Peer>);
+
+    /// Sets who answers incoming messages and streams. Called once, before anything arrives.
+    fn serve(&self, handler: Arc<dyn Inbound>);
+
+    /// Sends `request` to a member and waits for its answer, at most `deadline`.
+    async fn call(
+        &self,
+        to: NodeId,
+        channel: Channel,
+        request: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, LinkError>;
+
+    /// Sends `request` to someone who need not be a member, known by key and address, over the
+    /// join protocol: only [`Channel::Join`].
+    async fn call_stranger(&self, to: &Peer, request: Bytes, deadline: Duration) -> Result<Bytes, LinkError>;
+
+    /// Opens a stream to a member; `header` says what it is about.
+    async fn open_stream(
+        &self,
+        to: NodeId,
+        channel: Channel,
+        header: Bytes,
+        deadline: Duration,
+    ) -> Result<Box<dyn Duplex>, LinkError>;
+
+    /// Closes every link and the socket.
+    async fn shutdown(&self);
+}
+
+/// Who answers what other members send.
+#[async_trait]
+pub trait Inbound: Send + Sync + 'static {
+    /// Answers a member's message. An error's text reaches the sender as [`LinkError::Refused`].
+    async fn call(&self, from: NodeId, channel: Channel, request: Bytes) -> Result<Bytes, String>;
+
+    /// Answers a stranger's message over the join protocol; `from` is proven, `address` observed.
+    async fn stranger(
+        &self,
+        from: NodeKey,
+        address: Option<SocketAddr>,
+        request: Bytes,
+    ) -> Result<Bytes, String>;
+
+    /// Serves a member's stream.
+    async fn stream(&self, from: NodeId, channel: Channel, header: Bytes, stream: Box<dyn Duplex>);
+
+    /// A member's link came up from this address, perhaps a new one of its.
+    fn linked(&self, from: NodeId, address: SocketAddr);
+}
+
+/// Why something about a container failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RuntimeError {
+    /// What was asked for is wrong or missing: another try alone will not help.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such container, image, process or log.
+    #[error("{0}")]
+    NotFound(String),
+    /// The runtime, registry or disk is in trouble: try again later.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct PullProgress {
+    /// Bytes here so far.
+    pub bytes: u64,
+    /// Bytes in all; 0 while unknown.
+    pub bytes_total: u64,
+}
+
+/// Told of a pull's progress, from any task.
+pub type OnProgress = Arc<dyn Fn(PullProgress) + Send + Sync>;
+
+/// An image in the node's store.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ImageInfo {
+    /// The full reference, `docker.io/library/nginx:latest`.
+    pub reference: String,
+    /// The digest of its index or manifest.
+    pub digest: String,
+    /// The size of the blobs here, in bytes.
+    pub bytes: u64,
+}
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct ContainerConfig {
+    /// Whose container.
+    pub replica: ReplicaId,
+    /// Which attempt.
+    pub attempt: u32,
+    /// Its slot, for its hostname.
+    pub slot: u32,
+    /// What runs.
+    pub spec: Arc<ServiceSpec>,
+}
+
+/// What is known of a started container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// Its process, in the node's process namespace.
+    pub pid: u32,
+    /// Its address; absent on the host's network.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// What is known of a container, for `inspect` and `ps`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ContainerInfo {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its process; absent when it ended.
+    pub pid: Option<u32>,
+    /// The code its process ended with.
+    pub exit_code: Option<u32>,
+    /// Its address.
+    pub address: Option<Ipv4Addr>,
+    /// The full reference of its image.
+    pub image: String,
+    /// The digest of its image's manifest.
+    pub image_digest: String,
+    /// Where its log is.
+    pub log_path: String,
+    /// Its published ports.
+    pub ports: Vec<PortSpec>,
+}
+
+/// What a container wrote.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LogLine {
+    /// When, by the node's clock, to the nanosecond, RFC 3339.
+    pub at: String,
+    /// Whether to stderr rather than stdout.
+    pub stderr: bool,
+    /// The line, without its end.
+    pub text: String,
+}
+
+/// Which part of a log to read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogQuery {
+    /// Only the last so many lines.
+    pub tail: Option<usize>,
+    /// Whether to wait for more until the container ends.
+    pub follow: bool,
+}
+
+/// What to run in a running container.
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub struct ExecConfig {
+    /// The program and its arguments; not empty.
+    pub command: Vec<String>,
+    /// Whether it gets a terminal.
+    #[serde(default)]
+    pub tty: bool,
+    /// Whether its standard input is connected.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Environment variables added to the container's, `K=V`.
+    #[serde(default)]
+    pub environment: Vec<String>,
+    /// The directory it starts in; the container's when absent.
+    #[serde(default)]
+    pub workdir: Option<String>,
+    /// The user it runs as, `uid[:gid]`; the container's when absent.
+    #[serde(default)]
+    pub user: Option<String>,
+}
+
+/// A process started in a container.
+#[async_trait]
+pub trait ExecSession: Send + 'static {
+    /// Its standard input, output and error; with a terminal all output is in the second. Taken
+    /// once.
+    fn take_io(&mut self) -> ExecIo;
+    /// Tells its terminal's size.
+    async fn resize(&mut self, columns: u16, rows: u16) -> Result<(), RuntimeError>;
+    /// Waits for its end and gives its exit code. Cancel safe.
+    async fn wait(&mut self) -> Result<u32, RuntimeError>;
+}
+
+/// A process's standard streams.
+pub struct ExecIo {
+    /// Where its input is written; absent when not connected.
+    pub stdin: Option<Pin<Box<dyn AsyncWrite + Send>>>,
+    /// Its output.
+    pub stdout: Pin<Box<dyn AsyncRead + Send>>,
+    /// Its error output; absent with a terminal.
+    pub stderr: Option<Pin<Box<dyn AsyncRead + Send>>>,
+}
+
+/// Something a runtime saw by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    /// A container's process ended.
+    Exited {
+        /// Whose.
+        replica: ReplicaId,
+        /// Which attempt.
+        attempt: u32,
+        /// With which code.
+        code: u32,
+    },
+    /// Events may have been missed, as after the runtime restarted: list again.
+    Resync,
+}
+
+/// The containers of one node. Every method may be called again after an unknown outcome: what is
+/// already so is success.
+#[async_trait]
+pub trait ContainerRuntime: Send + Sync + 'static {
+    /// Says which cluster and node the containers belong to, and which /24 they get addresses
+    /// from. Called once, before any other method, when both are known.
+    async fn attach(&self, cluster: ClusterId, node: NodeId, subnet: Ipv4Addr) -> Result<(), RuntimeError>;
+
+    /// Every container of this node, running or ended, with its address; containers without a
+    /// process count as ended. Running ones are watched from here on.
+    async fn list(&self) -> Result<Vec<Observed>, RuntimeError>;
+
+    /// What happens from here on. One subscriber; a lost connection shows as
+    /// [`RuntimeEvent::Resync`], never as an end.
+    fn events(&self) -> Pin<Box<dyn Stream<Item = RuntimeEvent> + Send>>;
+
+    /// Creates, connects, publishes and starts a container whose image is here.
+    async fn start(&self, config: &ContainerConfig) -> Result<Started, RuntimeError>;
+
+    /// Whether a container's process runs.
+    async fn state(&self, replica: ReplicaId, attempt: u32) -> Result<ObservedState, RuntimeError>;
+
+    /// Stops a container (the image's STOPSIGNAL or SIGTERM, then SIGKILL after `timeout`) and
+    /// removes everything of it but its log.
+    async fn remove(&self, replica: ReplicaId, attempt: u32, timeout: Duration) -> Result<(), RuntimeError>;
+
+    /// Probes a container once by HTTP; true when it answered 200 to 399 within `timeout`.
+    async fn probe(&self, address: SocketAddr, path: &str, timeout: Duration) -> bool;
+
+    /// What is known of a container.
+    async fn inspect(&self, replica: ReplicaId, attempt: u32) -> Result<ContainerInfo, RuntimeError>;
+
+    /// A container's log, oldest line first, over rotated files.
+    async fn logs(
+        &self,
+        replica: ReplicaId,
+        attempt: u32,
+        query: LogQuery,
+    ) -> Result<Pin<Box<dyn Stream<Item = Result<LogLine, RuntimeError>> + Send>>, RuntimeError>;
+
+    /// Starts a process in a running container.
+    async fn exec(
+        &self,
+        replica: ReplicaId,
+        attempt: u32,
+        config: &ExecConfig,
+    ) -> Result<Box<dyn ExecSession>, RuntimeError>;
+
+    /// The digest a reference stands for now: the store's if it has it, else the registry's.
+    async fn resolve(&self, reference: &str) -> Result<String, RuntimeError>;
+
+    /// Whether the image is here in full, unpacked for this platform.
+    async fn has_image(&self, reference: &str, digest: Option<&str>) -> Result<bool, RuntimeError>;
+
+    /// Fetches an image from its registry; by `digest` when given. Returns the digest of what the
+    /// reference stands for here from now on.
+    async fn pull(
+        &self,
+        reference: &str,
+        digest: Option<&str>,
+        progress: OnProgress,
+    ) -> Result<String, RuntimeError>;
+
+    /// Takes in every image of an OCI or Docker archive (tar, perhaps gzipped).
+    async fn import(&self, archive: Pin<Box<dyn AsyncRead + Send>>) -> Result<Vec<ImageInfo>, RuntimeError>;
+
+    /// Writes an image as an OCI archive that [`ContainerRuntime::import`] takes.
+    async fn export(
+        &self,
+        reference: &str,
+        digest: Option<&str>,
+    ) -> Result<Pin<Box<dyn AsyncRead + Send>>, RuntimeError>;
+
+    /// The images here.
+    async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError>;
+
+    /// Stops and removes every container of this node and what it left on the machine: networks,
+    /// rules, mounts. With `images`, also the image store.
+    async fn purge(&self, images: bool) -> Result<(), RuntimeError>;
+}
