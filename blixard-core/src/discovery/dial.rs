@@ -12,8 +12,9 @@ pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest wait between dials. A member that returns links by itself, so this bounds only how
 /// late the other direction is; shorter costs packets to machines that are off.
 pub const DIAL_BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// Failures in a row from which on callers are not made to wait for a dial.
-pub const FAILURES_OPEN: u32 = 3;
+/// Failures in a row from which on callers are not made to wait for a dial. The first may be a
+/// member that is just starting.
+pub const FAILURES_OPEN: u32 = 2;
 
 /// How dialling one member has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

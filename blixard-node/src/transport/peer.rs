@@ -26,7 +26,10 @@ pub(super) struct Slot {
     pub(super) key: NodeKey,
     relay: Mutex<Option<String>>,
     state: watch::Sender<State>,
+    /// Someone waits for a link.
     wanted: Notify,
+    /// An address came up that a dial under way does not try.
+    moved: Notify,
     removed: CancellationToken,
 }
 
@@ -48,6 +51,7 @@ impl Slot {
             relay: Mutex::default(),
             state: watch::Sender::new(State::default()),
             wanted: Notify::new(),
+            moved: Notify::new(),
             removed: CancellationToken::new(),
         }
     }
@@ -88,7 +92,7 @@ impl Slot {
     /// A new address came up: dial at once if there is no link.
     pub(super) fn hinted(&self) {
         self.state.send_modify(|state| state.dial.hinted());
-        self.wanted.notify_one();
+        self.moved.notify_one();
     }
 
     /// Takes in a new link. Of two from the same start of the other side the one dialled by the
@@ -138,11 +142,15 @@ impl Slot {
 
     fn failed(&self, shared: &Shared, error: String) {
         let mut failures = 0;
-        self.state.send_modify(|state| {
-            state.dial.failed(shared.now(), shared.rng.next_u64());
-            state.failures += 1;
-            state.error.clone_from(&error);
-            failures = state.dial.failures();
+        self.state.send_if_modified(|state| {
+            let down = state.link.is_none();
+            if down {
+                state.dial.failed(shared.now(), shared.rng.next_u64());
+                state.failures += 1;
+                state.error.clone_from(&error);
+                failures = state.dial.failures();
+            }
+            down
         });
         if failures == FAILURES_OPEN {
             tracing::warn!(peer.id = %self.node, err = error, "cannot reach a member; dialling on");
@@ -168,17 +176,21 @@ async fn keep_linked(shared: &Arc<Shared>, slot: &Slot) {
             let first = dial.failures() == 0 && shared.key > slot.key;
             if first { PATIENCE } else { dial.wait(shared.now()) }
         };
-        // All three are cancel safe; a link that came up meanwhile goes first.
+        // All are cancel safe; a link that came up meanwhile goes first.
         tokio::select! {
             biased;
             _up = state.wait_for(|state| state.link.is_some()) => continue,
+            () = slot.moved.notified() => {}
             () = slot.wanted.notified() => {}
             () = tokio::time::sleep(wait) => {}
         }
-        if slot.link().is_some() {
-            continue;
-        }
-        let dialled = tokio::time::timeout(DIAL_DEADLINE, dial(shared, slot)).await;
+        let dialled = tokio::time::timeout(DIAL_DEADLINE, dial(shared, slot));
+        let dialled = tokio::select! {
+            biased;
+            // The next dial tries the new address too.
+            () = slot.moved.notified() => continue,
+            dialled = dialled => dialled,
+        };
         let dialled = dialled.unwrap_or_else(|_| {
             let addresses = shared.addresses_of(slot.key);
             Err(format!("no answer within {DIAL_DEADLINE:?} at {addresses:?}"))
