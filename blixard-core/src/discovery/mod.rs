@@ -5,4 +5,11 @@
 //! `discovery` and `transport`, its callers.
 
 pub mod book;
+pub mod contact;
 pub mod dial;
+pub mod file;
+pub mod join;
+pub mod target;
+mod text;
+pub mod ticket;
+pub mod token;
