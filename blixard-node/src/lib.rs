@@ -8,6 +8,7 @@ pub mod api;
 pub mod discovery;
 pub mod drivers;
 pub mod handle;
+pub mod identity;
 pub mod network;
 pub mod platform;
 pub mod raft;

@@ -98,6 +98,11 @@ fn transport_config() -> QuicTransportConfig {
         .build()
 }
 
+/// The public key that belongs to a secret one.
+pub fn public_key(secret_key: &[u8; 32]) -> NodeKey {
+    NodeKey(*SecretKey::from_bytes(secret_key).public().as_bytes())
+}
+
 /// What iroh dials: a key, its addresses and its relay. None when the key is not a point of the
 /// curve, so that nobody can hold it.
 pub(super) fn endpoint_addr(
