@@ -421,10 +421,11 @@ impl Replica {
             self.remove(id, attempt, at, shared);
             return;
         }
-        if self.status.phase == Phase::Waiting && self.containers.is_empty() && self.runs.is_over(at.now) {
+        if self.status.phase == Phase::Waiting && self.runs.is_over(at.now) {
             self.begin_attempt(self.status.attempt.saturating_add(1), at);
         }
-        if self.status.phase <= Phase::Starting && self.containers.is_empty() {
+        if self.status.phase <= Phase::Starting {
+            debug_assert!(self.containers.is_empty(), "a start while {:?} are left", self.containers);
             self.start(id, at, shared);
         }
     }
