@@ -1,1 +1,4 @@
-//! drivers
+//! The tasks that act for what `blixard-core` decides: each waits for an event, takes a step and
+//! runs the actions.
+
+pub mod agent;
