@@ -2,3 +2,7 @@
 //! runs the actions.
 
 pub mod agent;
+pub(crate) mod heartbeat;
+pub mod leader;
+pub(crate) mod membership;
+pub(crate) mod peers;
