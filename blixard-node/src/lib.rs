@@ -5,7 +5,9 @@
 //! and containers.
 
 pub mod api;
+pub mod context;
 pub mod discovery;
+pub mod disk;
 pub mod drivers;
 pub mod handle;
 mod images;
@@ -17,3 +19,4 @@ pub mod platform;
 pub mod raft;
 pub mod runtime;
 pub mod transport;
+pub mod watch;
