@@ -1,16 +1,18 @@
 //! Images between members: what one has, another need not pull.
 
+use std::pin::Pin;
+
 use async_trait::async_trait;
 use blixard_core::cluster::NodeStatus;
 use blixard_core::id::NodeId;
 use blixard_core::limits;
 use blixard_core::wire::{self, Channel, ImageRequest};
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::drivers::agent::ImageSource;
 use crate::handle::Shared;
-use crate::platform::{ContainerRuntime, Duplex, RuntimeError};
+use crate::platform::{ContainerRuntime, Duplex, LinkError, RuntimeError};
 
 /// Asks `peer` for an image and takes it in.
 ///
@@ -25,7 +27,8 @@ pub(crate) async fn fetch_from(
     if containers.has_image(&wanted.reference, wanted.digest.as_deref()).await? {
         return Ok(());
     }
-    let stream = open(shared, peer, wanted).await.map_err(RuntimeError::Unavailable)?;
+    let opened = open(shared, peer, wanted).await;
+    let stream = opened.map_err(|error| RuntimeError::Unavailable(error.to_string()))?;
     let stream = stream.ok_or_else(|| {
         RuntimeError::NotFound(format!("node {peer} does not have the image {}", wanted.reference))
     })?;
@@ -34,17 +37,21 @@ pub(crate) async fn fetch_from(
 }
 
 /// Opens the archive of an image at `peer`; `None` when it has none.
-async fn open(shared: &Shared, peer: NodeId, wanted: &ImageRequest) -> Result<Option<Box<dyn Duplex>>, String> {
+async fn open(
+    shared: &Shared,
+    peer: NodeId,
+    wanted: &ImageRequest,
+) -> Result<Option<Box<dyn Duplex>>, LinkError> {
     let header = Bytes::from(wire::encode(wanted));
-    let opened =
-        shared.platform.transport.open_stream(peer, Channel::Image, header, limits::WRITE_DEADLINE).await;
-    let mut stream = opened.map_err(|error| error.to_string())?;
-    let first = shared.within(limits::WRITE_DEADLINE, stream.read_u8()).await;
-    match first {
+    let opening =
+        shared.platform.transport.open_stream(peer, Channel::Image, header, limits::WRITE_DEADLINE);
+    let mut stream = opening.await?;
+    let to = format!("node {peer}");
+    match shared.within(limits::WRITE_DEADLINE, stream.read_u8()).await {
         Some(Ok(1)) => Ok(Some(stream)),
         Some(Ok(_)) => Ok(None),
-        Some(Err(error)) => Err(error.to_string()),
-        None => Err(format!("node {peer} did not answer in time")),
+        Some(Err(error)) => Err(LinkError::Unreachable { to, reason: error.to_string() }),
+        None => Err(LinkError::Timeout { to, within: limits::WRITE_DEADLINE }),
     }
 }
 
@@ -53,20 +60,22 @@ pub(crate) struct Members(pub(crate) Shared);
 
 #[async_trait]
 impl ImageSource for Members {
-    async fn fetch(&self, reference: &str, digest: Option<&str>) -> Result<bool, RuntimeError> {
+    async fn fetch(
+        &self,
+        reference: &str,
+        digest: Option<&str>,
+    ) -> Result<Option<Pin<Box<dyn AsyncRead + Send>>>, LinkError> {
         let wanted = ImageRequest { reference: reference.to_owned(), digest: digest.map(str::to_owned) };
         let state = self.0.state();
+        let others = state.nodes.iter().filter(|(id, _)| **id != self.0.id);
         let mut trouble = None;
-        for (id, node) in &state.nodes {
-            if *id == self.0.id || node.status != NodeStatus::Up {
-                continue;
-            }
-            match fetch_from(&self.0, *id, &wanted).await {
-                Ok(()) => return Ok(true),
-                Err(RuntimeError::NotFound(_)) => {}
+        for (id, _) in others.filter(|(_, node)| node.status == NodeStatus::Up) {
+            match open(&self.0, *id, &wanted).await {
+                Ok(Some(stream)) => return Ok(Some(Box::pin(stream))),
+                Ok(None) => {}
                 Err(error) => trouble = Some(error),
             }
         }
-        trouble.map_or(Ok(false), Err)
+        trouble.map_or(Ok(None), Err)
     }
 }

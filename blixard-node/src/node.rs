@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::agent;
 use blixard_core::cluster::node::{NodeFacts, Token, TokenScope};
 use blixard_core::cluster::{Command, SubnetRange};
 use blixard_core::id::{ClusterId, NodeId, TokenId};
@@ -17,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use crate::context::NodeContext;
-use crate::drivers::agent::{AgentDriver, AgentInput};
+use crate::drivers::agent::{AgentDriver, AgentInput, feed};
 use crate::drivers::heartbeat::{self, Outbox};
 use crate::drivers::{leader, membership, peers};
 use crate::handle::{NodeHandle, Shared};
@@ -30,6 +29,8 @@ use crate::raft::{OpenError, ProposeError, RaftConfig, RaftNode};
 const REOPEN_MIN: Duration = Duration::from_millis(200);
 /// The longest delay before Raft is reopened.
 const REOPEN_MAX: Duration = Duration::from_secs(10);
+/// How much the agent may be told at a time.
+const AGENT_INPUTS: usize = 16;
 /// How long a stopping node waits for the cluster to note its hold and take over leadership.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -217,66 +218,48 @@ async fn try_to_found(shared: &Shared, founding: &Founding, facts: &NodeFacts) -
 }
 
 /// Runs the agent once the state says which containers are this node's.
-///
-/// The agent removes containers that the state does not know, so it must not act on an old
-/// state: it starts when a leader has confirmed how far the log goes.
 async fn run_agent(context: NodeContext, shared: Shared, outbox: Arc<Outbox>) {
+    let mut states = shared.watch_state();
     let subnet = loop {
-        let confirmed = match shared.raft() {
-            Some(raft) => raft.read_barrier(limits::WRITE_DEADLINE).await.is_ok(),
-            None => false,
-        };
-        let state = shared.state();
-        if let Some(node) = state.nodes.get(&shared.id).filter(|_| confirmed) {
+        let state = Arc::clone(&states.borrow_and_update());
+        if let Some(node) = state.nodes.get(&shared.id) {
             break node.subnet;
         }
-        shared.wait(limits::RAFT_HEARTBEAT).await;
+        if states.changed().await.is_err() {
+            return;
+        }
     };
-    while let Err(error) = shared.platform.containers.attach(shared.cluster, shared.id, subnet).await {
-        tracing::warn!(node.id = %shared.id, err = %error, "the container runtime is not ready");
-        shared.wait(limits::RESTART_BACKOFF_MIN).await;
-    }
-    let (inputs, queue) = mpsc::channel(16);
-    let driver = AgentDriver::new(
-        shared.platform.clone(),
-        shared.cluster,
-        shared.id,
-        queue,
-        Arc::new(move |replica, status| outbox.put(replica, status)),
-        Arc::new(Members(shared.clone())),
-        shared.pulls.clone(),
-    );
+    let (inputs, queue) = mpsc::channel(AGENT_INPUTS);
+    let driver = AgentDriver {
+        platform: shared.platform.clone(),
+        cluster: shared.cluster,
+        node: shared.id,
+        subnet,
+        inputs: queue,
+        on_report: Arc::new(move |replica, status| outbox.put(replica, status)),
+        images: Arc::new(Members(shared.clone())),
+        pulls: shared.pulls.clone(),
+    };
     context.spawn("agent driver", driver.run());
-    feed_agent(&shared, &inputs).await;
+    context.spawn("agent feed", feed(NodeHandle::new(shared.clone()), inputs.clone()));
+    ask_for_reports(&shared, &inputs).await;
 }
 
-/// Tells the agent what is its own whenever that changes, and of each new leader.
-async fn feed_agent(shared: &Shared, inputs: &mpsc::Sender<AgentInput>) {
-    let mut states = shared.watch_state();
+/// Has the agent report everything to each new leader: what the last one had acknowledged and
+/// not committed is lost with it.
+async fn ask_for_reports(shared: &Shared, agent: &mpsc::Sender<AgentInput>) {
     let mut statuses = shared.watch_status();
-    let mut told = None;
     let mut term = 0;
     loop {
-        let state = Arc::clone(&states.borrow_and_update());
-        let assigned = agent::assignments(&state, shared.id);
-        if told.as_ref() != Some(&assigned) {
-            if inputs.send(AgentInput::Assigned(assigned.clone())).await.is_err() {
-                return;
-            }
-            told = Some(assigned);
-        }
         let status = statuses.borrow_and_update().clone();
         if status.leader.is_some() && status.term != term {
             term = status.term;
-            if inputs.send(AgentInput::ReportAll).await.is_err() {
+            if agent.send(AgentInput::ReportAll).await.is_err() {
                 return;
             }
         }
-        // Cancel safety: `changed` loses nothing when dropped.
-        tokio::select! {
-            biased;
-            changed = states.changed() => if changed.is_err() { return },
-            changed = statuses.changed() => if changed.is_err() { return },
+        if statuses.changed().await.is_err() {
+            return;
         }
     }
 }
