@@ -5,6 +5,8 @@
 //! and containers.
 
 pub mod api;
+pub mod config;
+pub mod daemon;
 pub mod discovery;
 pub mod drivers;
 pub mod handle;
