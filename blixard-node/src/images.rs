@@ -12,29 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::drivers::agent::ImageSource;
 use crate::handle::Shared;
-use crate::platform::{ContainerRuntime, Duplex, LinkError, RuntimeError};
-
-/// Asks `peer` for an image and takes it in.
-///
-/// # Errors
-/// When the peer cannot be reached, does not have it, or its archive is refused here.
-pub(crate) async fn fetch_from(
-    shared: &Shared,
-    peer: NodeId,
-    wanted: &ImageRequest,
-) -> Result<(), RuntimeError> {
-    let containers: &dyn ContainerRuntime = &*shared.platform.containers;
-    if containers.has_image(&wanted.reference, wanted.digest.as_deref()).await? {
-        return Ok(());
-    }
-    let opened = open(shared, peer, wanted).await;
-    let stream = opened.map_err(|error| RuntimeError::Unavailable(error.to_string()))?;
-    let stream = stream.ok_or_else(|| {
-        RuntimeError::NotFound(format!("node {peer} does not have the image {}", wanted.reference))
-    })?;
-    containers.import(Box::pin(stream)).await?;
-    Ok(())
-}
+use crate::platform::{Duplex, LinkError};
 
 /// Opens the archive of an image at `peer`; `None` when it has none.
 async fn open(

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 
+use crate::api::{self, Access};
 use crate::drivers::leader::Input;
 use crate::drivers::peers::peers_of;
 use crate::handle::{NodeHandle, Shared};
@@ -131,11 +132,6 @@ impl Inbound for Dispatch {
                 Ok(wire::encode(&ack).into())
             }
             Channel::Forward => Ok(wire::encode(&shared.serve_forward(decode(&request)?).await).into()),
-            Channel::Image => {
-                let wanted: ImageRequest = decode(&request)?;
-                crate::images::fetch_from(shared, from, &wanted).await.map_err(|error| error.to_string())?;
-                Ok(Bytes::new())
-            }
             Channel::Hold => {
                 let HoldRequest { until } = decode(&request)?;
                 let held = shared.propose_here(Command::Hold { node: from, until: Some(until) }).await;
@@ -143,7 +139,9 @@ impl Inbound for Dispatch {
             }
             // A call on it asks for nothing but an answer: the transport exchanges addresses itself.
             Channel::Addresses => Ok(Bytes::new()),
-            Channel::Snapshot | Channel::Api | Channel::Join => Err("not a message channel".to_owned()),
+            Channel::Snapshot | Channel::Api | Channel::Image | Channel::Join => {
+                Err("not a message channel".to_owned())
+            }
         }
     }
 
@@ -162,7 +160,10 @@ impl Inbound for Dispatch {
                     raft.handle_snapshot_stream(from, header, stream).await;
                 }
             }
-            Channel::Api => crate::api::serve_stream(NodeHandle::new(self.shared.clone()), stream).await,
+            Channel::Api => {
+                let router = api::router(NodeHandle::new(self.shared.clone()), Access::Peer);
+                api::serve_stream(router, stream).await;
+            }
             Channel::Image => {
                 if let Err(error) = self.send_image(&header, stream).await {
                     tracing::debug!(peer.id = %from, err = %error, "sending an image broke off");

@@ -5,7 +5,9 @@
 //! and containers.
 
 pub mod api;
+pub mod config;
 pub mod context;
+pub mod daemon;
 pub mod discovery;
 pub mod disk;
 pub mod drivers;

@@ -61,7 +61,7 @@ pub struct Founding {
 
 /// A node's settings.
 #[derive(Debug, Clone)]
-pub struct NodeConfig {
+pub struct NodeSettings {
     /// What it tells of itself.
     pub facts: NodeFacts,
     /// Drawn anew, or counted up, at each start.
@@ -84,11 +84,11 @@ impl Node {
     pub async fn start(
         platform: Platform,
         membership: Membership,
-        config: NodeConfig,
+        settings: NodeSettings,
     ) -> Result<Self, OpenError> {
         let context = NodeContext::new(&platform);
         let inner = context.clone();
-        inner.run(start(context, platform, membership, config)).await
+        inner.run(start(context, platform, membership, settings)).await
     }
 
     /// The node as its API sees it.
@@ -109,25 +109,25 @@ async fn start(
     context: NodeContext,
     platform: Platform,
     membership: Membership,
-    config: NodeConfig,
+    settings: NodeSettings,
 ) -> Result<Node, OpenError> {
     let Membership { cluster, node: id, founding, peers: hints } = membership;
     let (shared, queue) = Shared::new(id, cluster, platform.clone());
-    let raft = Arc::new(RaftNode::open(platform.clone(), id, config.raft.clone()).await?);
+    let raft = Arc::new(RaftNode::open(platform.clone(), id, settings.raft.clone()).await?);
     shared.set_state(raft.state());
     platform.transport.set_peers(peers::peers_of(&raft.state(), id, &hints));
     platform.transport.serve(Dispatch::new(shared.clone()));
 
     let outbox = Arc::new(Outbox::default());
     context.spawn("peers", peers::run(shared.clone(), hints));
-    context.spawn("raft", keep_raft(context.clone(), shared.clone(), config.raft, raft));
+    context.spawn("raft", keep_raft(context.clone(), shared.clone(), settings.raft, raft));
     context.spawn("leader", leader::run(shared.clone(), queue));
     context.spawn("membership", membership::run(shared.clone()));
-    context.spawn("beats", heartbeat::beats(shared.clone(), config.boot, config.facts.clone()));
+    context.spawn("beats", heartbeat::beats(shared.clone(), settings.boot, settings.facts.clone()));
     context.spawn("reports", heartbeat::reports(shared.clone(), outbox.clone()));
     context.spawn("agent", run_agent(context.clone(), shared.clone(), outbox));
     if let Some(founding) = founding {
-        context.spawn("found", found(shared.clone(), founding, config.facts));
+        context.spawn("found", found(shared.clone(), founding, settings.facts));
     }
     Ok(Node { handle: NodeHandle::new(shared) })
 }
