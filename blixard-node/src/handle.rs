@@ -269,9 +269,7 @@ impl NodeHandle {
     /// state then. Cancel safe.
     pub async fn state_after(&self, applied: u64, deadline: Duration) -> Arc<ClusterState> {
         let mut states = self.shared.watch_state();
-        let newer = async {
-            while states.borrow().applied <= applied && states.changed().await.is_ok() {}
-        };
+        let newer = async { while states.borrow().applied <= applied && states.changed().await.is_ok() {} };
         self.shared.within(deadline, newer).await;
         self.state()
     }

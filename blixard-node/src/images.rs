@@ -21,8 +21,7 @@ async fn open(
     wanted: &ImageRequest,
 ) -> Result<Option<Box<dyn Duplex>>, LinkError> {
     let header = Bytes::from(wire::encode(wanted));
-    let opening =
-        shared.platform.transport.open_stream(peer, Channel::Image, header, limits::WRITE_DEADLINE);
+    let opening = shared.platform.transport.open_stream(peer, Channel::Image, header, limits::WRITE_DEADLINE);
     let mut stream = opening.await?;
     let to = format!("node {peer}");
     match shared.within(limits::WRITE_DEADLINE, stream.read_u8()).await {

@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use blixard_core::cluster::{Command, Outcome};
 use blixard_core::id::{NodeId, NodeKey};
 use blixard_core::limits;
-use blixard_core::wire::{self, Channel, Heartbeat, HeartbeatAck, HoldRequest, ImageRequest, JoinRequest, JoinResponse, Peer};
+use blixard_core::wire::{
+    self, Channel, Heartbeat, HeartbeatAck, HoldRequest, ImageRequest, JoinRequest, JoinResponse, Peer,
+};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
@@ -51,7 +53,10 @@ impl Dispatch {
         let shared = &self.shared;
         if let Some(cluster) = request.cluster.filter(|cluster| *cluster != shared.cluster) {
             return JoinResponse::Refused {
-                message: format!("this is cluster {}, not {cluster}: use a ticket of this one", shared.cluster),
+                message: format!(
+                    "this is cluster {}, not {cluster}: use a ticket of this one",
+                    shared.cluster
+                ),
             };
         }
         let state = shared.state();
@@ -148,8 +153,8 @@ impl Inbound for Dispatch {
     async fn stranger(&self, from: NodeKey, _: Option<SocketAddr>, request: Bytes) -> Result<Bytes, String> {
         let request: JoinRequest = decode(&request)?;
         let answer = self.shared.within(limits::WRITE_DEADLINE, self.join(from, request)).await;
-        let answer = answer
-            .unwrap_or_else(|| JoinResponse::Unavailable { message: "no quorum in time".to_owned() });
+        let answer =
+            answer.unwrap_or_else(|| JoinResponse::Unavailable { message: "no quorum in time".to_owned() });
         Ok(wire::encode(&answer).into())
     }
 

@@ -74,7 +74,10 @@ impl Spawner for LinuxSpawner {
     fn spawn(&self, name: &'static str, task: BoxFuture<'static, ()>) {
         tokio::spawn(async move {
             if std::panic::AssertUnwindSafe(task).catch_unwind().await.is_err() {
-                tracing::error!(task = name, "a task of the node panicked: the daemon ends; its containers go on");
+                tracing::error!(
+                    task = name,
+                    "a task of the node panicked: the daemon ends; its containers go on"
+                );
                 std::process::exit(101);
             }
         });

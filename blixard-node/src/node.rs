@@ -274,7 +274,9 @@ async fn stop(shared: Shared) {
         let heir = shared.status().voters.into_iter().find(|voter| *voter != shared.id);
         if let Some(heir) = heir.filter(|_| shared.status().is_leader(shared.id)) {
             match shared.within(FAREWELL, raft.transfer_leader(heir)).await {
-                Some(Ok(())) => tracing::info!(node.id = %shared.id, peer.id = %heir, "leadership handed over"),
+                Some(Ok(())) => {
+                    tracing::info!(node.id = %shared.id, peer.id = %heir, "leadership handed over")
+                }
                 _ => tracing::warn!(node.id = %shared.id, "leadership could not be handed over"),
             }
         }

@@ -30,7 +30,8 @@ impl Cluster {
     pub fn hosts(count: u8) -> Result<Self> {
         let lan = Arc::new(Lan::new()?);
         let directory = tempfile::Builder::new().prefix("bx").tempdir()?;
-        let hosts = (1..=count).map(|number| Host::new(&lan, number, directory.path())).collect::<Result<_>>()?;
+        let hosts =
+            (1..=count).map(|number| Host::new(&lan, number, directory.path())).collect::<Result<_>>()?;
         Ok(Self { hosts, lan, directory })
     }
 

@@ -160,8 +160,7 @@ impl Host {
     /// When it was never started or goes on past `deadline`.
     pub fn wait_exit(&mut self, deadline: Duration) -> Result<Option<i32>> {
         let daemon = self.daemon.as_mut().context("the daemon was never started")?;
-        let status =
-            wait::until("the daemon to end", deadline, || daemon.try_wait()?.context("it goes on"))?;
+        let status = wait::until("the daemon to end", deadline, || daemon.try_wait()?.context("it goes on"))?;
         self.daemon = None;
         Ok(status.code())
     }

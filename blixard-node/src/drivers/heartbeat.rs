@@ -57,20 +57,22 @@ pub(crate) async fn beats(shared: Shared, boot: u64, facts: NodeFacts) {
                 shared.input(Input::Beat { node: shared.id, boot, facts: Box::new(facts.clone()) }).await;
             }
             Some(leader) => {
-                let beat =
-                    Heartbeat { boot, facts: facts.clone(), statuses: BTreeMap::new(), generation: 0 };
+                let beat = Heartbeat { boot, facts: facts.clone(), statuses: BTreeMap::new(), generation: 0 };
                 let request = Bytes::from(wire::encode(&beat));
-                let call =
-                    shared.platform.transport.call(leader, Channel::Heartbeat, request, limits::NODE_HEARTBEAT);
+                let call = shared.platform.transport.call(
+                    leader,
+                    Channel::Heartbeat,
+                    request,
+                    limits::NODE_HEARTBEAT,
+                );
                 if let Err(error) = call.await {
                     tracing::debug!(node.id = %shared.id, peer.id = %leader, err = %error, "heartbeat failed");
                 }
             }
             None => {}
         }
-        let changed = async {
-            while statuses.borrow().leader == leader && statuses.changed().await.is_ok() {}
-        };
+        let changed =
+            async { while statuses.borrow().leader == leader && statuses.changed().await.is_ok() {} };
         shared.within(limits::NODE_HEARTBEAT, changed).await;
     }
 }
@@ -103,8 +105,7 @@ async fn send(shared: &Shared, generation: u64, statuses: &BTreeMap<ReplicaId, R
         }
         Some(leader) => {
             let Some(node) = shared.state().nodes.get(&shared.id).cloned() else { return false };
-            let beat =
-                Heartbeat { boot: 0, facts: node.facts, statuses: statuses.clone(), generation };
+            let beat = Heartbeat { boot: 0, facts: node.facts, statuses: statuses.clone(), generation };
             let request = Bytes::from(wire::encode(&beat));
             let answer = shared.platform.transport.call(leader, Channel::Heartbeat, request, REPORT_DEADLINE);
             let Ok(bytes) = answer.await else { return false };

@@ -248,7 +248,12 @@ async fn gather(
 }
 
 /// The plan for the state as `commands` will leave it.
-fn plan_after(planner: &mut Planner, state: &ClusterState, commands: &[Command], utc: UtcMs) -> command::Plan {
+fn plan_after(
+    planner: &mut Planner,
+    state: &ClusterState,
+    commands: &[Command],
+    utc: UtcMs,
+) -> command::Plan {
     let now = utc.max(state.time);
     if commands.is_empty() {
         return planner.plan(state, now).0;
