@@ -5,12 +5,21 @@
 //! and containers.
 
 pub mod api;
+pub mod config;
+pub mod context;
+pub mod daemon;
 pub mod discovery;
+pub mod disk;
 pub mod drivers;
 pub mod handle;
 pub mod identity;
+mod images;
+mod inbound;
+pub mod linux;
 pub mod network;
+pub mod node;
 pub mod platform;
 pub mod raft;
 pub mod runtime;
 pub mod transport;
+pub mod watch;

@@ -1,1 +1,12 @@
-//! raft
+//! Raft.
+mod codec;
+mod log_store;
+mod message;
+mod runtime;
+mod snapshot;
+mod state_machine;
+mod store;
+mod tail;
+#[cfg(test)]
+mod testing;
+mod types;

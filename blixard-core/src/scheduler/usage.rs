@@ -1,0 +1,184 @@
+//! What the nodes hold: reserved resources, replicas and ports, node by node.
+//!
+//! Built once from a state and kept up to date replica by replica, so that placing many replicas
+//! never counts the whole cluster again. A copy costs nothing.
+
+use imbl::OrdMap;
+
+use crate::cluster::replica::Desired;
+use crate::cluster::{ClusterState, Phase, Replica};
+use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::spec::{NetworkMode, Protocol, ServiceSpec};
+
+/// What one replica takes of its node.
+///
+/// A replica that should run or is superseded holds its reservations, also while it is lost: it
+/// may come back. One told to stop holds none, but its ports until it is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Whose replica.
+    pub service: ServiceName,
+    /// Where.
+    pub node: NodeId,
+    /// Thousandths of a CPU.
+    pub cpu_millis: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Whether it should run or runs on for a while.
+    pub live: bool,
+    /// Whether it counts against its service's bounds.
+    pub counts: bool,
+    /// The node's ports that it occupies.
+    pub ports: Vec<(u16, Protocol)>,
+}
+
+impl Claim {
+    /// What `replica` takes; `spec` is that of its version, when still kept.
+    pub fn of(replica: &Replica, spec: Option<&ServiceSpec>) -> Self {
+        let live = replica.desired != Desired::Stop;
+        let reserved = spec.filter(|_| live).map(|spec| spec.reservations).unwrap_or_default();
+        let present = replica.status.phase != Phase::Gone;
+        Self {
+            service: replica.service.clone(),
+            node: replica.node,
+            cpu_millis: reserved.cpu_millis,
+            memory_bytes: reserved.memory_bytes,
+            live,
+            counts: replica.counts(),
+            ports: spec.filter(|_| present).map(|spec| claimed_ports(spec).collect()).unwrap_or_default(),
+        }
+    }
+}
+
+/// The node's ports that a replica with this specification occupies: the published ones, and on
+/// the host network also those its process listens on.
+pub fn claimed_ports(spec: &ServiceSpec) -> impl Iterator<Item = (u16, Protocol)> + '_ {
+    spec.ports.iter().flat_map(|port| {
+        let listened = (spec.network == NetworkMode::Host).then_some(port.container_port);
+        let published = port.host_port.filter(|&published| Some(published) != listened);
+        published.into_iter().chain(listened).map(|number| (number, port.protocol))
+    })
+}
+
+/// What one node holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Reserved CPU, in thousandths.
+    pub cpu_millis: u64,
+    /// Reserved memory, in bytes.
+    pub memory_bytes: u64,
+    /// Replicas that should run or run on for a while.
+    pub replicas: u32,
+    /// Counting replicas of each service.
+    services: OrdMap<ServiceName, u32>,
+    /// How many replicas of a service occupy a port.
+    ports: OrdMap<(u16, Protocol, ServiceName), u32>,
+}
+
+impl Used {
+    /// Counting replicas of `service`.
+    pub fn of_service(&self, service: &ServiceName) -> u32 {
+        self.services.get(service).copied().unwrap_or(0)
+    }
+
+    /// A service other than `service` that occupies a port.
+    pub fn port_taken_by_other(
+        &self,
+        port: u16,
+        protocol: Protocol,
+        service: &ServiceName,
+    ) -> Option<&ServiceName> {
+        self.ports
+            .keys()
+            .filter(|(number, kind, _)| (*number, *kind) == (port, protocol))
+            .map(|(_, _, holder)| holder)
+            .find(|holder| *holder != service)
+    }
+
+    fn add(&mut self, claim: &Claim) {
+        self.cpu_millis = self.cpu_millis.saturating_add(claim.cpu_millis);
+        self.memory_bytes = self.memory_bytes.saturating_add(claim.memory_bytes);
+        self.replicas += u32::from(claim.live);
+        if claim.counts {
+            *self.services.entry(claim.service.clone()).or_default() += 1;
+        }
+        for &(port, protocol) in &claim.ports {
+            *self.ports.entry((port, protocol, claim.service.clone())).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, claim: &Claim) {
+        self.cpu_millis = self.cpu_millis.saturating_sub(claim.cpu_millis);
+        self.memory_bytes = self.memory_bytes.saturating_sub(claim.memory_bytes);
+        self.replicas -= u32::from(claim.live);
+        if claim.counts {
+            decrease(&mut self.services, &claim.service);
+        }
+        for &(port, protocol) in &claim.ports {
+            decrease(&mut self.ports, &(port, protocol, claim.service.clone()));
+        }
+    }
+}
+
+fn decrease<K: Ord + Clone>(counts: &mut OrdMap<K, u32>, key: &K) {
+    match counts.get(key).copied() {
+        Some(count) if count > 1 => {
+            counts.insert(key.clone(), count - 1);
+        }
+        _ => {
+            counts.remove(key);
+        }
+    }
+}
+
+/// What every node holds.
+///
+/// # Invariants
+/// Each node's [`Used`] is the sum of the claims on it; a node without claims has no row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeUsage {
+    claims: OrdMap<ReplicaId, Claim>,
+    nodes: OrdMap<NodeId, Used>,
+}
+
+impl NodeUsage {
+    /// What the nodes of `state` hold.
+    pub fn of(state: &ClusterState) -> Self {
+        let mut usage = Self::default();
+        for (&id, replica) in &state.replicas {
+            usage.set(id, replica, spec_of(state, replica));
+        }
+        usage
+    }
+
+    /// What one node holds.
+    pub fn node(&self, node: NodeId) -> Option<&Used> {
+        self.nodes.get(&node)
+    }
+
+    /// Counts a replica as it is now, in place of how it was counted before.
+    pub fn set(&mut self, id: ReplicaId, replica: &Replica, spec: Option<&ServiceSpec>) {
+        let claim = Claim::of(replica, spec);
+        if self.claims.get(&id) == Some(&claim) {
+            return;
+        }
+        self.remove(id);
+        self.nodes.entry(claim.node).or_default().add(&claim);
+        self.claims.insert(id, claim);
+    }
+
+    /// Counts a replica no more.
+    pub fn remove(&mut self, id: ReplicaId) {
+        let Some(claim) = self.claims.remove(&id) else { return };
+        let Some(used) = self.nodes.get_mut(&claim.node) else { return };
+        used.remove(&claim);
+        if *used == Used::default() {
+            self.nodes.remove(&claim.node);
+        }
+    }
+}
+
+/// The specification a replica runs, while it is kept.
+pub(crate) fn spec_of<'a>(state: &'a ClusterState, replica: &Replica) -> Option<&'a ServiceSpec> {
+    state.services.get(&replica.service)?.spec_of(replica.version).map(AsRef::as_ref)
+}
