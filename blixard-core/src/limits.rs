@@ -11,6 +11,22 @@ pub const RAFT_ELECTION_MIN: Duration = Duration::from_millis(300);
 /// Raft: the upper bound of the election timeout.
 pub const RAFT_ELECTION_MAX: Duration = Duration::from_millis(600);
 
+/// Raft: entries applied since the last snapshot before the next is taken. More make a restart
+/// replay longer; fewer make a busy cluster write its whole state more often.
+pub const RAFT_SNAPSHOT_ENTRIES: u64 = 5_000;
+/// Raft: bytes of commands applied since the last snapshot before the next is taken.
+pub const RAFT_SNAPSHOT_BYTES: u64 = 64 << 20;
+/// Raft: entries kept behind a snapshot, for followers that are a little behind.
+pub const RAFT_LOG_KEEP: u64 = 500;
+/// Raft: the most entries of one message to a follower.
+pub const RAFT_BATCH_ENTRIES_MAX: u64 = 1_024;
+/// The largest encoded log entry, in bytes; a message holds one of these and a batch besides.
+pub const ENTRY_BYTES_MAX: usize = 16 << 20;
+/// The largest snapshot taken from another member, in bytes.
+pub const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
+
+const _: () = assert!(ENTRY_BYTES_MAX * 2 < MESSAGE_BYTES_MAX);
+
 /// How often an agent tells the leader that it lives.
 pub const NODE_HEARTBEAT: Duration = Duration::from_millis(500);
 /// Silence after which a node is Unknown: routes to it drop, nothing moves.

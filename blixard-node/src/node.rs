@@ -167,8 +167,7 @@ async fn follow(shared: &Shared, raft: &RaftNode) -> String {
     let mut statuses = raft.watch_status();
     loop {
         shared.set_state(Arc::clone(&states.borrow_and_update()));
-        let status = statuses.borrow_and_update().clone();
-        shared.set_status(status);
+        shared.set_status(statuses.current());
         // Cancel safety: `changed` and `failed` lose nothing when dropped.
         tokio::select! {
             biased;
@@ -191,7 +190,7 @@ async fn found(shared: Shared, founding: Founding, facts: NodeFacts) {
 
 async fn try_to_found(shared: &Shared, founding: &Founding, facts: &NodeFacts) -> Result<(), String> {
     let Some(raft) = shared.raft() else { return Ok(()) };
-    if !raft.is_initialized().await.map_err(|error| error.to_string())? {
+    if !raft.is_initialized().await {
         raft.initialize().await.map_err(|error| error.to_string())?;
     }
     if shared.within(FAREWELL, shared.wait_leading()).await.is_none() {
@@ -273,11 +272,9 @@ async fn stop(shared: Shared) {
     if let Some(raft) = shared.raft() {
         let heir = shared.status().voters.into_iter().find(|voter| *voter != shared.id);
         if let Some(heir) = heir.filter(|_| shared.status().is_leader(shared.id)) {
-            match shared.within(FAREWELL, raft.transfer_leader(heir)).await {
-                Some(Ok(())) => {
-                    tracing::info!(node.id = %shared.id, peer.id = %heir, "leadership handed over")
-                }
-                _ => tracing::warn!(node.id = %shared.id, "leadership could not be handed over"),
+            match raft.transfer_leader(heir, FAREWELL).await {
+                Ok(()) => tracing::info!(node.id = %shared.id, peer.id = %heir, "leadership handed over"),
+                Err(_) => tracing::warn!(node.id = %shared.id, "leadership could not be handed over"),
             }
         }
         raft.shutdown().await;

@@ -219,7 +219,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
                 for reply in replies.chain(report_replies.into_iter().flatten()) {
                     reply.send(Err(error.clone())).ok();
                 }
-                if matches!(error, ProposeError::Fatal) {
+                if matches!(error, ProposeError::Fatal(_)) {
                     break;
                 }
             }

@@ -10,7 +10,7 @@ use blixard_core::limits;
 use blixard_core::orchestrator::membership::{self, MembershipChange, RaftMembers};
 
 use crate::handle::Shared;
-use crate::raft::RaftNode;
+use crate::raft::{ProposeError, RaftNode};
 
 /// How often the configuration is looked at while nothing changes: a learner that catches up
 /// shows in no event.
@@ -35,13 +35,9 @@ pub(crate) async fn run(shared: Shared) {
             continue;
         }
         tracing::info!(node.id = %shared.id, change = ?next, "changing Raft's members");
-        match shared.within(CHANGE_DEADLINE, make(&raft, next)).await {
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
-                tracing::warn!(node.id = %shared.id, err = error, "could not change Raft's members");
-                shared.wait(LOOK).await;
-            }
-            None => tracing::warn!(node.id = %shared.id, "changing Raft's members takes long"),
+        if let Err(error) = make(&raft, next).await {
+            tracing::warn!(node.id = %shared.id, err = %error, "could not change Raft's members");
+            shared.wait(LOOK).await;
         }
     }
 }
@@ -58,18 +54,17 @@ fn members(shared: &Shared, raft: &RaftNode, state: &ClusterState) -> RaftMember
     }
 }
 
-async fn make(raft: &RaftNode, change: MembershipChange) -> Result<(), String> {
-    let done = match change {
+async fn make(raft: &RaftNode, change: MembershipChange) -> Result<(), ProposeError> {
+    match change {
         MembershipChange::Nothing => Ok(()),
         MembershipChange::AddLearner(ids) => {
             for id in ids {
-                raft.add_learner(id).await.map_err(|error| error.to_string())?;
+                raft.add_learner(id, CHANGE_DEADLINE).await?;
             }
             Ok(())
         }
-        MembershipChange::ChangeVoters(voters) => raft.change_voters(voters).await,
-        MembershipChange::RemoveFromRaft(ids) => raft.remove(ids).await,
-        MembershipChange::TransferLeader(to) => raft.transfer_leader(to).await,
-    };
-    done.map_err(|error| error.to_string())
+        MembershipChange::ChangeVoters(voters) => raft.change_voters(voters, CHANGE_DEADLINE).await,
+        MembershipChange::RemoveFromRaft(ids) => raft.remove(ids, CHANGE_DEADLINE).await,
+        MembershipChange::TransferLeader(to) => raft.transfer_leader(to, CHANGE_DEADLINE).await,
+    }
 }

@@ -2,13 +2,12 @@
 //!
 //! Everything is one version byte, then MessagePack with named fields of the records below, which
 //! mirror openraft's types: those change their serialised form from release to release and are
-//! never written as they are. A field added later is skipped by older software; anything older
+//! never written as they are. Commands and states are blixard_core's to encode: here they are bytes. A field added later is skipped by older software; anything older
 //! software must not skip needs a new version byte, which it refuses.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use blixard_core::cluster::{ClusterState, Entry};
 use bytes::Bytes;
 use openraft::EntryPayload;
 use serde::de::Visitor;
@@ -60,26 +59,6 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Codec
         Some((&found, _)) => Err(CodecError::Version { found }),
         None => Err(CodecError::damaged("empty")),
     }
-}
-
-/// Encodes an entry as a proposal carries it.
-pub(super) fn encode_command(entry: &Entry) -> Bytes {
-    encode(entry).into()
-}
-
-/// Decodes what [`encode_command`] wrote.
-pub(super) fn decode_command(bytes: &[u8]) -> Result<Entry, CodecError> {
-    decode(bytes)
-}
-
-/// Encodes a state as a snapshot carries it.
-pub(super) fn encode_state(state: &ClusterState) -> Bytes {
-    encode(state).into()
-}
-
-/// Decodes what [`encode_state`] wrote.
-pub(super) fn decode_state(bytes: &[u8]) -> Result<ClusterState, CodecError> {
-    decode(bytes)
 }
 
 /// Mirrors a vote.

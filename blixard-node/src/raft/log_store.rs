@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
-use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 
 use super::codec::{LogIdRecord, VoteRecord, decode, decode_entry, encode, encode_entry};
 use super::store::{Queue, Reader, Write, io_error};
@@ -118,7 +118,7 @@ fn load(database: &Reader) -> io::Result<(Tail, u64)> {
         Some((_, bytes)) => Some(decode_entry(bytes.value())?.log_id),
         None => purged,
     };
-    Ok((Tail { vote, purged, last, committed: (committed, false), ..Tail::default() }, node))
+    Ok((Tail::new(vote, purged, last, committed), node))
 }
 
 fn damaged(reason: String) -> io::Error {

@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest,
+    VoteResponse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -35,8 +36,8 @@ pub(super) enum Response {
     Append(AppendEntriesResponse<Types>),
     /// The vote, or the would-be vote.
     Vote(VoteResponse<Types>),
-    /// Whether the member took over; else why not, for people.
-    Transfer(Result<(), String>),
+    /// Whether the member stands for election at once; else why not.
+    Transfer(Result<(), TransferLeaderError<Types>>),
     /// The index, or why there is none.
     ReadIndex(ReadIndex),
 }
@@ -88,7 +89,9 @@ enum ResponseRecord {
     AppendConflict,
     HigherVote(VoteRecord),
     Vote { vote: VoteRecord, granted: bool, last: Option<LogIdRecord> },
-    Transfer { refused: Option<String> },
+    TransferAccepted,
+    TransferVoteChanged { expected: VoteRecord, actual: VoteRecord },
+    TransferLogNotFlushed { expected: Option<LogIdRecord>, actual: Option<LogIdRecord> },
     ReadIndex(ReadIndex),
 }
 
@@ -185,7 +188,16 @@ impl Response {
                 granted: response.vote_granted,
                 last: response.last_log_id.as_ref().map(LogIdRecord::from),
             },
-            Self::Transfer(outcome) => ResponseRecord::Transfer { refused: outcome.clone().err() },
+            Self::Transfer(Ok(())) => ResponseRecord::TransferAccepted,
+            Self::Transfer(Err(TransferLeaderError::VoteChanged { expected, actual })) => {
+                ResponseRecord::TransferVoteChanged { expected: expected.into(), actual: actual.into() }
+            }
+            Self::Transfer(Err(TransferLeaderError::LogNotFlushed { expected, actual })) => {
+                ResponseRecord::TransferLogNotFlushed {
+                    expected: expected.as_ref().map(LogIdRecord::from),
+                    actual: actual.as_ref().map(LogIdRecord::from),
+                }
+            }
             Self::ReadIndex(answer) => ResponseRecord::ReadIndex(answer.clone()),
         };
         encode(&record).into()
@@ -202,7 +214,15 @@ impl Response {
             ResponseRecord::Vote { vote, granted, last } => {
                 Self::Vote(VoteResponse::new(Vote::from(vote), last.map(LogId::from), granted))
             }
-            ResponseRecord::Transfer { refused } => Self::Transfer(refused.map_or(Ok(()), Err)),
+            ResponseRecord::TransferAccepted => Self::Transfer(Ok(())),
+            ResponseRecord::TransferVoteChanged { expected, actual } => {
+                let (expected, actual) = (expected.into(), actual.into());
+                Self::Transfer(Err(TransferLeaderError::VoteChanged { expected, actual }))
+            }
+            ResponseRecord::TransferLogNotFlushed { expected, actual } => {
+                let (expected, actual) = (expected.map(LogId::from), actual.map(LogId::from));
+                Self::Transfer(Err(TransferLeaderError::LogNotFlushed { expected, actual }))
+            }
             ResponseRecord::ReadIndex(answer) => Self::ReadIndex(answer),
         })
     }

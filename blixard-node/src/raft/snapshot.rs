@@ -6,12 +6,14 @@
 
 use std::io;
 
+use blixard_core::cluster::ClusterState;
+use blixard_core::cluster::snapshot::encode_state;
 use bytes::Bytes;
 use openraft::RaftSnapshotBuilder;
-use redb::{ReadableDatabase as _, TableDefinition, TableError};
+use redb::{ReadableTable as _, TableDefinition, TableError};
 use sha2::{Digest, Sha256};
 
-use super::codec::{CodecError, SnapshotMetaRecord, decode, encode, encode_state};
+use super::codec::{CodecError, SnapshotMetaRecord, decode, encode};
 use super::store::{Queue, Reader, io_error};
 use super::types::{Snapshot, SnapshotMeta, Types};
 use crate::context::NodeContext;
@@ -90,7 +92,7 @@ fn damaged(reason: String) -> io::Error {
 pub(super) struct SnapshotBuilder {
     pub(super) store: SnapshotStore,
     pub(super) meta: SnapshotMeta,
-    pub(super) state: blixard_core::cluster::ClusterState,
+    pub(super) state: ClusterState,
 }
 
 impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
@@ -98,7 +100,7 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let state = self.state.clone();
-        let data = NodeContext::current().blocking(move || encode_state(&state)).await;
+        let data = Bytes::from(NodeContext::current().blocking(move || encode_state(&state)).await);
         self.store.save(&self.meta, data.clone()).await?;
         tracing::info!(raft.index = self.state.applied, bytes = data.len(), "snapshot taken");
         Ok(Snapshot { meta: self.meta.clone(), snapshot: data })

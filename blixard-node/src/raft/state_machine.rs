@@ -8,14 +8,13 @@
 use std::io;
 use std::sync::Arc;
 
-use blixard_core::cluster::command::{FORMAT, LEVEL};
-use blixard_core::cluster::{ClusterState, Entry};
+use blixard_core::cluster::ClusterState;
+use blixard_core::cluster::snapshot::{decode_entry, decode_state};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 
-use super::codec::{decode_command, decode_state};
 use super::snapshot::{SnapshotBuilder, SnapshotStore};
 use super::types::{LogEntry, LogId, Outcomes, Snapshot, SnapshotMeta, StoredMembership, Types};
 use crate::watch;
@@ -36,16 +35,15 @@ pub(super) struct StateMachine {
 }
 
 impl StateMachine {
-    /// Starts from the latest snapshot, or from `empty` when there is none.
+    /// Starts from the latest snapshot, or from an empty state when there is none.
     pub(super) async fn open(
         snapshots: SnapshotStore,
-        empty: ClusterState,
         since_snapshot: watch::Sender<u64>,
         failure: watch::Sender<Option<Arc<str>>>,
     ) -> io::Result<Self> {
-        let (published, _) = watch::channel(Arc::new(empty.clone()));
+        let (published, _) = watch::channel(Arc::new(ClusterState::new()));
         let mut machine = Self {
-            state: empty,
+            state: ClusterState::new(),
             applied: None,
             membership: StoredMembership::default(),
             snapshots,
@@ -54,7 +52,8 @@ impl StateMachine {
             failure,
         };
         if let Some(snapshot) = machine.snapshots.load().await? {
-            machine.replace(&snapshot.meta, &snapshot.snapshot)?;
+            let state = machine.decode(&snapshot.snapshot)?;
+            machine.replace(&snapshot.meta, state);
         }
         Ok(machine)
     }
@@ -64,12 +63,15 @@ impl StateMachine {
         self.published.subscribe()
     }
 
-    fn replace(&mut self, meta: &SnapshotMeta, data: &[u8]) -> io::Result<()> {
-        self.state = decode_state(data).map_err(|error| self.halt(format!("the snapshot is {error}")))?;
+    fn decode(&self, data: &[u8]) -> io::Result<ClusterState> {
+        decode_state(data).map_err(|error| self.halt(error.to_string()))
+    }
+
+    fn replace(&mut self, meta: &SnapshotMeta, state: ClusterState) {
+        self.state = state;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.publish();
-        Ok(())
     }
 
     fn publish(&self) {
@@ -90,15 +92,15 @@ impl StateMachine {
     fn apply_one(&mut self, entry: LogEntry) -> io::Result<Outcomes> {
         let index = entry.log_id.index;
         let outcomes = match entry.payload {
-            EntryPayload::Blank => Outcomes::new(),
+            EntryPayload::Blank => self.apply_blank(index),
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
-                Outcomes::new()
+                self.apply_blank(index)
             }
             EntryPayload::Normal(proposal) => {
                 let bytes = proposal.0.len() as u64;
-                let entry = understand(&proposal.0)
-                    .map_err(|reason| self.halt(format!("log entry {index} {reason}")))?;
+                let entry = decode_entry(&proposal.0)
+                    .map_err(|error| self.halt(format!("cannot apply log index {index}: {error}")))?;
                 let outcomes = self.state.apply(index, &entry);
                 self.since_snapshot.send_if_modified(|applied| {
                     *applied += bytes;
@@ -107,9 +109,16 @@ impl StateMachine {
                 outcomes
             }
         };
-        self.state.applied = index;
         self.applied = Some(entry.log_id);
         Ok(outcomes)
+    }
+
+    fn apply_blank(&mut self, index: u64) -> Outcomes {
+        // Index 0 is the membership that a cluster starts with; an empty state is already there.
+        if index > 0 {
+            self.state.apply_blank(index);
+        }
+        Outcomes::new()
     }
 
     fn builder(&self) -> SnapshotBuilder {
@@ -120,21 +129,6 @@ impl StateMachine {
             state: self.state.clone(),
         }
     }
-}
-
-/// The entry, when this software knows how to apply it; else why not.
-fn understand(bytes: &[u8]) -> Result<Entry, String> {
-    let entry = decode_command(bytes).map_err(|error| format!("is {error}"))?;
-    if entry.format != FORMAT {
-        return Err(format!("has format {}, and this software knows {FORMAT}: upgrade it", entry.format));
-    }
-    if entry.level > LEVEL {
-        return Err(format!(
-            "needs feature level {}, and this software knows {LEVEL}: upgrade it",
-            entry.level
-        ));
-    }
-    Ok(entry)
 }
 
 impl RaftStateMachine<Types> for StateMachine {
@@ -175,8 +169,9 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Bytes) -> Result<(), io::Error> {
+        let state = self.decode(&snapshot)?;
         self.snapshots.save(meta, snapshot.clone()).await?;
-        self.replace(meta, &snapshot)?;
+        self.replace(meta, state);
         self.since_snapshot.send(0);
         tracing::info!(raft.index = self.state.applied, bytes = snapshot.len(), "snapshot installed");
         Ok(())

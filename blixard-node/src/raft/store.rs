@@ -10,9 +10,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use redb::{
-    BackendError, Database, DatabaseError, Durability, ReadTransaction, StorageBackend, WriteTransaction,
-};
+use redb::{BackendError, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::platform::{Disk, DurableWriter};

@@ -40,6 +40,16 @@ struct Cached {
 }
 
 impl Tail {
+    /// The tail of a log as the disk holds it.
+    pub(super) fn new(
+        vote: Option<Vote>,
+        purged: Option<LogId>,
+        last: Option<LogId>,
+        committed: Option<LogId>,
+    ) -> Self {
+        Self { vote, purged, last, committed: (committed, false), ..Self::default() }
+    }
+
     /// Adds entries, which follow the last one, and returns the sequence of their write.
     pub(super) fn append(&mut self, entries: &[LogEntry]) -> u64 {
         self.queued += 1;
