@@ -187,9 +187,8 @@ fn check_registry(registry: &str) -> Result<(), String> {
 }
 
 fn check_tag(tag: &str) -> Result<(), String> {
-    let fits = |(at, b): (usize, u8)| {
-        b.is_ascii_alphanumeric() || b == b'_' || (at > 0 && (b == b'.' || b == b'-'))
-    };
+    let fits =
+        |(at, b): (usize, u8)| b.is_ascii_alphanumeric() || b == b'_' || (at > 0 && (b == b'.' || b == b'-'));
     if tag.is_empty() || tag.len() > TAG_BYTES_MAX || !tag.bytes().enumerate().all(fits) {
         return Err(format!(
             "the tag {tag:?} is not 1 to {TAG_BYTES_MAX} letters, digits, '_', '.' or '-', the first no '.' or '-'"
@@ -215,7 +214,9 @@ fn check_part(part: &str) -> Result<(), String> {
     if separators_fit && ends_fit {
         Ok(())
     } else {
-        Err(format!("{part:?} is not lower-case letters and digits with single '.', '_', '__' or '-' between"))
+        Err(format!(
+            "{part:?} is not lower-case letters and digits with single '.', '_', '__' or '-' between"
+        ))
     }
 }
 
