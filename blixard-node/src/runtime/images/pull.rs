@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use blixard_core::image_reference::ImageReference;
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::containerd::Containerd;
@@ -42,7 +43,10 @@ impl ImageStore {
         let lease = format!("pull-{}", &digest_of(name.as_bytes())["sha256:".len()..][..16]);
         let containerd = self.containerd.with_lease(&lease).await?;
 
-        let read = async |digest: &str| self.fetch_document(&containerd, &session, digest).await;
+        let (store, registry) = (&containerd, &session);
+        let read = |digest: String| -> BoxFuture<'_, _> {
+            Box::pin(async move { self.fetch_document(store, registry, &digest).await })
+        };
         let (_, _, manifest) = walk(&digest, &self.platform, read).await?;
         let blobs = manifest.blobs();
         let progress = Progress::new(blobs.iter().map(|blob| blob.size).sum(), on_progress);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use blixard_core::image_reference::{ImageReference, is_digest};
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use futures_util::{Stream, TryStreamExt};
 use http::header::{ACCEPT, AUTHORIZATION, RANGE, WWW_AUTHENTICATE};
 use http::{Method, StatusCode};
@@ -64,6 +65,10 @@ enum Fault {
     Unavailable(String),
 }
 
+/// What one host answers, boxed: the compiler cannot see that an async closure's future is `Send` for
+/// every lifetime.
+type Answer<'a, T> = BoxFuture<'a, Result<T, Fault>>;
+
 impl RegistrySession {
     /// Prepares to ask for `reference`; sends nothing yet.
     ///
@@ -83,14 +88,18 @@ impl RegistrySession {
     /// The digest that a tag or digest stands for.
     pub(super) async fn digest(&self, tag_or_digest: &str) -> Result<String, RuntimeError> {
         let path = format!("manifests/{tag_or_digest}");
-        self.first(async |endpoint| {
-            let response = endpoint.send(Method::HEAD, &self.url(endpoint, &path)?, None).await?;
-            if let Some(digest) = header(&response, "docker-content-digest")
-                && is_digest(digest)
-            {
-                return Ok(digest.to_owned());
-            }
-            Ok(digest_of(&endpoint.document(&self.url(endpoint, &path)?, None).await?))
+        let path = &path;
+        self.first(move |endpoint| -> Answer<'_, String> {
+            Box::pin(async move {
+                let url = self.url(endpoint, &path)?;
+                let response = endpoint.send(Method::HEAD, &url, None).await?;
+                if let Some(digest) = header(&response, "docker-content-digest")
+                    && is_digest(digest)
+                {
+                    return Ok(digest.to_owned());
+                }
+                Ok(digest_of(&endpoint.document(&url, None).await?))
+            })
         })
         .await
     }
@@ -98,21 +107,28 @@ impl RegistrySession {
     /// The manifest or index of that digest.
     pub(super) async fn document(&self, digest: &str) -> Result<Bytes, RuntimeError> {
         let path = format!("manifests/{digest}");
-        self.first(async |endpoint| endpoint.document(&self.url(endpoint, &path)?, Some(digest)).await).await
+        let path = &path;
+        self.first(move |endpoint| -> Answer<'_, Bytes> {
+            Box::pin(async move { endpoint.document(&self.url(endpoint, &path)?, Some(digest)).await })
+        })
+        .await
     }
 
     /// A blob from `offset` on, or from its start when the host cannot skip. Not verified.
     pub(super) async fn blob(&self, digest: &str, offset: u64) -> Result<BlobStream, RuntimeError> {
         let path = format!("blobs/{digest}");
-        self.first(async |endpoint| {
-            let range = (offset > 0).then(|| format!("bytes={offset}-"));
-            let response = endpoint.send(Method::GET, &self.url(endpoint, &path)?, range).await?;
-            let offset = if response.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
-            let host = endpoint.host.clone();
-            let bytes = response
-                .bytes_stream()
-                .map_err(move |err| format!("registry {host} broke off: {}", chain(&err.without_url())));
-            Ok(BlobStream { offset, bytes: Box::pin(bytes) })
+        let path = &path;
+        self.first(move |endpoint| -> Answer<'_, BlobStream> {
+            Box::pin(async move {
+                let range = (offset > 0).then(|| format!("bytes={offset}-"));
+                let response = endpoint.send(Method::GET, &self.url(endpoint, &path)?, range).await?;
+                let offset = if response.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
+                let host = endpoint.host.clone();
+                let bytes = response
+                    .bytes_stream()
+                    .map_err(move |err| format!("registry {host} broke off: {}", chain(&err.without_url())));
+                Ok(BlobStream { offset, bytes: Box::pin(bytes) as _ })
+            })
         })
         .await
     }
@@ -132,7 +148,10 @@ impl RegistrySession {
     }
 
     /// Asks each host in order until one has it. The registry's own answer decides the error.
-    async fn first<T>(&self, ask: impl AsyncFn(&Endpoint) -> Result<T, Fault>) -> Result<T, RuntimeError> {
+    async fn first<'a, T>(
+        &'a self,
+        ask: impl Fn(&'a Endpoint) -> Answer<'a, T> + Send,
+    ) -> Result<T, RuntimeError> {
         let mut last = None;
         for endpoint in &self.endpoints {
             match ask(endpoint).await {

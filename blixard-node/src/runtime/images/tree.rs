@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use oci_spec::image::ImageConfiguration;
 
+use futures_util::future::BoxFuture;
 use super::ImageStore;
 use super::containerd::{Containerd, SNAPSHOTTER};
 use super::manifest::{Descriptor, Document, Manifest, Platform, chain_ids};
@@ -36,15 +37,15 @@ impl Tree {
 }
 
 /// Walks from a root document to this platform's manifest, reading each document by `read`.
-pub(super) async fn walk(
+pub(super) async fn walk<'a>(
     root: &str,
     platform: &Platform,
-    read: impl AsyncFn(&str) -> Result<bytes::Bytes, RuntimeError>,
+    read: impl Fn(String) -> BoxFuture<'a, Result<bytes::Bytes, RuntimeError>> + Send,
 ) -> Result<(Vec<(String, String)>, String, Manifest), RuntimeError> {
     let mut indexes = Vec::new();
     let mut digest = root.to_owned();
     loop {
-        match Document::parse(&read(&digest).await?)? {
+        match Document::parse(&read(digest.clone()).await?)? {
             Document::Manifest(manifest) => return Ok((indexes, digest, manifest)),
             Document::Index(_) if indexes.len() == INDEX_DEPTH_MAX => {
                 return Err(RuntimeError::Invalid(format!(
@@ -69,7 +70,9 @@ impl ImageStore {
         containerd: &Containerd,
         root: &Descriptor,
     ) -> Result<Tree, RuntimeError> {
-        let read = async |digest: &str| containerd.read_document(digest).await;
+        let read = |digest: String| -> BoxFuture<'_, _> {
+            Box::pin(async move { containerd.read_document(&digest).await })
+        };
         let (indexes, manifest_digest, manifest) = walk(&root.digest, &self.platform, read).await?;
         let config = containerd.read_document(&manifest.config.digest).await?;
         let config = manifest.configuration(&config, &self.platform)?;
