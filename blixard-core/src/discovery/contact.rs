@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::token::JoinToken;
+use crate::api::token::Secret;
 use crate::id::{ClusterId, NodeId, NodeKey};
 use crate::time::UtcMs;
 use crate::wire::Peer;
@@ -22,7 +22,7 @@ pub struct Contact {
     /// The cluster it belongs to, if the source says.
     pub cluster: Option<ClusterId>,
     /// What admits to that cluster, if the source says.
-    pub token: Option<JoinToken>,
+    pub token: Option<Secret>,
     /// When the source learnt of it, if it says.
     pub seen_at: Option<UtcMs>,
 }
@@ -109,7 +109,8 @@ pub fn merge(own: NodeKey, contacts: impl IntoIterator<Item = Contact>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::{Contact, MergeError, merge};
-    use crate::id::{ClusterId, NodeId, NodeKey};
+    use crate::api::token::Secret;
+    use crate::id::{ClusterId, NodeId, NodeKey, TokenId};
 
     fn contact(key: u8, addresses: &[&str]) -> Contact {
         Contact {
@@ -125,7 +126,7 @@ mod tests {
 
     #[test]
     fn contacts_are_merged_by_key_and_share_cluster_and_token() {
-        let token: super::JoinToken = "0102030405060708.000102030405060708090a0b0c0d0e0f".parse().unwrap();
+        let token = Secret { id: TokenId([1; 8]), secret: [2; 32] };
         let cluster = ClusterId([9; 16]);
         let full = Contact {
             token: Some(token.clone()),

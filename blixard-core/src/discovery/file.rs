@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::contact::Contact;
-use super::text::{AddressText, KeyText, NodeText, TimeText};
-use super::token::JoinToken;
+use super::text::{AddressText, KeyText, NodeText, TimeText, TokenText};
+use crate::api::token::Secret;
 use crate::id::{ClusterId, NodeId, NodeKey};
 use crate::wire::Peer;
 
@@ -61,7 +61,7 @@ pub struct Registry {
     /// Its cluster.
     pub cluster: ClusterId,
     /// What admits others to it.
-    pub token: JoinToken,
+    pub token: Secret,
 }
 
 #[derive(Serialize)]
@@ -72,7 +72,7 @@ struct RegistryOut<'a> {
     relay_url: Option<&'a str>,
     address: Option<AddressText>,
     cluster_id: ClusterId,
-    join_token: &'a JoinToken,
+    join_token: TokenText,
 }
 
 #[derive(Deserialize)]
@@ -90,7 +90,7 @@ struct RegistryIn {
     #[serde(default)]
     cluster_id: Option<ClusterId>,
     #[serde(default)]
-    join_token: Option<JoinToken>,
+    join_token: Option<TokenText>,
 }
 
 #[derive(Deserialize)]
@@ -118,7 +118,7 @@ impl Registry {
             relay_url: self.peer.relay_url.as_deref(),
             address: self.peer.addresses.first().copied().map(AddressText),
             cluster_id: self.cluster,
-            join_token: &self.token,
+            join_token: TokenText(self.token.clone()),
         };
         let text = serde_json::to_string_pretty(&out).expect("a registry has only text keys");
         text + "\n"
@@ -163,7 +163,7 @@ fn registry(read: RegistryIn) -> Contact {
         addresses,
         relay_url: read.relay_url,
         cluster: read.cluster_id,
-        token: read.join_token,
+        token: read.join_token.map(|token| token.0),
         seen_at: None,
     }
 }
@@ -212,8 +212,9 @@ fn json<T: for<'de> Deserialize<'de>>(file: &str, text: &str) -> Result<T, FileE
 #[cfg(test)]
 mod tests {
     use super::{Registry, parse};
+    use crate::api::token::Secret;
     use crate::discovery::contact::Contact;
-    use crate::id::{ClusterId, NodeId, NodeKey};
+    use crate::id::{ClusterId, NodeId, NodeKey, TokenId};
     use crate::time::UtcMs;
     use crate::wire::Peer;
 
@@ -241,7 +242,7 @@ mod tests {
                 relay_url: None,
             },
             cluster: ClusterId([3; 16]),
-            token: "0102030405060708.000102030405060708090a0b0c0d0e0f".parse().unwrap(),
+            token: Secret { id: TokenId([1; 8]), secret: [2; 32] },
         };
         let expect = Contact {
             cluster: Some(registry.cluster),
@@ -300,7 +301,7 @@ mod tests {
         );
         check(
             &format!("{{\"iroh_node_id\": \"{HEX}\",\n \"join_token\": \"a.b\"}}"),
-            "reg.json:2:21: not a join token: write ID.SECRET",
+            "reg.json:2:21: a token is 16 hexadecimal digits, a full stop and 64 more",
         );
         check("7", "reg.json:1:1: invalid type: integer `7`, expected a registry object");
         check("{]", "reg.json:1:2: key must be a string");

@@ -12,4 +12,3 @@ pub mod join;
 pub mod target;
 mod text;
 pub mod ticket;
-pub mod token;

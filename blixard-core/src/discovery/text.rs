@@ -7,6 +7,7 @@ use data_encoding::{BASE32, BASE32_NOPAD, BASE64, BASE64_NOPAD, BASE64URL, BASE6
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::api::token::Secret;
 use crate::id::{NodeId, NodeKey};
 use crate::time::UtcMs;
 
@@ -63,6 +64,24 @@ impl<'de> Deserialize<'de> for AddressText {
             allowed: "an address: IP:PORT, like 10.0.0.1:7001 or [fd00::1]:7001",
             parse: |text| text.parse().ok().map(Self),
         })
+    }
+}
+
+/// A join token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TokenText(pub(super) Secret);
+
+impl Serialize for TokenText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The text is not repeated in the error: most of it may be a secret.
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(de::Error::custom)
     }
 }
 

@@ -11,7 +11,7 @@ use data_encoding::BASE32_NOPAD;
 use sha2::{Digest, Sha256};
 
 use super::contact::Contact;
-use super::token::JoinToken;
+use crate::api::token::Secret;
 use crate::id::{ClusterId, NodeKey, TokenId};
 use crate::wire::Peer;
 
@@ -29,7 +29,7 @@ pub struct Ticket {
     /// A member, and where it is; at most [`TICKET_ADDRESSES_MAX`] addresses.
     pub peer: Peer,
     /// What admits.
-    pub token: JoinToken,
+    pub token: Secret,
 }
 
 /// Why a text is not a ticket.
@@ -80,7 +80,7 @@ impl Ticket {
         body.extend(self.cluster.0);
         body.extend(self.peer.key.0);
         body.extend(self.token.id.0);
-        push_short(&mut body, self.token.secret_bytes());
+        body.extend(self.token.secret);
         let addresses = self.peer.addresses.iter().take(TICKET_ADDRESSES_MAX);
         body.push(u8::try_from(addresses.len()).expect("at most eight"));
         for address in addresses {
@@ -105,8 +105,7 @@ impl Ticket {
     fn from_body(mut body: &[u8]) -> Option<Self> {
         let cluster = ClusterId(take(&mut body)?);
         let key = NodeKey(take(&mut body)?);
-        let id = TokenId(take(&mut body)?);
-        let token = JoinToken::new(id, take_short(&mut body)?.to_vec()).ok()?;
+        let token = Secret { id: TokenId(take(&mut body)?), secret: take(&mut body)? };
         let [count] = take(&mut body)?;
         let mut addresses = Vec::new();
         for _ in 0..count.min(u8::try_from(TICKET_ADDRESSES_MAX).ok()?) {
@@ -215,7 +214,7 @@ fn take_short<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
 #[cfg(test)]
 mod tests {
     use super::{PREFIX, Ticket, TicketError};
-    use crate::discovery::token::JoinToken;
+    use crate::api::token::Secret;
     use crate::id::{ClusterId, NodeKey, TokenId};
     use crate::wire::Peer;
     use proptest::prelude::*;
@@ -226,14 +225,12 @@ mod tests {
             addresses.iter().map(|address| SocketAddr::new(address.ip(), address.port())).collect()
         });
         let relay = prop::option::of("https://[a-z.]{1,60}");
-        let secret = prop::collection::vec(any::<u8>(), 16..=64);
-        (any::<[u8; 16]>(), any::<[u8; 32]>(), any::<[u8; 8]>(), secret, addresses, relay).prop_map(
-            |(cluster, key, id, secret, addresses, relay_url)| Ticket {
+        (any::<[u8; 16]>(), any::<[u8; 32]>(), any::<[u8; 8]>(), any::<[u8; 32]>(), addresses, relay)
+            .prop_map(|(cluster, key, id, secret, addresses, relay_url)| Ticket {
                 cluster: ClusterId(cluster),
                 peer: Peer { key: NodeKey(key), addresses, relay_url },
-                token: JoinToken::new(TokenId(id), secret).unwrap(),
-            },
-        )
+                token: Secret { id: TokenId(id), secret },
+            })
     }
 
     proptest! {

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use blixard_core::api::token::Secret;
 use blixard_core::cluster::node::NodeFacts;
 use blixard_core::discovery::contact::Contact;
 use blixard_core::discovery::join::{JoinPlan, JoinStep};
-use blixard_core::discovery::token::JoinToken;
 use blixard_core::id::{ClusterId, NodeId};
-use blixard_core::wire::{JoinRequest, JoinResponse, Peer};
+use blixard_core::wire::{self, JoinRequest, JoinResponse, Peer};
 
 use super::refresh::Refresher;
 use crate::platform::{LinkError, Platform};
@@ -26,7 +26,7 @@ pub struct JoinWish {
     /// What it tells of itself.
     pub facts: NodeFacts,
     /// The token the user gave; absent: the sources'.
-    pub token: Option<JoinToken>,
+    pub token: Option<Secret>,
 }
 
 /// What the cluster answered.
@@ -134,7 +134,7 @@ fn request(wish: &JoinWish, contacts: &[Contact], candidate: &Peer) -> Option<Jo
         cluster: contact.cluster,
         node: wish.node,
         token: token.id,
-        secret: token.secret(),
+        secret: hex::encode(token.secret),
         facts: wish.facts.clone(),
     })
 }
@@ -145,9 +145,8 @@ async fn ask(
     request: &JoinRequest,
     deadline: Duration,
 ) -> Result<JoinResponse, LinkError> {
-    let bytes = rmp_serde::to_vec_named(request).expect("a join request has nothing that cannot be encoded");
-    let answer = platform.transport.call_stranger(candidate, bytes.into(), deadline).await?;
-    rmp_serde::from_slice(&answer).map_err(|error| LinkError::Unreachable {
+    let answer = platform.transport.call_stranger(candidate, wire::encode(request).into(), deadline).await?;
+    wire::decode(&answer).map_err(|error| LinkError::Unreachable {
         to: format!("{:?}", candidate.addresses),
         reason: format!("it answered with something else: {error}"),
     })

@@ -31,8 +31,9 @@ pub fn write(data_dir: &Path, registry: &Registry) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::{REGISTRY_FILE, write};
+    use blixard_core::api::token::Secret;
     use blixard_core::discovery::file::{Registry, parse};
-    use blixard_core::id::{ClusterId, NodeId, NodeKey};
+    use blixard_core::id::{ClusterId, NodeId, NodeKey, TokenId};
     use blixard_core::wire::Peer;
     use std::os::unix::fs::PermissionsExt;
 
@@ -44,7 +45,7 @@ mod tests {
                 node: NodeId(node),
                 peer: Peer { key: NodeKey([8; 32]), addresses: vec![], relay_url: None },
                 cluster: ClusterId([3; 16]),
-                token: "0102030405060708.000102030405060708090a0b0c0d0e0f".parse().unwrap(),
+                token: Secret { id: TokenId([1; 8]), secret: [2; 32] },
             };
             write(dir.path(), &registry).unwrap();
             let path = dir.path().join(REGISTRY_FILE);

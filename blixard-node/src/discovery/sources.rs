@@ -150,7 +150,8 @@ mod tests {
         let own = write("own.json", &member(1));
         let bad = write("bad.json", "{");
         write(STATIC_FILE, &format!("[{}, {}]", member(3), member(2)));
-        let listed = format!("{}, {} ,,{}", own.display(), bad.display(), dir.path().join("absent").display());
+        let listed =
+            format!("{}, {} ,,{}", own.display(), bad.display(), dir.path().join("absent").display());
         let sources = Sources::new(vec![JoinTarget::File(good)], Some(&listed), Some(dir.path()));
         assert!(sources.configured());
         let reading = sources.read_blocking(OWN);
@@ -159,7 +160,11 @@ mod tests {
         let problems: Vec<String> = reading.problems.iter().map(ToString::to_string).collect();
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(problems[0].contains("bad.json:1:1: the file ends in the middle"), "{}", problems[0]);
-        assert!(problems[1].contains("No such file") && problems[1].contains("check the path"), "{}", problems[1]);
+        assert!(
+            problems[1].contains("No such file") && problems[1].contains("check the path"),
+            "{}",
+            problems[1]
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use blixard_core::id::NodeKey;
+use blixard_core::wire;
 use iroh::endpoint::Connection;
 use serde::{Deserialize, Serialize};
 
@@ -78,10 +79,9 @@ fn finish(connection: &Connection, exchanged: Result<Hello, ReadFault>) -> Resul
 }
 
 fn encode(hello: &Hello) -> Frame {
-    let payload = rmp_serde::to_vec_named(hello).expect("a hello has nothing that cannot be encoded");
-    Frame { id: 0, tag: 0, payload: payload.into() }
+    Frame { id: 0, tag: 0, payload: wire::encode(hello).into() }
 }
 
 fn decode(frame: &Frame) -> Result<Hello, ReadFault> {
-    rmp_serde::from_slice(&frame.payload).map_err(|error| ReadFault::Malformed(error.to_string()))
+    wire::decode(&frame.payload).map_err(|error| ReadFault::Malformed(error.to_string()))
 }

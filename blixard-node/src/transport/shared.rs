@@ -8,7 +8,7 @@ use std::time::Duration;
 use blixard_core::discovery::book::{AddressBook, AddressesMessage, Source};
 use blixard_core::id::{NodeId, NodeKey};
 use blixard_core::time::Mono;
-use blixard_core::wire::{Channel, Peer};
+use blixard_core::wire::{self, Channel, Peer};
 use iroh::Endpoint;
 use iroh::endpoint::Connection;
 use tokio::sync::SetOnce;
@@ -145,7 +145,7 @@ impl Shared {
 
     /// Takes in what another member says of where members are.
     pub(super) fn told_addresses(&self, message: &[u8]) -> Result<(), String> {
-        let message: AddressesMessage = rmp_serde::from_slice(message).map_err(|error| error.to_string())?;
+        let message: AddressesMessage = wire::decode(message).map_err(|error| error.to_string())?;
         for (key, addresses) in message.members {
             if self.slot_by_key(key).is_some() {
                 self.hint(key, &addresses);
@@ -197,7 +197,7 @@ impl Shared {
     }
 
     fn tell(&self, link: Arc<Link>, message: &AddressesMessage) {
-        let bytes = rmp_serde::to_vec_named(message).expect("addresses have nothing that cannot be encoded");
+        let bytes = wire::encode(message);
         self.tasks.spawn(async move {
             let told =
                 tokio::time::timeout(ADDRESSES_DEADLINE, link.call(Channel::Addresses, bytes.into())).await;
