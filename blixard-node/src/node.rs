@@ -56,7 +56,7 @@ pub struct Founding {
     /// The first join token's public half.
     pub token: TokenId,
     /// Its secret half.
-    pub secret: Vec<u8>,
+    pub secret: [u8; 32],
 }
 
 /// A node's settings.
@@ -197,7 +197,7 @@ async fn try_to_found(shared: &Shared, founding: &Founding, facts: &NodeFacts) -
         return Err("no election was won".to_owned());
     }
     let token = Token {
-        secret_sha256: Sha256::digest(&founding.secret).into(),
+        secret_sha256: Sha256::digest(founding.secret).into(),
         scope: TokenScope::Join,
         expires_at: None,
         uses_left: None,

@@ -50,8 +50,11 @@ impl ImageStore {
         let (_, _, manifest) = walk(&digest, &self.platform, read).await?;
         let blobs = manifest.blobs();
         let progress = Progress::new(blobs.iter().map(|blob| blob.size).sum(), on_progress);
-        stream::iter(blobs)
-            .map(|blob| self.fetch_blob(&containerd, &session, blob, &progress))
+        let mut downloads: Vec<BoxFuture<'_, _>> = Vec::with_capacity(blobs.len());
+        for blob in blobs {
+            downloads.push(Box::pin(self.fetch_blob(&containerd, &session, blob, &progress)));
+        }
+        stream::iter(downloads)
             .buffer_unordered(DOWNLOADS_MAX)
             .try_collect::<()>()
             .await?;
