@@ -73,9 +73,7 @@ impl ClusterState {
             created_at: self.time,
         };
         self.insert_replica(id, row);
-        if let Some(service) = self.services.get_mut(service) {
-            service.pending.remove(&slot);
-        }
+        self.clear_pending(service, slot);
         self.tell_replica(EventKind::ReplicaPlaced, id, &format!("is placed, version {version}"));
         Ok(())
     }
@@ -196,10 +194,12 @@ impl ClusterState {
         if self.nodes.get(&row.node).is_none_or(|node| node.status != NodeStatus::Up) {
             return Err(format!("node {} is not up", row.node));
         }
-        if row.desired == Desired::Run
-            && let Some((holder, _)) = self.counting_in(&row.service, row.slot)
-        {
-            return Err(format!("replica {holder} has taken the place of replica {id}"));
+        if row.desired == Desired::Run {
+            if let Some((holder, _)) = self.counting_in(&row.service, row.slot) {
+                return Err(format!("replica {holder} has taken the place of replica {id}"));
+            }
+            let (service, slot) = (row.service.clone(), row.slot);
+            self.clear_pending(&service, slot);
         }
         self.set_lost_since(id, None);
         self.tell_replica(EventKind::ReplicaChanged, id, "is back: the node returned");
@@ -239,9 +239,7 @@ impl ClusterState {
 
     fn set_pending(&mut self, name: &ServiceName, slot: u32, reason: Option<&str>) -> Step {
         let Some(reason) = reason else {
-            if let Some(service) = self.services.get_mut(name) {
-                service.pending.remove(&slot);
-            }
+            self.clear_pending(name, slot);
             return Ok(());
         };
         let service = self.wanted_slot(name, slot)?;
@@ -256,6 +254,12 @@ impl ClusterState {
         }
         self.emit(EventKind::SlotPending, About::service(name), format!("{name}.{slot} waits: {reason}"));
         Ok(())
+    }
+
+    fn clear_pending(&mut self, name: &ServiceName, slot: u32) {
+        if let Some(service) = self.services.get_mut(name) {
+            service.pending.remove(&slot);
+        }
     }
 
     fn forget_service(&mut self, name: &ServiceName) -> Step {
@@ -461,6 +465,17 @@ mod tests {
         assert_eq!(cluster.plan(vec![lost(1, false)]), ["replica 2 has taken the place of replica 1"]);
         cluster.planned(vec![desire(2, Desired::Stop), lost(1, false)]);
         assert_eq!(cluster.state.counting_in(&name("web"), 0).map(|(id, _)| id), Some(ReplicaId(1)));
+    }
+
+    #[test]
+    fn a_slot_whose_replica_came_back_waits_no_more() {
+        let mut cluster = cluster();
+        cluster.health(1, NodeStatus::Down);
+        let reason = Some("no node fits".to_owned());
+        cluster.planned(vec![lost(1, true), PlanStep::Pending { service: name("web"), slot: 0, reason }]);
+        cluster.health(1, NodeStatus::Up);
+        cluster.planned(vec![lost(1, false)]);
+        assert!(web(&cluster).pending.is_empty());
     }
 
     #[test]
