@@ -17,7 +17,7 @@ pub(super) fn delay(failures: u32) -> Duration {
 /// says nothing about it, so a corrected bundle runs at once.
 pub(super) fn current(service: &Service, slot: u32) -> Option<SlotBackoff> {
     let backoff = *service.backoff.get(&slot)?;
-    (backoff.not_before >= service.current().submitted_at.after(delay(backoff.failures))).then_some(backoff)
+    (backoff.not_before > service.current().submitted_at.after(delay(backoff.failures))).then_some(backoff)
 }
 
 /// The back-off of a slot of which one more replica of the current version failed at `now`.

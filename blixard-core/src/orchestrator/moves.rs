@@ -16,8 +16,8 @@ use super::service::Pass;
 use super::slot::{Decision, Runs, Slot, exclusive, runs, set_desired};
 use crate::cluster::replica::Desired;
 use crate::cluster::{Availability, NodeStatus, Phase, PlanStep, Replica};
-use crate::id::{ReplicaId, ServiceName};
-use crate::scheduler;
+use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::scheduler::{self, NoFit};
 
 /// What keeps a service from touching another slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,7 +103,7 @@ fn update(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &Replica) ->
     let apart = exclusive(slot.service.spec()) || slot.draft.spec_of(replica).is_some_and(exclusive);
     let mut no_fit = None;
     if !apart {
-        match pass.choice(slot, || scheduler::choose(slot.draft.nodes(), slot.draft.usage(), &request)) {
+        match elsewhere(slot, pass, id) {
             Ok(node) => return start_first(slot, id, node),
             Err(reason) => no_fit = Some(reason),
         }
@@ -123,7 +123,16 @@ fn update(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &Replica) ->
     }
 }
 
-fn start_first(slot: &Slot<'_>, old: ReplicaId, node: crate::id::NodeId) -> Decision {
+/// The node for a replacement that starts while `old`, superseded, runs on.
+fn elsewhere(slot: &Slot<'_>, pass: &mut Pass, old: ReplicaId) -> Result<NodeId, NoFit> {
+    pass.choice(slot, || {
+        let mut usage = slot.draft.usage().clone();
+        usage.supersede(old);
+        scheduler::choose(slot.draft.nodes(), &usage, &slot.request())
+    })
+}
+
+fn start_first(slot: &Slot<'_>, old: ReplicaId, node: NodeId) -> Decision {
     Decision::Act(vec![set_desired(old, Desired::Retire), slot.place(node, None)])
 }
 

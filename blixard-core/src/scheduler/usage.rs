@@ -167,6 +167,15 @@ impl NodeUsage {
         self.claims.insert(id, claim);
     }
 
+    /// Counts a replica as superseded: it holds what it held, and spreading disregards it.
+    pub fn supersede(&mut self, id: ReplicaId) {
+        let Some(claim) = self.claims.get(&id).filter(|claim| claim.counts).cloned() else { return };
+        self.remove(id);
+        let claim = Claim { counts: false, ..claim };
+        self.nodes.entry(claim.node).or_default().add(&claim);
+        self.claims.insert(id, claim);
+    }
+
     /// Counts a replica no more.
     pub fn remove(&mut self, id: ReplicaId) {
         let Some(claim) = self.claims.remove(&id) else { return };
