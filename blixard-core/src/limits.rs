@@ -47,6 +47,8 @@ pub const SERVICES_MAX: usize = 10_000;
 pub const REPLICAS_PER_SERVICE_MAX: u32 = 1_000;
 /// The most members, voters and learners together.
 pub const NODES_MAX: usize = 250;
+/// The most tokens kept; expired and used-up ones make room.
+pub const TOKENS_MAX: usize = 1_024;
 /// The most voters the leader promotes.
 pub const VOTERS_TARGET: usize = 5;
 /// The largest bundle read, in bytes.

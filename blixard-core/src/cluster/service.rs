@@ -14,6 +14,7 @@ use crate::time::UtcMs;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Service {
     /// The versions kept, oldest first; never empty. The last is the desired one.
+    #[serde(deserialize_with = "super::table::list")]
     pub versions: Vector<ServiceVersion>,
     /// How many replicas are desired: within the current version's bounds.
     pub desired: u32,
