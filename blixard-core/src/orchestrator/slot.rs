@@ -4,6 +4,8 @@
 //! it is as it should be. It is asked again until it has nothing more to do, so that each rule
 //! handles one situation and may rely on the rules above it having nothing to do.
 
+use std::collections::BTreeMap;
+
 use super::backoff;
 use super::dependencies;
 use super::draft::Draft;
@@ -11,7 +13,7 @@ use super::moves;
 use super::service::Pass;
 use crate::cluster::replica::Desired;
 use crate::cluster::{Availability, NodeStatus, Phase, PlanStep, Replica, Service};
-use crate::id::{ReplicaId, ServiceName};
+use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::limits::RESTART_RESET_AFTER;
 use crate::scheduler::{self, Request};
 use crate::spec::{NetworkMode, ServiceSpec};
@@ -103,18 +105,43 @@ impl<'a> Slot<'a> {
     /// A request for a node that takes a replica of the current version in this slot.
     pub(super) fn request(&self) -> Request<'a> {
         let spec = self.service.spec();
-        let network_held = if spec.network == NetworkMode::Host {
-            let others = self.draft.replicas(self.name).filter(|(_, replica)| replica.slot != self.number);
-            let present = others.filter(|(_, replica)| replica.status.phase != Phase::Gone);
-            present.map(|(id, replica)| (replica.node, id)).collect()
-        } else {
-            Default::default()
-        };
-        Request { service: self.name, spec, origin: self.service.origin, network_held }
+        Request {
+            service: self.name,
+            spec,
+            origin: self.service.origin,
+            network_held: self.network_held(spec),
+        }
+    }
+
+    /// Nodes on which a replica of the service that is not gone is in the way of one with `spec`:
+    /// one of the two is on the node's own network. The newest of this slot is not: it can be
+    /// waited for.
+    fn network_held(&self, spec: &ServiceSpec) -> BTreeMap<NodeId, ReplicaId> {
+        if !self.knows_host_network() {
+            return BTreeMap::new();
+        }
+        let meets = |replica: &Replica| host(spec) || self.draft.spec_of(replica).is_some_and(host);
+        let replicas = self.draft.state().replicas_of(self.name);
+        replicas
+            .filter(|(_, replica)| replica.status.phase != Phase::Gone && meets(replica))
+            .filter(|&(id, replica)| replica.slot != self.number || self.newest_on(replica.node) != Some(id))
+            .map(|(id, replica)| (replica.node, id))
+            .collect()
+    }
+
+    /// Whether any kept version of the service is on the host network: then it matters for a slot
+    /// which nodes the other slots are on.
+    pub(super) fn knows_host_network(&self) -> bool {
+        self.service.versions.iter().any(|version| host(&version.spec))
+    }
+
+    /// The newest replica of this slot on a node.
+    fn newest_on(&self, node: NodeId) -> Option<ReplicaId> {
+        self.rows.iter().rev().find(|(_, replica)| replica.node == node).map(|&(id, _)| id)
     }
 
     /// A step that puts a replica of the current version into this slot.
-    pub(super) fn place(&self, node: crate::id::NodeId, after: Option<ReplicaId>) -> PlanStep {
+    pub(super) fn place(&self, node: NodeId, after: Option<ReplicaId>) -> PlanStep {
         let version = self.service.current().version;
         PlanStep::Place { service: self.name.clone(), slot: self.number, version, node, after }
     }
@@ -123,7 +150,11 @@ impl<'a> Slot<'a> {
 /// Whether two replicas of a slot must not run at the same time on one node: both would write
 /// the same host path or take the same ports.
 pub(super) fn exclusive(spec: &ServiceSpec) -> bool {
-    spec.network == NetworkMode::Host || spec.volumes.iter().any(|volume| !volume.read_only)
+    host(spec) || spec.volumes.iter().any(|volume| !volume.read_only)
+}
+
+fn host(spec: &ServiceSpec) -> bool {
+    spec.network == NetworkMode::Host
 }
 
 pub(super) fn set_desired(replica: ReplicaId, desired: Desired) -> PlanStep {
@@ -134,15 +165,17 @@ pub(super) fn set_desired(replica: ReplicaId, desired: Desired) -> PlanStep {
 /// replica told to stop on a node that is down stays until the node says that it is gone.
 fn forget(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
     let gone = |replica: &Replica| replica.status.phase == Phase::Gone || slot.status_of(replica).is_none();
-    slot.rows
-        .iter()
-        .filter(|(_, replica)| gone(replica))
-        .map(|&(replica, _)| PlanStep::Forget { replica })
-        .collect()
+    let mut steps = Vec::new();
+    for &(id, replica) in slot.rows.iter().filter(|(_, replica)| gone(replica)) {
+        if replica.desired != Desired::Stop {
+            steps.push(set_desired(id, Desired::Stop));
+        }
+        steps.push(PlanStep::Forget { replica: id });
+    }
+    steps
 }
 
-/// Slots above the wanted number stop, and their failures are forgotten; a slot holds one
-/// counting replica at most.
+/// Slots above the wanted number stop; a slot holds one counting replica at most.
 fn surplus(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
     if slot.number < slot.service.wanted() {
         let counting = slot.rows.iter().filter(|(_, replica)| replica.counts());
@@ -152,16 +185,11 @@ fn surplus(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
             .map(|&(id, _)| set_desired(id, Desired::Stop))
             .collect();
     }
-    let mut steps: Vec<PlanStep> = slot
-        .rows
+    slot.rows
         .iter()
         .filter(|(_, replica)| replica.desired != Desired::Stop)
         .map(|&(id, _)| set_desired(id, Desired::Stop))
-        .collect();
-    if slot.service.backoff.contains_key(&slot.number) {
-        steps.push(forgive(slot));
-    }
-    steps
+        .collect()
 }
 
 /// A counting replica that failed for good stops, and its slot waits before the next try. One of
@@ -231,7 +259,7 @@ fn returned(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
     }
     let active = slot.draft.node(replica.node).is_some_and(|node| node.availability == Availability::Active);
     if !active || replica.version != slot.service.current().version {
-        return vec![set_desired(id, Desired::Retire)];
+        return vec![set_desired(id, Desired::Retire), PlanStep::SetLost { replica: id, lost: false }];
     }
     vec![set_desired(replacement, Desired::Stop), PlanStep::SetLost { replica: id, lost: false }]
 }
@@ -249,14 +277,10 @@ fn retire(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
         .collect()
 }
 
-/// Failures are forgiven when they were an older version's, when the replica ran to its end, or
-/// when it has run for long enough.
+/// Failures are forgiven when the replica ran to its end or has run for long enough.
 fn backoff_over(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
     if !slot.service.backoff.contains_key(&slot.number) {
         return Vec::new();
-    }
-    if backoff::current(slot.service, slot.number).is_none() {
-        return vec![forgive(slot)];
     }
     let Some((id, replica)) = slot.counting() else { return Vec::new() };
     let since = match runs(slot.draft, replica) {
@@ -279,7 +303,7 @@ fn forgive(slot: &Slot<'_>) -> PlanStep {
 /// Puts a replica into a slot that has none: after its back-off, after its dependencies, where
 /// one fits. On the node of an earlier replica that it must not meet, it waits for that to be gone.
 fn fill(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
-    if let Some(backoff) = backoff::current(slot.service, slot.number)
+    if let Some(backoff) = slot.service.backoff.get(&slot.number)
         && backoff.not_before > slot.draft.now()
     {
         pass.wake(backoff.not_before);
@@ -297,7 +321,10 @@ fn fill(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
         Err(no_fit) => return Decision::Wait(no_fit.to_string()),
     };
     let rivals = slot.rows.iter().filter(|(_, replica)| replica.node == node);
-    let rivals: Vec<_> = rivals.filter(|_| exclusive(slot.service.spec())).collect();
+    let apart = |replica: &Replica| {
+        exclusive(slot.service.spec()) || slot.draft.spec_of(replica).is_some_and(exclusive)
+    };
+    let rivals: Vec<_> = rivals.filter(|(_, replica)| apart(replica)).collect();
     let mut steps: Vec<PlanStep> = rivals
         .iter()
         .filter(|(_, replica)| replica.desired != Desired::Stop)

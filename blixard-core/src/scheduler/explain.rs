@@ -126,9 +126,6 @@ impl fmt::Display for Predicate<'_> {
             Misfit::PortReserved(port, protocol) => {
                 write!(f, "{has} port {port}/{protocol} in use by something else")
             }
-            Misfit::PortTaken(port, protocol, service) => {
-                write!(f, "{has} port {port}/{protocol} in use by service {service}")
-            }
             Misfit::NetworkHeld(replica) => {
                 write!(f, "{} replica {replica} of it on its own network", pick("runs", "run"))
             }

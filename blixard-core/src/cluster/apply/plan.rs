@@ -35,7 +35,11 @@ impl ClusterState {
         Outcome::Planned { dropped }
     }
 
-    fn step(&mut self, step: &PlanStep) -> Step {
+    /// Applies one step of a plan; the leader's planner tries its steps on a copy with it.
+    ///
+    /// # Errors
+    /// Why the step does not hold; then nothing changed.
+    pub(crate) fn step(&mut self, step: &PlanStep) -> Step {
         match step {
             PlanStep::Place { service, slot, version, node, after } => {
                 let placement =
@@ -247,9 +251,6 @@ impl ClusterState {
         let service = self.wanted_slot(name, slot)?;
         if service.pending.get(&slot).is_some_and(|known| known == reason) {
             return Ok(());
-        }
-        if let Some((holder, _)) = self.counting_in(name, slot) {
-            return Err(format!("slot {slot} of `{name}` is held by replica {holder}"));
         }
         if let Some(service) = self.services.get_mut(name) {
             service.pending.insert(slot, reason.to_owned());

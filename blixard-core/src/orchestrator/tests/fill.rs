@@ -1,7 +1,7 @@
 //! Slots are filled, held at their number, wait and fail.
 
 use super::world::*;
-use crate::cluster::Phase;
+use crate::cluster::{Phase, Write};
 use crate::limits::RESTART_RESET_AFTER;
 use crate::spec::{Constraint, ConstraintOperator};
 use crate::time::UtcMs;
@@ -32,20 +32,19 @@ fn services_are_planned_in_the_order_of_their_names() {
 fn scaling_down_and_stopping_stops_the_highest_slots() {
     let mut world = World::new(2);
     world.submit(spec("web", |spec| spec.replicas = replicas(3))).converge();
-    world.service("web").desired = 1;
-    world.expect("stop 2\nstop 3").agents_act();
-    world.expect("forget 2\nforget 3");
-    world.service("web").suspended = true;
-    world.expect("stop 1").agents_act().expect("forget 1").expect("");
+    world.write(Write::Scale { service: name("web"), replicas: 1 }).expect("").agents_act().expect("");
+    assert_eq!(world.places("web"), "0@1 v1");
+    world.write(Write::Stop { service: name("web") }).expect("").agents_act().expect("");
+    assert_eq!(world.places("web"), "");
+    world.write(Write::Start { service: name("web") }).expect("place web/0 v1 on 1");
 }
 
 #[test]
 fn removed_service_is_forgotten_with_its_last_replica() {
     let mut world = World::new(1);
     world.submit(spec("web", |_| {})).converge();
-    world.service("web").removing = true;
-    world.expect("stop 1").expect("").agents_act();
-    world.expect("forget 1\nforget web");
+    world.write(Write::Remove { service: name("web") }).expect("").agents_act();
+    world.expect("forget web");
     assert!(world.state.services.is_empty());
 }
 
@@ -62,7 +61,7 @@ fn slot_without_a_fitting_node_says_why_once() {
          pending web/2: no node fits: node 1 (alpha) and node 2 (beta) have 256 MiB free of the 768 MiB needed",
     );
     world.state.nodes.insert(crate::id::NodeId(3), node(3));
-    world.expect("place web/2 v1 on 3\nfilled web/2");
+    world.expect("place web/2 v1 on 3");
 }
 
 #[test]
@@ -71,8 +70,12 @@ fn room_that_a_later_service_gives_free_is_used_in_the_same_plan() {
     world.submit(spec("zoo", |spec| spec.reservations = memory(1024))).converge();
     world.submit(spec("ape", |spec| spec.reservations = memory(1024)));
     world.expect("pending ape/0: no node fits: node 1 (alpha) has 0 B free of the 1 GiB needed");
-    world.service("zoo").suspended = true;
-    world.expect("stop 1\nplace ape/0 v1 on 1\nfilled ape/0");
+    world.fail(1, "crash").expect(
+        "backoff zoo/0 failures 1 wait 1000 ms
+         stop 1
+         place ape/0 v1 on 1
+         pending zoo/0: last try failed on node 1 (alpha): crash; next try at 1970-01-01T00:16:41.000Z",
+    );
 }
 
 #[test]
@@ -85,9 +88,9 @@ fn failed_replica_is_replaced_after_a_growing_backoff() {
          pending web/0: last try failed on node 1 (alpha): image not found; next try at 1970-01-01T00:16:41.000Z",
     );
     assert_eq!(world.plan().1.wake_at(), Some(UtcMs(START.0 + 1000)));
-    world.agents_act().expect("forget 1");
+    world.agents_act().expect("");
     world.advance(999).expect("");
-    world.advance(1).expect("place web/0 v1 on 1\nfilled web/0").fail(2, "");
+    world.advance(1).expect("place web/0 v1 on 1").fail(2, "");
     world.replica(2).status.exit_code = Some(3);
     world.expect(
         "backoff web/0 failures 2 wait 2000 ms
@@ -115,7 +118,7 @@ fn corrected_bundle_runs_without_waiting_for_the_old_ones_backoff() {
     world.submit(spec("web", |_| {})).settle();
     world.fail(1, "no such command").settle();
     world.advance(10).submit(spec("web", |spec| spec.stop_timeout_s = 1));
-    world.expect("forgive web/0\nplace web/0 v2 on 1\nfilled web/0");
+    world.expect("place web/0 v2 on 1");
 }
 
 #[test]
@@ -144,7 +147,7 @@ fn slots_wait_until_their_dependencies_run_and_are_healthy() {
     world.replica(1).status.healthy = Some(true);
     world.expect("pending app/0: waits for service db: 1 of 2 replicas run");
     world.replica(2).status.healthy = Some(true);
-    world.expect("place app/0 v1 on 1\nfilled app/0");
+    world.expect("place app/0 v1 on 1");
     world.replica(2).status.healthy = Some(false);
     world.expect("");
 }
@@ -153,7 +156,7 @@ fn slots_wait_until_their_dependencies_run_and_are_healthy() {
 fn dependency_that_is_stopped_is_named_as_such() {
     let mut world = World::new(1);
     world.submit(spec("db", |_| {})).submit(spec("app", |spec| spec.depends_on = vec![name("db")]));
-    world.service("db").suspended = true;
+    world.write(Write::Stop { service: name("db") });
     world.expect("pending app/0: waits for service db, which is stopped");
 }
 
@@ -190,7 +193,7 @@ fn failed_writer_is_gone_before_the_next_one_starts() {
     let mut world = World::new(2);
     world.submit(spec("db", |spec| spec.volumes = volume(false))).expect("place db/0 v1 on 1");
     world.fail(1, "no").settle();
-    world.advance(1000).expect("place db/0 v1 on 1 after 1\nfilled db/0");
+    world.advance(1000).expect("place db/0 v1 on 1 after 1");
 }
 
 #[test]

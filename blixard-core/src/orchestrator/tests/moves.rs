@@ -25,7 +25,7 @@ fn update_starts_the_new_replica_first_and_goes_slot_by_slot() {
     world.phase(3, Phase::Pulling).expect("");
     world.phase(3, Phase::Running).expect("stop 1");
     world.phase(1, Phase::Stopping).expect("");
-    world.phase(1, Phase::Gone).expect("forget 1\nretire 2\nplace web/1 v2 on 2");
+    world.phase(1, Phase::Gone).expect("retire 2\nplace web/1 v2 on 2");
     world.converge();
     assert_eq!(world.places("web"), "0@1 v2, 1@2 v2");
 }
@@ -73,7 +73,7 @@ fn version_that_ran_only_briefly_after_failing_holds_the_update() {
     world.fail(3, "crash").settle();
     world.agents_act().advance(1000).settle();
     world.agents_act().settle();
-    world.agents_act().expect("forget 1");
+    world.agents_act().expect("");
     world.advance(9_999).expect("");
     world.advance(1).expect("forgive web/0\nretire 2\nplace web/1 v2 on 2");
 }
@@ -147,7 +147,7 @@ fn draining_node_is_emptied_one_slot_at_a_time() {
         world.node(2).availability = availability;
         world.expect("retire 2\nplace web/1 v1 on 1");
         world.phase(5, Phase::Running).expect("stop 2").expect("");
-        world.agents_act().expect("forget 2\nretire 4\nplace web/3 v1 on 1");
+        world.agents_act().expect("retire 4\nplace web/3 v1 on 1");
         world.converge();
         assert_eq!(world.places("web"), "0@1 v1, 1@1 v1, 2@1 v1, 3@1 v1");
     }
@@ -188,5 +188,5 @@ fn drain_does_not_wait_for_a_slot_that_keeps_failing() {
     world.fail(1, "crash").settle();
     world.agents_act();
     world.node(2).availability = Availability::Draining;
-    world.expect("forget 1\nretire 2\nplace web/1 v1 on 1");
+    world.expect("retire 2\nplace web/1 v1 on 1");
 }

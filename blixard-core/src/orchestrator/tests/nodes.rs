@@ -1,7 +1,8 @@
 //! Nodes go down, come back and stay away.
 
 use super::world::*;
-use crate::cluster::{Availability, NodeStatus, Phase};
+use crate::cluster::{Availability, NodeStatus, Phase, Write};
+use crate::id::NodeId;
 use crate::time::UtcMs;
 
 /// `web` with a replica on each of two nodes out of three, all running.
@@ -27,7 +28,7 @@ fn replicas_of_a_down_node_are_replaced_in_one_plan_and_stop_once_replaced() {
     world.phase(3, Phase::Starting).expect("");
     world.phase(3, Phase::Running).expect("stop 2").agents_act().expect("");
     world.node(2).status = NodeStatus::Up;
-    world.expect("").agents_act().expect("forget 2");
+    world.expect("").agents_act().expect("");
     assert_eq!(world.places("web"), "0@1 v1, 1@3 v1");
 }
 
@@ -51,7 +52,7 @@ fn early_return_cancels_the_replacement() {
     world.expect("lost 2\nplace web/1 v1 on 3");
     world.phase(3, Phase::Pulling);
     world.node(2).status = NodeStatus::Up;
-    world.expect("stop 3\nback 2").agents_act().expect("forget 3");
+    world.expect("stop 3\nback 2").agents_act().expect("");
     assert_eq!(world.places("web"), "0@1 v1, 1@2 v1");
 }
 
@@ -136,13 +137,10 @@ fn replica_that_ran_to_its_end_is_not_lost() {
 }
 
 #[test]
-fn rows_of_a_removed_node_are_forgotten() {
+fn replicas_of_a_removed_node_are_replaced() {
     let mut world = two_of_three();
-    world.service("web").desired = 1;
     world.node(2).status = NodeStatus::Down;
-    world.expect("stop 2").expect("");
-    world.state.nodes.remove(&crate::id::NodeId(2));
-    world.expect("forget 2");
+    world.write(Write::RemoveNode { node: NodeId(2), force: true }).expect("place web/1 v1 on 3");
 }
 
 #[test]
@@ -152,5 +150,5 @@ fn replica_lost_on_a_node_that_returns_to_leave_is_superseded() {
     world.expect("lost 2\nplace web/1 v1 on 3");
     world.node(2).status = NodeStatus::Up;
     world.node(2).availability = Availability::Leaving;
-    world.expect("retire 2").agents_act().expect("stop 2");
+    world.expect("retire 2\nback 2").agents_act().expect("stop 2");
 }

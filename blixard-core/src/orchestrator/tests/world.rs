@@ -5,17 +5,14 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use imbl::{OrdMap, Vector};
-
-use super::super::{Index, Observations, Report, ServiceReport, plan};
+use super::super::{Observations, Report, ServiceReport, plan};
 use crate::cluster::node::NodeFacts;
 use crate::cluster::replica::Desired;
-use crate::cluster::service::SlotBackoff;
 use crate::cluster::{
-    Availability, ClusterState, Node, NodeStatus, Phase, Plan, PlanStep, Replica, ReplicaStatus, Service,
-    ServiceVersion, SubnetRange,
+    Availability, ClusterState, Command, Entry, Node, NodeStatus, Outcome, Phase, Plan, PlanStep, Replica,
+    ReplicaStatus, Write, invariants,
 };
-use crate::id::{NodeId, NodeKey, ReplicaId, ServiceName};
+use crate::id::{NodeId, NodeKey, ReplicaId, RequestId, ServiceName};
 use crate::spec::{
     HealthSpec, ImageSpec, NetworkMode, PlacementSpec, ReplicaBounds, Reservations, ServiceSpec, VolumeSpec,
 };
@@ -91,7 +88,7 @@ pub(crate) fn node(id: u64) -> Node {
             level: 1,
             reserved_ports: Vec::new(),
         },
-        subnet: Ipv4Addr::new(10, 210, 1, 0),
+        subnet: Ipv4Addr::new(10, 210, u8::try_from(id).unwrap_or(0), 0),
         status: NodeStatus::Up,
         availability: Availability::Active,
         hold_until: None,
@@ -103,56 +100,33 @@ pub(crate) fn node(id: u64) -> Node {
 impl World {
     /// A cluster of this many nodes (1 alpha, 2 beta, 3 gamma, …), each with 4 CPUs and 1 GiB.
     pub(crate) fn new(nodes: u64) -> Self {
-        let state = ClusterState {
-            applied: 1,
-            time: START,
-            cluster: None,
-            level: 1,
-            subnets: SubnetRange::default(),
-            nodes: (1..=nodes).map(|id| (NodeId(id), node(id))).collect(),
-            removed_nodes: OrdMap::new(),
-            tokens: OrdMap::new(),
-            services: OrdMap::new(),
-            replicas: OrdMap::new(),
-            next_replica: ReplicaId(1),
-            requests: OrdMap::new(),
-            requests_by_time: OrdMap::new(),
-            events: Vector::new(),
-        };
+        let mut state = ClusterState::new();
+        (state.applied, state.time) = (1, START);
+        state.nodes = (1..=nodes).map(|id| (NodeId(id), node(id))).collect();
         Self { state, observations: Observations::default(), now: START }
     }
 
-    /// Submits a specification from node 1, a millisecond ago: a new service at its maximum, or a
-    /// new version.
+    /// Submits a specification from node 1 and scales the service to its maximum.
     pub(crate) fn submit(&mut self, spec: ServiceSpec) -> &mut Self {
-        let version =
-            ServiceVersion { version: 1, spec: Arc::new(spec), submitted_at: UtcMs(self.now.0 - 1) };
-        let spec = version.spec.clone();
-        match self.state.services.get_mut(&spec.name) {
-            Some(service) => {
-                let version = ServiceVersion { version: service.current().version + 1, ..version };
-                service.desired = spec.replicas.max;
-                service.versions.push_back(version);
-            }
-            None => {
-                let service = Service {
-                    versions: Vector::unit(version),
-                    desired: spec.replicas.max,
-                    suspended: false,
-                    removing: false,
-                    origin: NodeId(1),
-                    backoff: BTreeMap::new(),
-                    pending: BTreeMap::new(),
-                    created_at: self.now,
-                };
-                self.state.services.insert(spec.name.clone(), service);
-            }
-        }
+        let (service, replicas) = (spec.name.clone(), spec.replicas.max);
+        self.write(Write::Submit { spec: Arc::new(spec), origin: NodeId(1) });
+        self.write(Write::Scale { service, replicas })
+    }
+
+    pub(crate) fn write(&mut self, write: Write) -> &mut Self {
+        let request = RequestId(u128::from(self.state.applied).to_be_bytes());
+        let outcome = self.apply(Command::Write { request, made_at: self.now, write });
+        assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
         self
     }
 
-    pub(crate) fn service(&mut self, service: &str) -> &mut Service {
-        self.state.services.get_mut(&name(service)).expect("the test submitted it")
+    /// Applies a command and checks every invariant.
+    pub(crate) fn apply(&mut self, command: Command) -> Outcome {
+        let before = self.state.clone();
+        let outcomes = self.state.apply(before.applied + 1, &Entry::new(self.now, vec![command]));
+        invariants::check(&self.state).expect("the state keeps its invariants");
+        invariants::check_step(&before, &self.state).expect("the step keeps its invariants");
+        outcomes.into_iter().next().expect("one command has one outcome")
     }
 
     pub(crate) fn node(&mut self, node: u64) -> &mut Node {
@@ -165,16 +139,28 @@ impl World {
 
     /// Reports a replica's phase.
     pub(crate) fn phase(&mut self, replica: u64, phase: Phase) -> &mut Self {
-        self.replica(replica).status.phase = phase;
-        let row = self.state.replicas[&ReplicaId(replica)].clone();
-        self.observations.note(ReplicaId(replica), &row, self.now);
-        self
+        let status = ReplicaStatus { phase, ..self.state.replicas[&ReplicaId(replica)].status.clone() };
+        self.report_status(replica, status)
     }
 
     /// Reports a failure.
     pub(crate) fn fail(&mut self, replica: u64, message: &str) -> &mut Self {
-        self.replica(replica).status.message = message.to_owned();
-        self.phase(replica, Phase::Failed)
+        let status = self.state.replicas[&ReplicaId(replica)].status.clone();
+        self.report_status(
+            replica,
+            ReplicaStatus { phase: Phase::Failed, message: message.to_owned(), ..status },
+        )
+    }
+
+    fn report_status(&mut self, replica: u64, status: ReplicaStatus) -> &mut Self {
+        let id = ReplicaId(replica);
+        let node = self.state.replicas[&id].node;
+        self.apply(Command::Report { node, statuses: BTreeMap::from([(id, status)]) });
+        match self.state.replicas.get(&id) {
+            Some(row) => self.observations.note(id, row, self.now),
+            None => self.observations.forget(id),
+        }
+        self
     }
 
     /// Every agent that answers does what it is told: what should run runs and passes its probe,
@@ -215,7 +201,9 @@ impl World {
     /// Plans, applies the plan, plans again and expects nothing more; answers the plan as text.
     pub(crate) fn settle(&mut self) -> String {
         let (made, _) = self.plan();
-        apply(&mut self.state, &made, self.now);
+        let outcome = self.apply(Command::Plan(made.clone()));
+        let Outcome::Planned { dropped } = outcome else { panic!("a plan answers {outcome:?}") };
+        assert!(dropped.is_empty(), "{dropped:?} of\n{}", show(&made, self.now));
         let again = self.plan().0;
         assert!(
             again.steps.is_empty(),
@@ -243,7 +231,7 @@ impl World {
             self.settle();
             let before = self.state.clone();
             self.agents_act();
-            if self.settle().is_empty() && before == self.state {
+            if self.settle().is_empty() && before.replicas == self.state.replicas {
                 return self;
             }
         }
@@ -252,9 +240,8 @@ impl World {
 
     /// Where a service's counting replicas are, by slot: `0@1 v1`.
     pub(crate) fn places(&self, service: &str) -> String {
-        let index = Index::of(&self.state);
-        let rows = index.replicas(&name(service)).map(|(_, id)| &self.state.replicas[&id]);
-        let counting = rows.filter(|row| row.counts());
+        let name = name(service);
+        let counting = self.state.replicas_of(&name).map(|(_, row)| row).filter(|row| row.counts());
         counting
             .map(|row| format!("{}@{} v{}", row.slot, row.node, row.version))
             .collect::<Vec<_>>()
@@ -262,8 +249,7 @@ impl World {
     }
 
     pub(crate) fn report(&self, service: &str) -> ServiceReport {
-        ServiceReport::of(&self.state, &Index::of(&self.state), &name(service))
-            .expect("the test submitted it")
+        ServiceReport::of(&self.state, &name(service)).expect("the test submitted it")
     }
 }
 
@@ -294,82 +280,4 @@ pub(crate) fn show(plan: &Plan, now: UtcMs) -> String {
         writeln!(text, "{line}").expect("writing to a string cannot fail");
     }
     text
-}
-
-/// Applies a plan that must hold, step by step.
-pub(crate) fn apply(state: &mut ClusterState, plan: &Plan, now: UtcMs) {
-    for step in &plan.steps {
-        apply_step(state, step, now);
-    }
-}
-
-fn apply_step(state: &mut ClusterState, step: &PlanStep, now: UtcMs) {
-    match step.clone() {
-        PlanStep::Place { service, slot, version, node, after } => {
-            assert_eq!(state.services[&service].current().version, version, "places an old version");
-            assert!(slot < state.services[&service].wanted(), "places a surplus replica");
-            let target = &state.nodes[&node];
-            assert_eq!((target.status, target.availability), (NodeStatus::Up, Availability::Active));
-            let mut rows = state.replicas.values();
-            assert!(!rows.any(|row| row.service == service && row.slot == slot && row.counts()), "{step:?}");
-            let replica = Replica {
-                service,
-                slot,
-                version,
-                node,
-                desired: Desired::Run,
-                lost_since: None,
-                after,
-                status: ReplicaStatus::assigned(),
-                created_at: now,
-            };
-            state.replicas.insert(state.next_replica, replica);
-            state.next_replica = ReplicaId(state.next_replica.0 + 1);
-            let reserved: u64 = state
-                .replicas
-                .values()
-                .filter(|row| row.node == node && row.desired != Desired::Stop)
-                .filter_map(|row| state.services[&row.service].spec_of(row.version))
-                .map(|spec| spec.reservations.memory_bytes)
-                .sum();
-            assert!(reserved <= state.nodes[&node].facts.memory_bytes, "{step:?} overcommits");
-        }
-        PlanStep::SetDesired { replica, desired } => {
-            let row = state.replicas.get_mut(&replica).expect("the plan names replicas that exist");
-            assert!(row.desired < desired, "{step:?} does not move {row:?} down");
-            row.desired = desired;
-        }
-        PlanStep::SetLost { replica, lost } => {
-            let row = state.replicas.get_mut(&replica).expect("the plan names replicas that exist");
-            assert_ne!(row.lost_since.is_some(), lost, "{step:?} changes nothing");
-            row.lost_since = lost.then_some(now);
-            let (service, slot) = (row.service.clone(), row.slot);
-            let rows = state.replicas.values().filter(|row| row.service == service && row.slot == slot);
-            assert!(rows.filter(|row| row.counts()).count() <= 1, "{step:?}: two replicas count");
-        }
-        PlanStep::Forget { replica } => {
-            let row = state.replicas.remove(&replica).expect("the plan names replicas that exist");
-            assert!(row.status.phase == Phase::Gone || !state.nodes.contains_key(&row.node));
-        }
-        PlanStep::Backoff { service, slot, failures, not_before } => {
-            let row = state.services.get_mut(&service).expect("the plan names services that exist");
-            if failures == 0 {
-                row.backoff.remove(&slot).expect("only what failed is forgiven");
-            } else {
-                row.backoff.insert(slot, SlotBackoff { failures, not_before });
-            }
-        }
-        PlanStep::Pending { service, slot, reason } => {
-            let row = state.services.get_mut(&service).expect("the plan names services that exist");
-            assert_ne!(row.pending.get(&slot), reason.as_ref(), "{step:?} changes nothing");
-            match reason {
-                Some(reason) => row.pending.insert(slot, reason),
-                None => row.pending.remove(&slot),
-            };
-        }
-        PlanStep::ForgetService { service } => {
-            assert!(!state.replicas.values().any(|row| row.service == service), "{step:?} leaves replicas");
-            state.services.remove(&service);
-        }
-    }
 }
