@@ -27,7 +27,7 @@ mod report;
 mod service;
 mod slot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 

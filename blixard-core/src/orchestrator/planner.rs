@@ -80,6 +80,13 @@ impl Planner {
         &self.usage
     }
 
+    /// Takes in a state without planning; answers what has been observed up to it.
+    #[cfg(test)]
+    pub(super) fn look(&mut self, state: &ClusterState, now: UtcMs) -> &Observations {
+        self.observe(state, now);
+        &self.observations
+    }
+
     /// Takes in what changed since the last state and marks the services it concerns.
     fn observe(&mut self, state: &ClusterState, now: UtcMs) {
         let seen = std::mem::replace(&mut self.seen, state.clone());

@@ -4,4 +4,4 @@ mod fill;
 mod moves;
 mod nodes;
 mod random;
-mod world;
+pub(crate) mod world;
