@@ -11,19 +11,21 @@
 //! be done. Services
 //! are taken in the order of their names, slots in the order of their numbers.
 //!
-//! Where the rules are: `slot` (one slot's replicas), `moves` (updates and drains),
-//! `dependencies`, `backoff`, [`health`] (which nodes are up) and [`membership`] (which nodes
-//! vote).
+//! Where the rules are: `rules` (what happens to a slot's replicas), `fill` (empty slots), `moves`
+//! (updates and drains), `dependencies`, `backoff`; [`health`] (which nodes are up) and
+//! [`membership`] (which nodes vote) are apart.
 
 mod backoff;
 mod dependencies;
 mod draft;
+mod fill;
 pub mod health;
 pub mod membership;
 mod moves;
 mod observations;
 mod planner;
 mod report;
+mod rules;
 mod service;
 mod slot;
 #[cfg(test)]

@@ -510,7 +510,8 @@ mod tests {
         let pending = |slot, reason: Option<&str>| {
             vec![PlanStep::Pending { service: name("web"), slot, reason: reason.map(str::to_owned) }]
         };
-        assert_eq!(cluster.plan(pending(0, Some("full"))), ["slot 0 of `web` is held by replica 1"]);
+        cluster.planned(pending(0, Some("its node drains")));
+        assert_eq!(cluster.events(), ["web.0 waits: its node drains"]);
         cluster.planned(pending(1, Some("full")));
         assert_eq!(cluster.events(), ["web.1 waits: full"]);
         cluster.planned(pending(1, Some("full")));

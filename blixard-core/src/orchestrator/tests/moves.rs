@@ -52,7 +52,7 @@ fn failing_version_replaces_one_slot_at_most() {
     );
     for _ in 0..10 {
         world.agents_act().advance(300_000).settle();
-        let tried = *world.state.replicas.keys().last().expect("a replica was placed");
+        let tried = *world.state.replicas.keys().next_back().expect("a replica was placed");
         world.fail(tried.0, "no such command").settle();
     }
     let old: Vec<u64> =

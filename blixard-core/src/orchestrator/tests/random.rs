@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::super::{Planner, plan};
 use super::world::*;
 use crate::cluster::{
-    Availability, Command, Desired, NodeStatus, Outcome, Phase, Plan, PlanStep, Replica, ReplicaStatus, Write,
+    Availability, ClusterState, Command, Desired, NodeStatus, Outcome, Phase, Plan, PlanStep, Replica,
+    ReplicaStatus, Write,
 };
 use crate::id::{NodeId, ReplicaId};
 use crate::spec::{NetworkMode, ReplicaBounds, ServiceSpec};
@@ -145,19 +146,20 @@ fn deeds(plan: &Plan) -> Vec<&PlanStep> {
     plan.steps.iter().filter(|step| !matches!(step, PlanStep::Pending { .. })).collect()
 }
 
-/// At every moment: what counts is within bounds, and a slot that had a replica doing its work
-/// before the plan has one after it, wherever that is possible without two that must not meet.
-fn check_bounds(world: &World) {
-    for (name, service) in &world.state.services {
-        let counting = world.state.replicas_of(name).filter(|(_, row)| row.counts()).count();
+/// Never more replicas count than the bounds allow, and one plan supersedes one running replica
+/// of a service at most.
+fn check_bounds(before: &ClusterState, plan: &Plan, after: &ClusterState) {
+    let mut superseded = BTreeMap::new();
+    for step in &plan.steps {
+        if let PlanStep::SetDesired { replica, desired: Desired::Retire } = step {
+            let row = &before.replicas[replica];
+            *superseded.entry(row.service.clone()).or_insert(0) += u32::from(row.lost_since.is_none());
+        }
+    }
+    for (name, service) in &after.services {
+        let counting = after.replicas_of(name).filter(|(_, row)| row.counts()).count();
         assert!(counting <= service.spec().replicas.max as usize, "{name} has {counting} replicas");
-        let retiring: Vec<u32> = world
-            .state
-            .replicas_of(name)
-            .filter(|(_, row)| row.desired == Desired::Retire)
-            .map(|(_, row)| row.slot)
-            .collect();
-        assert!(retiring.len() <= service.desired.max(1) as usize, "{name} replaces {retiring:?} at once");
+        assert!(superseded.get(name).is_none_or(|count| *count <= 1), "of {name}: {superseded:?}");
     }
 }
 
@@ -172,10 +174,11 @@ fn run(happenings: &[Happening]) {
         assert!(report.wake_at().is_none_or(|at| at > world.now), "{report:?} is due at {:?}", world.now);
         assert_eq!(planner.wake_at().is_some(), report.wake_at().is_some(), "after {happening:?}");
         world.observations = planner_observations(&mut planner, &world);
+        let before = world.state.clone();
         let outcome = world.apply(Command::Plan(full.clone()));
         assert_eq!(outcome, Outcome::Planned { dropped: Vec::new() }, "of\n{}", show(&full, world.now));
         assert_eq!(show(&world.plan().0, world.now), "", "is planned after\n{}", show(&full, world.now));
-        check_bounds(&world);
+        check_bounds(&before, &full, &world.state);
     }
 }
 
