@@ -512,6 +512,7 @@ mod tests {
         };
         cluster.planned(pending(0, Some("its node drains")));
         assert_eq!(cluster.events(), ["web.0 waits: its node drains"]);
+        cluster.planned(pending(0, None));
         cluster.planned(pending(1, Some("full")));
         assert_eq!(cluster.events(), ["web.1 waits: full"]);
         cluster.planned(pending(1, Some("full")));
