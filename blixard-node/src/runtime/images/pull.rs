@@ -7,14 +7,14 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use blixard_core::image_reference::ImageReference;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::containerd::Containerd;
 use super::content::{FRAME_BYTES_MAX, Ingest, Opened};
 use super::manifest::{Descriptor, Document};
 use super::registry::RegistrySession;
-use super::tree::walk;
+use super::tree::Documents;
 use super::{ImageStore, digest_of};
 use crate::platform::{OnProgress, PullProgress, RuntimeError};
 
@@ -42,15 +42,15 @@ impl ImageStore {
         let lease = format!("pull-{}", &digest_of(name.as_bytes())["sha256:".len()..][..16]);
         let containerd = self.containerd.with_lease(&lease).await?;
 
-        let read = async |digest: &str| self.fetch_document(&containerd, &session, digest).await;
-        let (_, _, manifest) = walk(&digest, &self.platform, read).await?;
+        let documents = Documents { containerd: &containerd, registry: Some(&session) };
+        let (_, _, manifest) = documents.walk(&digest, &self.platform).await?;
         let blobs = manifest.blobs();
         let progress = Progress::new(blobs.iter().map(|blob| blob.size).sum(), on_progress);
-        stream::iter(blobs)
-            .map(|blob| self.fetch_blob(&containerd, &session, blob, &progress))
-            .buffer_unordered(DOWNLOADS_MAX)
-            .try_collect::<()>()
-            .await?;
+        let mut downloads = Vec::with_capacity(blobs.len());
+        for blob in blobs {
+            downloads.push(self.fetch_blob(&containerd, &session, blob, &progress));
+        }
+        stream::iter(downloads).buffer_unordered(DOWNLOADS_MAX).try_collect::<()>().await?;
 
         let root = self.root(&containerd, &digest).await?;
         let tree = self.tree(&containerd, &root).await?;
@@ -75,25 +75,6 @@ impl ImageStore {
             platform: None,
             annotations: None,
         })
-    }
-
-    async fn fetch_document(
-        &self,
-        containerd: &Containerd,
-        session: &RegistrySession,
-        digest: &str,
-    ) -> Result<Bytes, RuntimeError> {
-        match containerd.read_document(digest).await {
-            Ok(bytes) => {
-                containerd.keep("content", digest).await?;
-                return Ok(bytes);
-            }
-            Err(RuntimeError::NotFound(_)) => {}
-            Err(err) => return Err(err),
-        }
-        let bytes = session.document(digest).await?;
-        containerd.write_document(&bytes).await?;
-        Ok(bytes)
     }
 
     async fn fetch_blob(

@@ -82,31 +82,33 @@ impl RegistrySession {
 
     /// The digest that a tag or digest stands for.
     pub(super) async fn digest(&self, tag_or_digest: &str) -> Result<String, RuntimeError> {
-        let path = format!("manifests/{tag_or_digest}");
-        self.first(async |endpoint| {
-            let response = endpoint.send(Method::HEAD, &self.url(endpoint, &path)?, None).await?;
-            if let Some(digest) = header(&response, "docker-content-digest")
-                && is_digest(digest)
-            {
-                return Ok(digest.to_owned());
+        let path = &format!("manifests/{tag_or_digest}");
+        self.first(|endpoint| async move {
+            let url = self.url(endpoint, path)?;
+            let response = endpoint.send(Method::HEAD, &url, None).await?;
+            match header(&response, "docker-content-digest") {
+                Some(digest) if is_digest(digest) => Ok(digest.to_owned()),
+                _ => Ok(digest_of(&endpoint.document(&url, None).await?)),
             }
-            Ok(digest_of(&endpoint.document(&self.url(endpoint, &path)?, None).await?))
         })
         .await
     }
 
     /// The manifest or index of that digest.
     pub(super) async fn document(&self, digest: &str) -> Result<Bytes, RuntimeError> {
-        let path = format!("manifests/{digest}");
-        self.first(async |endpoint| endpoint.document(&self.url(endpoint, &path)?, Some(digest)).await).await
+        let path = &format!("manifests/{digest}");
+        self.first(
+            |endpoint| async move { endpoint.document(&self.url(endpoint, path)?, Some(digest)).await },
+        )
+        .await
     }
 
     /// A blob from `offset` on, or from its start when the host cannot skip. Not verified.
     pub(super) async fn blob(&self, digest: &str, offset: u64) -> Result<BlobStream, RuntimeError> {
-        let path = format!("blobs/{digest}");
-        self.first(async |endpoint| {
+        let path = &format!("blobs/{digest}");
+        self.first(|endpoint| async move {
             let range = (offset > 0).then(|| format!("bytes={offset}-"));
-            let response = endpoint.send(Method::GET, &self.url(endpoint, &path)?, range).await?;
+            let response = endpoint.send(Method::GET, &self.url(endpoint, path)?, range).await?;
             let offset = if response.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
             let host = endpoint.host.clone();
             let bytes = response
@@ -132,7 +134,10 @@ impl RegistrySession {
     }
 
     /// Asks each host in order until one has it. The registry's own answer decides the error.
-    async fn first<T>(&self, ask: impl AsyncFn(&Endpoint) -> Result<T, Fault>) -> Result<T, RuntimeError> {
+    async fn first<'a, T, F>(&'a self, ask: impl Fn(&'a Endpoint) -> F) -> Result<T, RuntimeError>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
         let mut last = None;
         for endpoint in &self.endpoints {
             match ask(endpoint).await {
