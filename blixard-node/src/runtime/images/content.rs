@@ -25,6 +25,9 @@ const STEP_DEADLINE: Duration = Duration::from_secs(300);
 /// How often, and how many times, to try again to write what another writer holds.
 const LOCKED_RETRY: Duration = Duration::from_millis(200);
 const LOCKED_RETRIES: u32 = 150;
+/// How often, and how many times, to try again to remove a write that containerd is still closing.
+const ABORT_RETRY: Duration = Duration::from_millis(50);
+const ABORT_RETRIES: u32 = 20;
 
 /// What opening a blob for writing found.
 pub(super) enum Opened {
@@ -203,11 +206,21 @@ impl Containerd {
         Ok(())
     }
 
+    /// Removes an unfinished write. Its stream may have ended a moment ago: containerd then needs
+    /// a moment to let go of it.
     pub(super) async fn abort(&self, reference: &str) -> Result<(), RuntimeError> {
-        match self.content().abort(self.request(AbortRequest { r#ref: reference.to_owned() })).await {
-            Ok(_) => Ok(()),
-            Err(status) if status.code() == Code::NotFound => Ok(()),
-            Err(status) => Err(fault("abort a write", &status)),
+        let mut retries = 0;
+        loop {
+            let request = self.request(AbortRequest { r#ref: reference.to_owned() });
+            match self.content().abort(request).await {
+                Ok(_) => return Ok(()),
+                Err(status) if status.code() == Code::NotFound => return Ok(()),
+                Err(_) if retries < ABORT_RETRIES => {
+                    retries += 1;
+                    tokio::time::sleep(ABORT_RETRY).await;
+                }
+                Err(status) => return Err(fault("abort a write", &status)),
+            }
         }
     }
 }

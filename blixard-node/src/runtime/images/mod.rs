@@ -41,6 +41,8 @@ pub struct ImageStore {
     containerd: Containerd,
     registries: Registries,
     platform: Platform,
+    /// Tells this store's leases from another process's.
+    instance: String,
     locks: Locks,
 }
 
@@ -70,6 +72,7 @@ impl ImageStore {
             containerd: Containerd::new(channel, &namespace)?,
             registries,
             platform: Platform::of_node(),
+            instance: format!("{:08x}", rand::random::<u32>()),
             locks: Locks::default(),
         })
     }

@@ -1,7 +1,8 @@
 //! Pulls an image: documents from the root down, then what is missing of its blobs, then unpacks.
 //!
 //! Everything is done under a lease named after the image, so that an interrupted pull's bytes
-//! wait a day for the next try, and nothing stays of pulls that are given up.
+//! wait a day for the next try, and nothing stays of pulls that are given up. The lease is this
+//! store's own: another process that pulls the same image cannot end it.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -39,7 +40,8 @@ impl ImageStore {
             Some(digest) => digest.to_owned(),
             None => session.digest(reference.tag().unwrap_or_default()).await?,
         };
-        let lease = format!("pull-{}", &digest_of(name.as_bytes())["sha256:".len()..][..16]);
+        let hash = digest_of(name.as_bytes());
+        let lease = format!("pull-{}-{}", &hash["sha256:".len()..][..16], self.instance);
         let containerd = self.containerd.with_lease(&lease).await?;
 
         let documents = Documents { containerd: &containerd, registry: Some(&session) };
@@ -56,7 +58,9 @@ impl ImageStore {
         let tree = self.tree(&containerd, &root).await?;
         self.install(&containerd, &tree).await?;
         containerd.set_image(&name, &root).await?;
-        containerd.release(false).await?;
+        if let Err(err) = containerd.release(false).await {
+            tracing::warn!(%err, "a pull's lease stays until it expires");
+        }
         tracing::info!(image = name, digest, "image pulled");
         Ok(digest)
     }
