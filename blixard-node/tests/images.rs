@@ -1,5 +1,7 @@
 //! The image store on a real containerd and real registries. Needs root, and the packages
-//! containerd, docker-registry and busybox-static.
+//! containerd, docker-registry, busybox-static and openssl.
+
+#![expect(clippy::disallowed_methods, reason = "real components run in real time")]
 
 mod support;
 
@@ -208,6 +210,31 @@ async fn what_a_registry_lacks_or_hides_is_said() {
         matches!(&error, RuntimeError::Unavailable(text) if text.contains("refused") && text.contains(&registry.host)),
         "{error:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_checked_unless_told_otherwise() {
+    let containerd = TestContainerd::start().await;
+    let registry = TestRegistry::start_tls().await;
+    let archive = oci_archive("docker.io/test/app:1", &[("a", 0o644, b"a")], json!({}));
+    let digest = registry.push(&archive).await;
+    let reference = format!("{}/test/app:1", registry.host);
+    let with = |mut settings: serde_json::Value| {
+        settings["plain_http"] = json!(false);
+        let registries = json!({"registries": {&registry.host: settings}});
+        store_with(&containerd, NAMESPACE, &registries.to_string())
+    };
+    let error = with(json!({})).resolve(&reference).await.expect_err("an unknown certificate");
+    assert!(matches!(&error, RuntimeError::Unavailable(text) if text.contains("certificate")), "{error:?}");
+    let missing = with(json!({"ca_file": "/nonexistent/ca.pem"}));
+    let error = missing.resolve(&reference).await.expect_err("no such file");
+    assert!(
+        matches!(&error, RuntimeError::Invalid(text) if text.contains("/nonexistent/ca.pem")),
+        "{error:?}"
+    );
+    assert_eq!(with(json!({"skip_verify": true})).resolve(&reference).await.expect("unchecked"), digest);
+    let trusting = with(json!({"ca_file": registry.ca_file()}));
+    assert_eq!(trusting.pull(&reference, None, quiet()).await.expect("trusted"), digest);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,7 +34,7 @@ pub(super) enum Opened {
     /// The blob is here in full and kept by the lease.
     Present,
     /// The blob is to be written from the ingest's offset on.
-    Writing(Ingest),
+    Writing(Box<Ingest>),
 }
 
 /// A blob being written. What is not committed stays, to be resumed under the same reference, as
@@ -172,7 +172,7 @@ impl Containerd {
             let opened = tokio::time::timeout(STEP_DEADLINE, open).await;
             match opened.map_err(|_| RuntimeError::Unavailable("no answer opening a blob".into()))? {
                 Ok((Some(answer), answers)) => {
-                    return Ok(Opened::Writing(Ingest {
+                    return Ok(Opened::Writing(Box::new(Ingest {
                         containerd: self.clone(),
                         reference: reference.to_owned(),
                         expected: expected.to_owned(),
@@ -180,7 +180,7 @@ impl Containerd {
                         offset: u64::try_from(answer.offset).unwrap_or(0),
                         frames,
                         answers,
-                    }));
+                    })));
                 }
                 Ok((None, _)) => {
                     return Err(RuntimeError::Unavailable("containerd ended a write early".into()));
