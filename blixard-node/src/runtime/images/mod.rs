@@ -149,7 +149,13 @@ impl ImageStore {
     ) -> Result<String, RuntimeError> {
         let reference = self.reference(reference)?;
         let digest = wanted_digest(&reference, digest)?;
-        self.pull_image(&reference, digest, progress).await
+        let name = reference.to_string();
+        self.pull_image(&reference, digest, progress).await.map_err(|err| match err {
+            RuntimeError::Invalid(text) if !text.contains(&name) => {
+                RuntimeError::Invalid(format!("image {name}: {text}"))
+            }
+            err => err,
+        })
     }
 
     /// Takes in every image of an OCI or Docker archive (tar, perhaps gzipped), all or none.

@@ -48,8 +48,11 @@ impl ImageStore {
         let (_, _, manifest) = documents.walk(&digest, &self.platform).await?;
         let blobs = manifest.blobs();
         let progress = Progress::new(blobs.iter().map(|blob| blob.size).sum(), on_progress);
+        // What cannot run here shows in the configuration, before the layers are fetched.
+        self.fetch_blob(&containerd, &session, &manifest.config, &progress).await?;
+        manifest.configuration(&containerd.read_document(&manifest.config.digest).await?, &self.platform)?;
         let mut downloads = Vec::with_capacity(blobs.len());
-        for blob in blobs {
+        for blob in blobs.into_iter().filter(|blob| blob.digest != manifest.config.digest) {
             downloads.push(self.fetch_blob(&containerd, &session, blob, &progress));
         }
         stream::iter(downloads).buffer_unordered(DOWNLOADS_MAX).try_collect::<()>().await?;
