@@ -16,7 +16,9 @@ use blixard_node::platform::{
     ContainerConfig, ContainerRuntime, ExecConfig, LogLine, LogQuery, RuntimeError, RuntimeEvent, Started,
 };
 use blixard_node::runtime::images::Registries;
-use blixard_node::runtime::{ContainerdChoice, ContainerdRuntime, HostOnly, RuntimeConfig, namespace};
+use blixard_node::runtime::{
+    ContainerdChoice, ContainerdRuntime, HostOnly, Networks, RuntimeConfig, namespace,
+};
 use futures_util::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,31 +31,23 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// A node's runtime in a directory of its own, with one image. Removed when dropped.
 struct Bench {
     directory: tempfile::TempDir,
+    /// The network; the node's own bridge when absent.
+    networks: Option<Arc<dyn Networks>>,
     runtime: Option<ContainerdRuntime>,
 }
 
 impl Bench {
     async fn new() -> Self {
+        Self::with_networks(Some(Arc::new(HostOnly))).await
+    }
+
+    async fn with_networks(networks: Option<Arc<dyn Networks>>) -> Self {
         let directory = tempfile::Builder::new().prefix("blixard-runtime-").tempdir().expect("directory");
-        let mut bench = Self { directory, runtime: None };
+        let mut bench = Self { directory, networks, runtime: None };
         bench.connect().await;
-        let archive = bench.directory.path().join("box.tar");
-        std::fs::write(&archive, box_image()).expect("archive");
-        let imported = Command::new("ctr")
-            .arg("--address")
-            .arg(bench.runtime().socket())
-            .args([
-                "--namespace",
-                &namespace(CLUSTER, NODE),
-                "images",
-                "import",
-                "--snapshotter",
-                "overlayfs",
-            ])
-            .arg(&archive)
-            .output()
-            .expect("ctr");
-        assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+        let archive = Box::pin(std::io::Cursor::new(box_image()));
+        let images = bench.runtime().import(archive).await.expect("import");
+        assert_eq!(images.len(), 1, "{images:?}");
         bench
     }
 
@@ -65,7 +59,7 @@ impl Bench {
             containerd: ContainerdChoice::Private,
             registries: Registries::default(),
             logger: Some(logger()),
-            networks: Arc::new(HostOnly),
+            networks: self.networks.clone(),
         })
         .await
         .expect("containerd");
@@ -173,6 +167,11 @@ fn box_image() -> Vec<u8> {
     add("bin/busybox", 0o755, &busybox);
     add("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/:/bin/sh\n");
     add("etc/group", 0o644, b"root:x:0:\nweb:x:34:\nssl:x:101:web\n");
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_mode(0o1777);
+    header.set_size(0);
+    layer.append_data(&mut header, "tmp/", std::io::empty()).expect("layer");
     for name in ["sh", "sleep", "id", "cat", "echo", "env", "pwd", "hostname", "stty", "kill", "seq", "mount"]
     {
         let mut header = tar::Header::new_gnu();
@@ -307,7 +306,79 @@ async fn the_process_is_what_image_and_service_say() {
     assert!(matches!(absent, Err(RuntimeError::NotFound(_))), "{absent:?}");
     let listed = bench.runtime().list().await.expect("list");
     assert_eq!(listed.len(), 1, "failed starts leave nothing: {listed:?}");
+
+    // Root in a container: Docker's default capabilities, the seccomp filter, masked paths.
+    let command = "cat /proc/self/status; cat /proc/keys; busybox mount -t tmpfs t /srv || echo refused; \
+        busybox unshare -m true || echo refused; echo 1 > /proc/sys/kernel/sysrq || echo refused";
+    let exec = ExecConfig {
+        command: vec!["sh".into(), "-c".into(), command.into()],
+        user: Some("root".into()),
+        ..Default::default()
+    };
+    let host = config(4, serde_json::json!({}));
+    bench.start(&host).await;
+    let mut session = bench.runtime().exec(host.replica, 1, &exec).await.expect("exec");
+    let mut output = String::new();
+    let mut io = session.take_io();
+    tokio::time::timeout(DEADLINE, io.stdout.read_to_string(&mut output))
+        .await
+        .expect("end")
+        .expect("output");
+    for expect in ["CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb", "Seccomp:\t2"] {
+        assert!(output.contains(expect), "{expect} in {output}");
+    }
+    assert_eq!(output.matches("refused").count(), 3, "{output}");
     bench.finish().await;
+}
+
+/// The namespace's half of the next test.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "runs inside the network namespace that the next test makes"]
+async fn bridged_container_in_a_namespace() {
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip");
+    assert!(up.success());
+    let bench = Bench::with_networks(None).await;
+    let answer = r#"printf 'HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n'"#;
+    let served = config(
+        1,
+        serde_json::json!({
+            "network": "bridge",
+            "ports": [{"container_port": 80, "host_port": 8080}],
+            "image": {"reference": IMAGE, "command":
+                ["sh", "-c", format!("{answer} > /tmp/a; busybox nc -lk -p 80 -e busybox cat /tmp/a")]},
+        }),
+    );
+    let address = bench.start(&served).await.address.expect("an address");
+    assert_eq!(&address.octets()[..3], [10, 99, 1]);
+    let (code, hosts) = bench.exec(&served, &["cat", "/etc/hosts"]).await;
+    assert!(code == 0 && hosts.contains(&format!("{address}\tbox-3\n")), "{hosts}");
+    for target in [(address, 80), ([127, 0, 0, 1].into(), 8080)] {
+        let deadline = Instant::now() + DEADLINE;
+        while !bench.runtime().probe(target.into(), "/", Duration::from_secs(1)).await {
+            assert!(Instant::now() < deadline, "{target:?} does not answer");
+        }
+    }
+    let listed = bench.runtime().list().await.expect("list");
+    assert_eq!(listed[0].address, Some(address));
+    bench.remove(&served, Duration::ZERO).await;
+    assert!(!bench.runtime().probe((address, 80).into(), "/", Duration::from_millis(300)).await);
+    bench.finish().await;
+}
+
+#[test]
+fn a_bridged_container_answers_on_its_address_and_its_published_port() {
+    let output = Command::new("unshare")
+        .arg("--net")
+        .arg(std::env::current_exe().expect("this test"))
+        .args(["--exact", "bridged_container_in_a_namespace", "--ignored", "--nocapture"])
+        .output()
+        .expect("unshare");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -464,6 +535,12 @@ async fn limits_hold_in_the_containers_cgroup() {
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}")).trim().to_owned()
     };
     assert!(groups.contains("/blixard/1/"), "{groups}");
+    let run = bench.runtime().socket().parent().expect("run directory").to_path_buf();
+    let info = bench.runtime().inspect(limited.replica, 1).await.expect("inspect");
+    assert!(
+        run.join("runc").join(namespace(CLUSTER, NODE)).join(&info.id.0).is_dir(),
+        "runc's state is the node's"
+    );
     assert_eq!(read("memory", "memory.limit_in_bytes", "memory.max"), "33554432");
     assert_eq!(read("pids", "pids.max", "pids.max"), "20");
     assert!(["50000", "50000 100000"].contains(&read("cpu", "cpu.cfs_quota_us", "cpu.max").as_str()));

@@ -14,13 +14,11 @@ use containerd_client::types::v1::Status as ProcessStatus;
 use super::cgroups::{self, CgroupSupport};
 use super::client::{Client, disk, failed, found};
 use super::files::Files;
-use super::images::ImageStore;
+use super::images::{ImageStore, SNAPSHOTTER};
 use super::networks::Networks;
 use super::record::Record;
 use crate::platform::RuntimeError;
 
-/// The snapshotter that images are unpacked with.
-pub(crate) const SNAPSHOTTER: &str = "overlayfs";
 /// How long a process may take to end after SIGKILL: longer is a process stuck in the kernel.
 const KILL_TIMEOUT: Duration = Duration::from_secs(15);
 const SIGKILL: u32 = 9;

@@ -16,9 +16,9 @@ use prost_types::Any;
 use rustix::process::Resource;
 
 use super::client::{disk, failed};
-use super::containers::{Containers, SNAPSHOTTER};
+use super::containers::Containers;
 use super::files::ContainerFiles;
-use super::images::ImageRootfs;
+use super::images::{ImageRootfs, SNAPSHOTTER};
 use super::logger;
 use super::networks::NetworkLease;
 use super::record::{Record, signal_number};
@@ -52,7 +52,7 @@ impl Containers {
         if self.client.container(&id.0).await?.is_some() {
             match self.client.process(&id.0).await? {
                 Some(process) if process.status == ProcessStatus::Running as i32 => {
-                    return Ok(Started { pid: process.pid, address: self.networks.address_of(&id) });
+                    return Ok(Started { pid: process.pid, address: self.networks.address_of(&id).await });
                 }
                 _ => self.erase(&id).await?,
             }

@@ -70,7 +70,8 @@ impl Private {
         self.root.join("config.toml")
     }
 
-    fn log_path(&self) -> PathBuf {
+    /// What it says.
+    pub(crate) fn log_path(&self) -> PathBuf {
         self.root.join("containerd.log")
     }
 
