@@ -7,6 +7,7 @@
 
 mod member;
 mod node;
+mod placement;
 mod plan;
 mod replica;
 mod request;
