@@ -1,6 +1,6 @@
 //! What tests on real components share: images that tests build themselves, a private containerd,
 //! registries. Knows nothing of the crate under test, so it can move.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part; written to become a crate")]
 
 pub mod containerd;
 pub mod fake_registry;

@@ -1,7 +1,7 @@
 //! Debian's docker-registry on a port of 127.0.0.1, and pushing to it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use reqwest::StatusCode;
@@ -20,21 +20,35 @@ pub struct TestRegistry {
     dir: TempDir,
     /// `127.0.0.1:PORT`.
     pub host: String,
-    locked: bool,
+    access: Access,
+}
+
+/// How a registry lets others in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Open,
+    Locked,
+    Tls,
 }
 
 impl TestRegistry {
     /// Starts a registry open to all.
     pub async fn start() -> Self {
-        Self::start_as(false).await
+        Self::start_as(Access::Open).await
     }
 
     /// Starts a registry that wants [`CREDENTIALS`].
     pub async fn start_locked() -> Self {
-        Self::start_as(true).await
+        Self::start_as(Access::Locked).await
     }
 
-    async fn start_as(locked: bool) -> Self {
+    /// Starts a registry that speaks HTTPS with a certificate by the authority of
+    /// [`TestRegistry::ca_file`].
+    pub async fn start_tls() -> Self {
+        Self::start_as(Access::Tls).await
+    }
+
+    async fn start_as(access: Access) -> Self {
         let dir = tempfile::Builder::new().prefix("bx-reg").tempdir().expect("temporary directory");
         let host = format!("127.0.0.1:{}", super::free_port());
         let storage = dir.path().join("storage");
@@ -42,10 +56,19 @@ impl TestRegistry {
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n",
             storage.display()
         );
-        if locked {
+        if access == Access::Locked {
             let path = dir.path().join("htpasswd");
             std::fs::write(&path, HTPASSWD).expect("write htpasswd");
             text.push_str(&format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", path.display()));
+        }
+        if access == Access::Tls {
+            make_certificates(dir.path());
+            let at = |name: &str| dir.path().join(name).display().to_string();
+            text.push_str(&format!(
+                "  tls:\n    certificate: {}\n    key: {}\n",
+                at("tls.pem"),
+                at("tls.key")
+            ));
         }
         let config = dir.path().join("config.yml");
         std::fs::write(&config, text).expect("write config");
@@ -61,12 +84,19 @@ impl TestRegistry {
             tokio::net::TcpStream::connect(&host).await.is_ok()
         })
         .await;
-        Self { child, dir, host, locked }
+        Self { child, dir, host, access }
     }
 
     /// Pushes what an archive holds under its own repository name and tag. Returns the digest.
     pub async fn push(&self, archive: &[u8]) -> String {
-        push(&self.host, archive, self.locked.then_some(CREDENTIALS)).await
+        let scheme = if self.access == Access::Tls { "https" } else { "http" };
+        let credentials = (self.access == Access::Locked).then_some(CREDENTIALS);
+        push(&format!("{scheme}://{}", self.host), archive, credentials).await
+    }
+
+    /// The authority that signed the registry's certificate.
+    pub fn ca_file(&self) -> PathBuf {
+        self.dir.path().join("ca.pem")
     }
 
     /// Where the registry keeps a blob.
@@ -88,11 +118,28 @@ impl Drop for TestRegistry {
     }
 }
 
-/// Pushes what an OCI archive holds to a registry, by plain HTTP, under its own repository name
-/// and tag. Returns the digest of its root.
+/// Makes an authority `ca.pem`, and a certificate `tls.pem` of it for 127.0.0.1.
+fn make_certificates(dir: &Path) {
+    let openssl = |arguments: &str| {
+        let done = Command::new("openssl").args(arguments.split(' ')).current_dir(dir).output();
+        let done = done.expect("openssl starts: install the package openssl");
+        assert!(done.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=test-ca"));
+    openssl(&format!("req {key} -keyout tls.key -out tls.csr -subj /CN=test-registry"));
+    std::fs::write(dir.join("extensions"), "subjectAltName=IP:127.0.0.1\n").expect("write extensions");
+    openssl(
+        "x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out tls.pem -days 2 -extfile extensions",
+    );
+}
+
+/// Pushes what an OCI archive holds to a registry, by its URL, under its own repository name and
+/// tag. Certificates are not checked. Returns the digest of its root.
 pub async fn push(registry: &str, archive: &[u8], credentials: Option<(&str, &str)>) -> String {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().expect("plain HTTP client");
+    let http =
+        reqwest::Client::builder().no_proxy().tls_danger_accept_invalid_certs(true).build().expect("client");
     let request = |method: reqwest::Method, url: String| {
         let request = http.request(method, url);
         match credentials {
@@ -101,7 +148,7 @@ pub async fn push(registry: &str, archive: &[u8], credentials: Option<(&str, &st
         }
     };
     let layout = Layout::read(archive);
-    let base = format!("http://{registry}/v2/{}", layout.repository);
+    let base = format!("{registry}/v2/{}", layout.repository);
     let manifests: BTreeMap<String, String> = manifests_below(&layout).into_iter().collect();
     for (digest, content) in &layout.blobs {
         if manifests.contains_key(digest) {
