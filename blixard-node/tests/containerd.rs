@@ -198,7 +198,7 @@ fn box_image() -> Vec<u8> {
         layer.append_link(&mut header, format!("bin/{name}"), "busybox").expect("layer");
     }
     let layer = layer.into_inner().expect("layer");
-    let digest = |bytes: &[u8]| format!("{}", hex::encode(Sha256::digest(bytes)));
+    let digest = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
     let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = serde_json::to_vec(&serde_json::json!({
         "architecture": arch, "os": "linux",
@@ -449,6 +449,35 @@ async fn containers_outlive_the_daemon_and_containerd() {
     let expect = RuntimeEvent::Exited { replica: ReplicaId(1), attempt: 1, code: 137 };
     assert_eq!(next_event(&mut events).await, expect);
     assert_eq!(bench.ended(&lasting).await, 137);
+    bench.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_was_cut_off_is_made_good_by_the_next() {
+    let bench = Bench::new().await;
+    for (replica, cut_after_ms) in (1..).zip([1, 4, 8, 15, 30, 50, 70, 90, 120]) {
+        let config = config(replica, serde_json::json!({}));
+        let cut_after = Duration::from_millis(cut_after_ms);
+        let _ = tokio::time::timeout(cut_after, bench.runtime().start(&config)).await;
+        let started = bench.start(&config).await;
+        assert!(alive(started.pid), "cut off after {cut_after:?}");
+    }
+    // Cut off for good: listing shows what has a container, and removes what has none. containerd
+    // may still be at what was asked of it, so that something shows late.
+    let lost = config(100, serde_json::json!({}));
+    let _ = tokio::time::timeout(Duration::from_millis(12), bench.runtime().start(&lost)).await;
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        for observed in bench.runtime().list().await.expect("list") {
+            bench.runtime().remove(observed.replica, observed.attempt, Duration::ZERO).await.expect("remove");
+        }
+        let socket = bench.runtime().socket();
+        let snapshots = ctr(socket, &bench.namespace(), &["snapshots", "ls"]);
+        if !snapshots.contains("Active") && bench.runtime().list().await.expect("list").is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{snapshots}");
+    }
     bench.finish().await;
 }
 

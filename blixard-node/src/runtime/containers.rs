@@ -114,7 +114,8 @@ impl Containers {
         .await
     }
 
-    async fn end_process(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+    /// Kills a container's process, waits for its end and removes it.
+    pub(crate) async fn end_process(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let Some(process) = self.client.process(&id.0).await? else { return Ok(()) };
         if process.status != ProcessStatus::Stopped as i32 {
             let ended = self.ended(id);

@@ -24,6 +24,7 @@ mod exec;
 mod files;
 pub mod images;
 mod inventory;
+mod log_reader;
 pub mod logger;
 mod logs;
 mod networks;
