@@ -33,7 +33,7 @@ const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 /// Keeps a snapshot that no container refers to yet from containerd's garbage collection.
 const GC_ROOT: &str = "containerd.io/gc.root";
 /// How often, and after how long each, a process is created where an earlier start is in the way.
-const CREATE_TRIES_MAX: u32 = 50;
+const CREATE_TRIES_MAX: u32 = 30;
 const CREATE_RETRY: Duration = Duration::from_millis(100);
 /// How many attempts' logs of one replica are kept.
 const LOGS_PER_REPLICA_MAX: usize = 5;
@@ -199,8 +199,13 @@ impl Containers {
             extensions: record.extensions(),
             ..Default::default()
         };
-        let request = self.client.request(CreateContainerRequest { container: Some(container) });
-        let answer = self.client.containers().create(request).await;
+        let create = || self.client.request(CreateContainerRequest { container: Some(container.clone()) });
+        let mut answer = self.client.containers().create(create()).await;
+        if answer.as_ref().is_err_and(|status| status.code() == Code::AlreadyExists) {
+            // Asked for by a start that was cut off, and made only now.
+            self.remove_record(id).await?;
+            answer = self.client.containers().create(create()).await;
+        }
         answer.map(|_| ()).map_err(|status| failed("create the container", &status))
     }
 
@@ -259,12 +264,10 @@ impl Containers {
     }
 }
 
-/// Whether something of an earlier process of the same container is still there: the process
-/// itself, or the directory that containerd keeps for it.
+/// Whether something of an earlier process of the same container is in the way: the process itself,
+/// or its shim's directory, which containerd may be about to remove under the new shim.
 fn is_in_the_way(status: &Status) -> bool {
-    status.code() == Code::AlreadyExists
-        || status.message().contains("failed to start shim: mkdir")
-            && status.message().contains("file exists")
+    status.code() == Code::AlreadyExists || status.message().contains("failed to start shim")
 }
 
 /// What runc could not start, in words for whoever wrote the bundle where the bundle is to blame.
