@@ -24,12 +24,12 @@ impl LinuxDisk {
 impl Disk for LinuxDisk {
     fn open(&self, name: &str) -> io::Result<Box<dyn redb::StorageBackend>> {
         let path = self.directory.join(name);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(
-            |error| io::Error::new(error.kind(), format!("cannot open {}: {error}", path.display())),
-        )?;
-        let backend = FileBackend::new(file).map_err(|error| {
-            io::Error::other(format!("cannot open {}: {error}", path.display()))
-        })?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(
+                |error| io::Error::new(error.kind(), format!("cannot open {}: {error}", path.display())),
+            )?;
+        let backend = FileBackend::new(file)
+            .map_err(|error| io::Error::other(format!("cannot open {}: {error}", path.display())))?;
         Ok(Box::new(backend))
     }
 

@@ -25,7 +25,11 @@ impl RaftNode {
     ///
     /// # Errors
     /// See [`ProposeError`]; [`ProposeError::Invalid`] when one is not a member.
-    pub async fn change_voters(&self, voters: BTreeSet<NodeId>, deadline: Duration) -> Result<(), ProposeError> {
+    pub async fn change_voters(
+        &self,
+        voters: BTreeSet<NodeId>,
+        deadline: Duration,
+    ) -> Result<(), ProposeError> {
         self.change(ChangeMembers::ReplaceAllVoters(raft_ids(&voters)), true, deadline).await
     }
 

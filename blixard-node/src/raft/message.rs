@@ -8,9 +8,7 @@ use openraft::raft::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::codec::{
-    CodecError, EntryRecord, LogIdRecord, SnapshotMetaRecord, VoteRecord, decode, encode,
-};
+use super::codec::{CodecError, EntryRecord, LogIdRecord, SnapshotMetaRecord, VoteRecord, decode, encode};
 use super::types::{LogEntry, LogId, Types, Vote};
 
 /// A question to another member's Raft.

@@ -65,7 +65,9 @@ impl RaftNode {
         let proposal = Proposal(bytes.into());
         let writing = self.until(deadline, async || {
             let written = self.raft().client_write(proposal.clone()).await;
-            written.map(|response| (response.log_id.index, response.data)).map_err(|error| self.refused(error))
+            written
+                .map(|response| (response.log_id.index, response.data))
+                .map_err(|error| self.refused(error))
         });
         writing.await
     }
