@@ -194,7 +194,7 @@ impl RaftNode {
         if metrics.current_leader != Some(metrics.id) {
             return format!("no leader answered within {waited:?}");
         }
-        let silent = status::silent(&metrics, self.inner.config.election_max);
+        let silent = status::silent(&metrics, self.config().election_max);
         if silent.is_empty() {
             return format!("no quorum agreed within {waited:?}");
         }

@@ -290,17 +290,24 @@ async fn members_are_added_demoted_and_removed() {
     leader.add_learner(NodeId(4), PATIENCE).await.expect("added");
     leader.add_learner(NodeId(4), PATIENCE).await.expect("added again");
     let others: BTreeSet<_> = [1, 2, 3, 4].map(NodeId).into_iter().filter(|id| *id != leader.id()).collect();
-    leader.change_voters(others.clone(), PATIENCE).await.expect("the leader votes no more");
-    eventually("another leads", || {
-        cluster.nodes().into_iter().find(|node| node.id() != leader.id() && node.leads())
-    })
-    .await;
+    let refused = leader.change_voters(others.clone(), PATIENCE).await;
+    assert!(matches!(refused, Err(ProposeError::NotLeader { leader: Some(_) })), "{refused:?}");
     let next = cluster.leader().await;
+    assert_ne!(next.id(), leader.id());
+    next.change_voters(others.clone(), PATIENCE).await.expect("the old leader votes no more");
     write_anywhere(&[next.clone()], 0).await;
     assert_eq!(next.status().learners, [leader.id()]);
     next.remove([leader.id()].into(), PATIENCE).await.expect("removed");
     assert_eq!(next.status().voters, others.into_iter().collect::<Vec<_>>());
     assert!(next.status().learners.is_empty());
+
+    let refused = next.remove([next.id()].into(), PATIENCE).await;
+    assert!(matches!(refused, Err(ProposeError::NotLeader { leader: Some(_) })), "{refused:?}");
+    let last = cluster.node(cluster.leader().await.id().0);
+    last.remove([next.id()].into(), PATIENCE).await.expect("removed");
+    assert_eq!(last.status().voters.len(), 2);
+    let nobody = last.remove(last.status().voters.into_iter().collect(), PATIENCE).await;
+    assert!(matches!(nobody, Err(ProposeError::Invalid(_))), "{nobody:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
