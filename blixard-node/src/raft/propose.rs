@@ -105,7 +105,7 @@ impl RaftNode {
                 if leader.is_none() && self.leads() {
                     return Refused::NotNow;
                 }
-                ProposeError::NotLeader { leader }
+                ProposeError::NotLeader { leader: leader.filter(|leader| self.hears(*leader)) }
             }
             RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => ProposeError::Unavailable(
                 "leadership was lost while the write was on its way: it may or may not be applied".to_owned(),

@@ -61,7 +61,7 @@ impl RaftNode {
 
     /// Whether `leader`, as openraft names it, is more than a memory: with pre-vote, openraft goes on
     /// naming a leader that is gone until another is elected.
-    fn hears(&self, leader: NodeId) -> bool {
+    pub(super) fn hears(&self, leader: NodeId) -> bool {
         leader == self.id()
             || self.last_leader_contact().is_some_and(|(heard, at)| {
                 heard == leader && self.context().clock.now().since(at) <= self.config().election_max * 2

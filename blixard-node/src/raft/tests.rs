@@ -221,7 +221,7 @@ async fn leadership_is_handed_over_on_request() {
     let cluster = Cluster::start(3, RaftConfig::default()).await;
     let from = cluster.leader().await;
     let to = cluster.nodes().into_iter().find(|node| node.id() != from.id()).expect("there are three");
-    write_anywhere(&[from.clone()], 0).await;
+    write_anywhere(std::slice::from_ref(&from), 0).await;
     let refused = to.transfer_leader(from.id(), PATIENCE).await;
     assert!(matches!(refused, Err(ProposeError::NotLeader { .. })), "{refused:?}");
     let unknown = from.transfer_leader(NodeId(9), PATIENCE).await;
@@ -274,7 +274,7 @@ async fn a_cut_off_member_disturbs_nobody_when_it_returns() {
     eventually("it misses its leader", || apart.status().leader.is_none().then_some(())).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     cluster.links.cut(apart.id(), false);
-    write_anywhere(&[leader.clone()], 0).await;
+    write_anywhere(std::slice::from_ref(&leader), 0).await;
     cluster.converge().await;
     assert_eq!(leader.status().term, term, "its elections deposed a working leader");
     assert!(leader.leads());
@@ -295,7 +295,7 @@ async fn members_are_added_demoted_and_removed() {
     let next = cluster.leader().await;
     assert_ne!(next.id(), leader.id());
     next.change_voters(others.clone(), PATIENCE).await.expect("the old leader votes no more");
-    write_anywhere(&[next.clone()], 0).await;
+    write_anywhere(std::slice::from_ref(&next), 0).await;
     assert_eq!(next.status().learners, [leader.id()]);
     next.remove([leader.id()].into(), PATIENCE).await.expect("removed");
     assert_eq!(next.status().voters, others.into_iter().collect::<Vec<_>>());
@@ -439,4 +439,35 @@ async fn a_full_disk_stops_raft_which_opens_again_once_there_is_space() {
     eventually("it leads", || node.leads().then_some(())).await;
     node.propose(vec![write(2)], PATIENCE).await.expect("there is space");
     assert!(node.state().requests.contains_key(&request(0)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "a measurement: run it alone, with --release --nocapture"]
+async fn measure_proposals() {
+    let cluster = Cluster::start(3, RaftConfig::default()).await;
+    let leader = cluster.leader().await;
+    let next = AtomicU64::new(0);
+    for clients in [1, 64, 1_024] {
+        let started = tokio::time::Instant::now();
+        let client = async || {
+            let mut latencies = Vec::new();
+            while started.elapsed() < Duration::from_secs(5) {
+                let asked = tokio::time::Instant::now();
+                let command = write(next.fetch_add(1, Ordering::Relaxed));
+                leader.propose(vec![command], PATIENCE).await.expect("a quorum is there");
+                latencies.push(asked.elapsed());
+            }
+            latencies
+        };
+        let mut latencies = futures_util::future::join_all((0..clients).map(|_| client())).await.concat();
+        latencies.sort_unstable();
+        let rate = latencies.len() as f64 / started.elapsed().as_secs_f64();
+        let at = |share: usize| latencies[latencies.len() * share / 1_000];
+        println!("{clients} clients: {rate:.0}/s, p50 {:?}, p99 {:?}, p99.9 {:?}", at(500), at(990), at(999));
+    }
+    let started = tokio::time::Instant::now();
+    for _ in 0..200 {
+        leader.read_barrier(PATIENCE).await.expect("a quorum is there");
+    }
+    println!("read barrier: {:?}", started.elapsed() / 200);
 }
