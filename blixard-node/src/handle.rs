@@ -36,7 +36,7 @@ pub enum WriteError {
 /// What this node knows of Raft.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RaftStatus {
-    /// Who leads, as far as this node knows.
+    /// Who leads, as far as this node knows; absent when it has not heard from a leader lately.
     pub leader: Option<NodeId>,
     /// The current term.
     pub term: u64,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use blixard_core::id::NodeId;
 use openraft::{ChangeMembers, EmptyNode};
 
-use super::propose::{Attempt, Refused};
+use super::propose::Refused;
 use super::{ProposeError, RaftNode};
 
 impl RaftNode {
@@ -21,19 +21,27 @@ impl RaftNode {
     }
 
     /// Makes exactly `voters`, all of them members, vote; members that lose their vote stay as
-    /// learners.
+    /// learners. A leader that would lose its own hands leadership over first, since openraft lets
+    /// it lead without a vote, and answers [`ProposeError::NotLeader`]: ask the next one.
     ///
     /// # Errors
     /// See [`ProposeError`]; [`ProposeError::Invalid`] when one is not a member.
-    pub async fn change_voters(&self, voters: BTreeSet<NodeId>, deadline: Duration) -> Result<(), ProposeError> {
+    pub async fn change_voters(
+        &self,
+        voters: BTreeSet<NodeId>,
+        deadline: Duration,
+    ) -> Result<(), ProposeError> {
+        self.step_aside(|id| voters.contains(&id), deadline).await?;
         self.change(ChangeMembers::ReplaceAllVoters(raft_ids(&voters)), true, deadline).await
     }
 
-    /// Removes members, voters or not. A leader that removes itself leads until that is committed.
+    /// Removes members, voters or not. A leader that would remove itself hands leadership over
+    /// first and answers [`ProposeError::NotLeader`]: ask the next one.
     ///
     /// # Errors
     /// See [`ProposeError`]; [`ProposeError::Invalid`] when no voter would be left.
     pub async fn remove(&self, ids: BTreeSet<NodeId>, deadline: Duration) -> Result<(), ProposeError> {
+        self.step_aside(|id| !ids.contains(&id), deadline).await?;
         let status = self.status();
         let (voters, learners): (BTreeSet<_>, BTreeSet<_>) =
             ids.into_iter().partition(|id| status.voters.contains(id));
@@ -46,28 +54,35 @@ impl RaftNode {
         Ok(())
     }
 
+    /// Hands leadership to a voter that `stays` when this leader does not.
+    async fn step_aside(
+        &self,
+        stays: impl Fn(NodeId) -> bool,
+        deadline: Duration,
+    ) -> Result<(), ProposeError> {
+        if !self.leads() || stays(self.id()) {
+            return Ok(());
+        }
+        let matched = self.matched();
+        let staying = self.status().voters.into_iter().filter(|id| stays(*id));
+        let Some(next) = staying.max_by_key(|id| matched.get(id).copied()) else {
+            return Err(ProposeError::Invalid("at least one of the voters must stay one".to_owned()));
+        };
+        self.transfer_leader(next, deadline).await?;
+        Err(ProposeError::NotLeader { leader: Some(next) })
+    }
+
     async fn change(
         &self,
         change: ChangeMembers<u64, EmptyNode>,
         retain: bool,
         deadline: Duration,
     ) -> Result<(), ProposeError> {
-        let change = &change;
-        let attempt = move || -> Attempt<'_, ()> {
-            Box::pin(async move {
-                let changed = self.raft().change_membership(change.clone(), retain).await;
-                changed.map(|_| ()).map_err(|error| self.refused(error))
-            })
-        };
-        self.until(deadline, attempt).await
-    }
-
-    async fn try_transfer(&self, to: NodeId) -> Result<(), Refused> {
-        let triggered = self.raft().trigger().transfer_leader(to.0).await;
-        triggered.map_err(|fatal| Refused::Final(ProposeError::Fatal(self.words(&fatal))))?;
-        // openraft tries once; a failed try shows only in that nothing happens.
-        let _ = tokio::time::timeout(self.inner.config.election_max, self.lost_leadership()).await;
-        if self.leads() { Err(Refused::NotNow) } else { Ok(()) }
+        self.until(deadline, async || {
+            let changed = self.raft().change_membership(change.clone(), retain).await;
+            changed.map(|_| ()).map_err(|error| self.refused(error))
+        })
+        .await
     }
 
     /// Hands leadership to `to`, a voter, and waits until this member no longer leads. Asks again
@@ -86,8 +101,14 @@ impl RaftNode {
         if to == self.id() {
             return Ok(());
         }
-        let attempt = move || -> Attempt<'_, ()> { Box::pin(self.try_transfer(to)) };
-        match self.until(deadline, attempt).await {
+        let transferred = self.until(deadline, async || {
+            let triggered = self.raft().trigger().transfer_leader(to.0).await;
+            triggered.map_err(|fatal| Refused::Final(ProposeError::Fatal(self.words(&fatal))))?;
+            // openraft tries once; a failed try shows only in that nothing happens.
+            let _ = tokio::time::timeout(self.config().election_max, self.lost_leadership()).await;
+            if self.leads() { Err(Refused::NotNow) } else { Ok(()) }
+        });
+        match transferred.await {
             Err(ProposeError::Unavailable(_)) => {
                 Err(ProposeError::Unavailable(format!("node {to} did not take over within {deadline:?}")))
             }
