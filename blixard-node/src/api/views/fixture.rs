@@ -29,8 +29,8 @@ pub(in super::super) fn state() -> ClusterState {
         next_replica: ReplicaId(1),
         requests: Default::default(),
         requests_by_time: Default::default(),
-        ..ClusterState::default()
         events: Default::default(),
+        ..ClusterState::default()
     };
     add_node(&mut state, 1, NodeStatus::Up);
     state
