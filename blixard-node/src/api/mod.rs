@@ -65,7 +65,7 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .route("/v1/events", get(events::events))
         .route("/v1/images", get(images::list))
         .route("/v1/images/pull", post(images::pull))
-        .route("/v1/images/import", post(images::import).layer(DefaultBodyLimit::disable()))
+        .route("/v1/images/import", post(images::import))
         .route("/v1/tokens", get(tokens::list).post(tokens::add))
         .route("/v1/tokens/{id}", delete(tokens::remove))
         .fallback(async || ApiError::not_found("there is no such path", "see GET /v1/openapi.json"))

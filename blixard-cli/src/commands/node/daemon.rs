@@ -59,7 +59,7 @@ impl DaemonArgs {
             advertise: self.advertise,
             join: self.join,
             bootstrap: self.bootstrap,
-            data_dir: connection.data_dir.clone(),
+            data_dir: connection.data_dir().map(Into::into),
             http: self.http,
             labels: self.labels,
             name: self.name,
