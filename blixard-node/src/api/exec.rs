@@ -286,28 +286,29 @@ mod tests {
     }
 
     /// Starts the process; its pipes hold few bytes, so that pumps that wait for each other stop.
-    fn cat(leaky: bool) -> Box<Cat> {
+    fn cat(leaky: bool) -> (Box<Cat>, impl Future<Output = ()>) {
         let (stdin, mut process_in) = duplex(64);
         let (mut process_out, stdout) = duplex(64);
         let (errors, stderr) = duplex(64);
         let (end, ended) = tokio::sync::watch::channel(false);
-        tokio::spawn(async move {
+        let process = async move {
             tokio::io::copy(&mut process_in, &mut process_out).await.expect("the pumps run");
             end.send(true).expect("somebody waits");
             if leaky {
                 std::future::pending::<()>().await;
             }
-        });
+        };
         let io =
             ExecIo { stdin: Some(Box::pin(stdin)), stdout: Box::pin(stdout), stderr: Some(Box::pin(stderr)) };
-        Box::new(Cat { io: Some(io), ended, errors })
+        (Box::new(Cat { io: Some(io), ended, errors }), process)
     }
 
     /// Sends frames, then gathers everything the session says.
     async fn talk(leaky: bool, frames: &[Frame]) -> (Vec<u8>, Vec<u8>, Vec<Frame>) {
         let (client, server) = duplex(256);
         let clock = Arc::new(TokioClock(tokio::time::Instant::now()));
-        let session = tokio::spawn(run(clock, cat(leaky), server));
+        let (session, process) = cat(leaky);
+        let session = run(clock, session, server);
         let (mut reader, mut writer) = tokio::io::split(client);
         let bytes: Vec<u8> = frames.iter().flat_map(Frame::encode).collect();
         let send = async { writer.write_all(&bytes).await.expect("the session reads") };
@@ -328,10 +329,13 @@ mod tests {
                 }
             }
         };
-        let both = async { tokio::join!(send, receive).1 };
-        let said = tokio::time::timeout(Duration::from_secs(20), both).await.expect("the session ends");
-        session.await.expect("the session does not panic");
-        said
+        let all = async {
+            tokio::select! {
+                said = async { tokio::join!(session, send, receive).2 } => said,
+                () = async { process.await; std::future::pending().await } => unreachable!("pending"),
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), all).await.expect("the session ends")
     }
 
     #[tokio::test]

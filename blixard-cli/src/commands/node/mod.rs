@@ -110,8 +110,8 @@ pub(crate) enum Task {
 
 /// What runs on this machine without asking a node.
 pub(crate) enum Local {
-    Daemon(NodeOptions),
-    Purge { options: NodeOptions, images: bool, yes: bool },
+    Daemon(Box<NodeOptions>),
+    Purge { options: Box<NodeOptions>, images: bool, yes: bool },
 }
 
 impl Args {
@@ -119,9 +119,9 @@ impl Args {
     pub(crate) fn task(self, connection: &Connection) -> Task {
         match self.verb {
             Some(Verb::Ask(question)) => Task::Ask(question),
-            None => Task::Here(Local::Daemon(self.daemon.options(connection))),
+            None => Task::Here(Local::Daemon(Box::new(self.daemon.options(connection)))),
             Some(Verb::Purge { yes, images }) => {
-                Task::Here(Local::Purge { options: self.daemon.options(connection), images, yes })
+                Task::Here(Local::Purge { options: Box::new(self.daemon.options(connection)), images, yes })
             }
         }
     }
@@ -131,14 +131,14 @@ impl Local {
     /// Runs it to its end.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Daemon(options) => blixard_node::daemon::run(options).map_err(|error| anyhow!(error)),
+            Self::Daemon(options) => blixard_node::daemon::run(*options).map_err(|error| anyhow!(error)),
             Self::Purge { yes: false, .. } => Err(crate::failure::Failure::new(
                 "purge removes this node's containers, networks and data for good",
                 "say --yes when you mean it",
             )
             .into()),
             Self::Purge { options, images, .. } => {
-                blixard_node::daemon::purge(options, images).map_err(|error| anyhow!(error))?;
+                blixard_node::daemon::purge(*options, images).map_err(|error| anyhow!(error))?;
                 render::note("nothing of the node is left on this machine");
                 Ok(ExitCode::SUCCESS)
             }
