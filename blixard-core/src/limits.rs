@@ -11,6 +11,22 @@ pub const RAFT_ELECTION_MIN: Duration = Duration::from_millis(300);
 /// Raft: the upper bound of the election timeout.
 pub const RAFT_ELECTION_MAX: Duration = Duration::from_millis(600);
 
+/// Raft: entries applied since the last snapshot before the next is taken. More make a restart
+/// replay longer; fewer make a busy cluster write its whole state more often.
+pub const RAFT_SNAPSHOT_ENTRIES: u64 = 5_000;
+/// Raft: bytes of commands applied since the last snapshot before the next is taken.
+pub const RAFT_SNAPSHOT_BYTES: u64 = 64 << 20;
+/// Raft: entries kept behind a snapshot, for followers that are a little behind.
+pub const RAFT_LOG_KEEP: u64 = 500;
+/// Raft: the most entries of one message to a follower.
+pub const RAFT_BATCH_ENTRIES_MAX: u64 = 1_024;
+/// The largest encoded log entry, in bytes; a message holds one of these and a batch besides.
+pub const ENTRY_BYTES_MAX: usize = 16 << 20;
+/// The largest snapshot taken from another member, in bytes.
+pub const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
+
+const _: () = assert!(ENTRY_BYTES_MAX * 2 < MESSAGE_BYTES_MAX);
+
 /// How often an agent tells the leader that it lives.
 pub const NODE_HEARTBEAT: Duration = Duration::from_millis(500);
 /// Silence after which a node is Unknown: routes to it drop, nothing moves.
@@ -33,6 +49,23 @@ pub const RESTART_BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// A run this long forgives the failures before it.
 pub const RESTART_RESET_AFTER: Duration = Duration::from_secs(10);
 
+/// Images that one node downloads at a time; more would only slow each other down.
+pub const PULLS_MAX: usize = 3;
+/// A download without progress for this long has failed. Unpacking a large layer reports none.
+pub const PULL_STALL: Duration = Duration::from_secs(300);
+/// Containers that one node starts at a time: most of a start is the runtime's CPU time.
+pub const STARTS_MAX: usize = 4;
+/// Failed starts in a row after which a replica has failed, so that its slot can go elsewhere.
+pub const START_FAILURES_MAX: u32 = 5;
+/// A container that does not start within this time is given up, and what there is of it removed.
+pub const START_DEADLINE: Duration = Duration::from_secs(120);
+/// How long the container runtime has for an answer that takes no work.
+pub const RUNTIME_DEADLINE: Duration = Duration::from_secs(10);
+/// The shortest time between two probes of a container, whatever its bundle says.
+pub const PROBE_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// The longest wait for the first probe of a container after its start.
+pub const PROBE_FIRST_MAX: Duration = Duration::from_secs(1);
+
 /// How long a request id is remembered, in log time; an older one is refused.
 pub const REQUEST_MEMORY: Duration = Duration::from_secs(600);
 /// How many request ids are remembered at most.
@@ -47,6 +80,8 @@ pub const SERVICES_MAX: usize = 10_000;
 pub const REPLICAS_PER_SERVICE_MAX: u32 = 1_000;
 /// The most members, voters and learners together.
 pub const NODES_MAX: usize = 250;
+/// The most tokens kept; expired and used-up ones make room.
+pub const TOKENS_MAX: usize = 1_024;
 /// The most voters the leader promotes.
 pub const VOTERS_TARGET: usize = 5;
 /// The largest bundle read, in bytes.

@@ -71,13 +71,16 @@ pub trait Disk: Send + Sync + 'static {
     /// Opens the database file `name` in the node's data directory, making it when absent.
     ///
     /// # Errors
-    /// When the file cannot be opened, or is locked by another process.
+    /// When the file cannot be opened. That another process has it open shows later, by the
+    /// backend's lock.
     fn open(&self, name: &str) -> std::io::Result<Box<dyn redb::StorageBackend>>;
 
-    /// Starts the loop of a database's only writer and returns its queue's receiver side to it:
-    /// a thread in production; in simulation a task whose commits become durable later.
-    /// `step` blocks for and commits one batch, and returns false when the queue has closed.
-    fn start_writer(&self, name: &'static str, writer: Box<dyn DurableWriter>);
+    /// Runs a database's only writer until [`DurableWriter::wait`] says that no work can come: on a
+    /// thread of its own in production; in simulation in a task, whose completions run later.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    fn start_writer(&self, name: &'static str, writer: Box<dyn DurableWriter>) -> std::io::Result<()>;
 }
 
 /// A database's only writer: collects what waits and commits it as one group.
@@ -136,6 +139,12 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Replaces the set of members: whom to accept, and where each may be. Links to others close.
     fn set_peers(&self, peers: BTreeMap<NodeId, Peer>);
+
+    /// Tells where the holder of `key` may be, as a registry file or ticket said: one more address
+    /// to try. It makes nobody a member.
+    fn hint(&self, key: NodeKey, addresses: &[SocketAddr]) {
+        let _unused = (key, addresses);
+    }
 
     /// Sets who answers incoming messages and streams. Called once, before anything arrives.
     fn serve(&self, handler: Arc<dyn Inbound>);

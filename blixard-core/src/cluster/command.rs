@@ -18,6 +18,9 @@ pub const FORMAT: u16 = 1;
 /// The highest feature level this software knows.
 pub const LEVEL: u16 = 1;
 
+/// The feature level of the first release.
+pub const FIRST_LEVEL: u16 = 1;
+
 /// One log entry: commands applied together, in order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
@@ -29,6 +32,14 @@ pub struct Entry {
     pub at: UtcMs,
     /// What to do.
     pub commands: Vec<Command>,
+}
+
+impl Entry {
+    /// An entry of `commands`, at the lowest feature level that knows them all.
+    pub fn new(at: UtcMs, commands: Vec<Command>) -> Self {
+        let level = commands.iter().map(Command::level).max().unwrap_or(FIRST_LEVEL);
+        Self { format: FORMAT, level, at, commands }
+    }
 }
 
 /// One change of the state.
@@ -113,6 +124,25 @@ pub enum Command {
         /// The new level.
         level: u16,
     },
+}
+
+impl Command {
+    /// The lowest feature level whose software applies it. A leader proposes none above the
+    /// cluster's level.
+    pub const fn level(&self) -> u16 {
+        match self {
+            Self::Bootstrap { .. }
+            | Self::Join { .. }
+            | Self::Facts { .. }
+            | Self::Addresses { .. }
+            | Self::Health { .. }
+            | Self::Hold { .. }
+            | Self::Write { .. }
+            | Self::Report { .. }
+            | Self::Plan(_)
+            | Self::Level { .. } => FIRST_LEVEL,
+        }
+    }
 }
 
 /// What a client asks for.
@@ -235,7 +265,8 @@ pub enum PlanStep {
         /// Not placed again before this log time.
         not_before: UtcMs,
     },
-    /// Records why a slot is empty, or (absent) that it no longer is.
+    /// Records why a slot is empty or its replica cannot be replaced, or (absent) that it is as it
+    /// should be.
     Pending {
         /// Whose slot.
         service: ServiceName,
@@ -313,4 +344,22 @@ pub enum Refusal {
         "the request is too old to be told from one already applied: check its effect, then make a new one"
     )]
     TooOld,
+}
+
+impl Refusal {
+    pub(super) fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
+        Self::NotFound { what: what.to_owned(), name: name.to_string() }
+    }
+
+    pub(super) fn conflict(message: impl Into<String>) -> Self {
+        Self::Conflict { message: message.into() }
+    }
+
+    pub(super) fn out_of_bounds(message: impl Into<String>) -> Self {
+        Self::OutOfBounds { message: message.into() }
+    }
+
+    pub(super) fn denied(message: impl Into<String>) -> Self {
+        Self::Denied { message: message.into() }
+    }
 }

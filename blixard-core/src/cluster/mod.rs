@@ -11,22 +11,31 @@
 mod apply;
 pub mod command;
 pub mod event;
+#[cfg(test)]
+mod golden;
+pub mod index;
 pub mod invariants;
 pub mod node;
+#[cfg(test)]
+mod properties;
 pub mod replica;
 pub mod service;
 pub mod snapshot;
-
-use std::net::Ipv4Addr;
+mod subnet;
+mod table;
+#[cfg(test)]
+mod testing;
 
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 
 pub use self::command::{Command, Entry, Outcome, Plan, PlanStep, Refusal, Write};
 pub use self::event::{Event, EventId, EventKind};
+pub use self::index::Index;
 pub use self::node::{Availability, Node, NodeStatus, Token};
 pub use self::replica::{Desired, Phase, Replica, ReplicaStatus};
 pub use self::service::{Service, ServiceVersion};
+pub use self::subnet::SubnetRange;
 use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, ServiceName, TokenId};
 use crate::time::UtcMs;
 
@@ -44,36 +53,72 @@ pub struct ClusterState {
     /// From which /24 networks are given to nodes.
     pub subnets: SubnetRange,
     /// The members.
+    #[serde(deserialize_with = "table::map")]
     pub nodes: OrdMap<NodeId, Node>,
     /// Removed members' keys, so that neither id nor key comes back by accident.
+    #[serde(deserialize_with = "table::map")]
     pub removed_nodes: OrdMap<NodeId, NodeKey>,
     /// The join tokens.
+    #[serde(deserialize_with = "table::map")]
     pub tokens: OrdMap<TokenId, Token>,
     /// The services.
+    #[serde(deserialize_with = "table::map")]
     pub services: OrdMap<ServiceName, Service>,
     /// The replicas, of all services.
+    #[serde(deserialize_with = "table::map")]
     pub replicas: OrdMap<ReplicaId, Replica>,
     /// The id the next placed replica gets.
     pub next_replica: ReplicaId,
-    /// What each remembered request was answered, with the log time of the answer.
+    /// What each remembered request was answered, and the time it is remembered under: the later
+    /// of the log time of the answer and of when the request was made.
+    #[serde(deserialize_with = "table::map")]
     pub requests: OrdMap<RequestId, (UtcMs, Outcome)>,
-    /// Remembered requests in the order of their times, for expiry.
+    /// Remembered requests in the order of their times, for expiry. Rebuilt when decoded.
+    #[serde(skip)]
     pub requests_by_time: OrdMap<(UtcMs, RequestId), ()>,
+    /// A write made before this may have been applied and forgotten: it is refused.
+    #[serde(default)]
+    pub requests_from: UtcMs,
     /// The latest events, oldest first, at most [`crate::limits::EVENTS_MAX`].
+    #[serde(deserialize_with = "table::list")]
     pub events: Vector<Event>,
+    /// What the tables above say, by other keys. Rebuilt when decoded.
+    #[serde(skip)]
+    pub index: Index,
 }
 
-/// The range that nodes' container networks are cut from: one /24 a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SubnetRange {
-    /// The first address of the range.
-    pub base: Ipv4Addr,
-    /// The range's prefix length, 8 to 24.
-    pub prefix: u8,
+impl ClusterState {
+    /// The state before the first entry: no cluster, no members.
+    pub fn new() -> Self {
+        Self {
+            applied: 0,
+            time: UtcMs(0),
+            cluster: None,
+            level: command::FIRST_LEVEL,
+            subnets: SubnetRange::default(),
+            nodes: OrdMap::new(),
+            removed_nodes: OrdMap::new(),
+            tokens: OrdMap::new(),
+            services: OrdMap::new(),
+            replicas: OrdMap::new(),
+            next_replica: ReplicaId(1),
+            requests: OrdMap::new(),
+            requests_by_time: OrdMap::new(),
+            requests_from: UtcMs(0),
+            events: Vector::new(),
+            index: Index::default(),
+        }
+    }
+
+    /// What a node whose clock says `now` stamps an entry or a write with: never before log time,
+    /// so that a slow clock makes no write too old.
+    pub fn stamp(&self, now: UtcMs) -> UtcMs {
+        now.max(self.time)
+    }
 }
 
-impl Default for SubnetRange {
+impl Default for ClusterState {
     fn default() -> Self {
-        Self { base: Ipv4Addr::new(10, 210, 0, 0), prefix: 16 }
+        Self::new()
     }
 }

@@ -1,1 +1,311 @@
-//! raft
+//! Raft: [`RaftNode`], one member's part in agreeing on the log.
+//!
+//! The only users of openraft's and redb's types; what leaves this module are commands, states and
+//! outcomes. Writes go to the leader ([`RaftNode::propose`]; forwarding is the caller's), reads are
+//! of the applied state, after [`RaftNode::read_barrier`] when they must see every write
+//! acknowledged before. Nothing here decides who should be a member or lead.
+//!
+//! A failed store ends Raft, not the process: [`RaftNode::failed`] tells the composition root, which
+//! shuts this down and opens it again while containers run on.
+
+mod change;
+mod codec;
+mod config;
+mod inbound;
+mod log_store;
+mod message;
+mod network;
+mod propose;
+mod runtime;
+mod snapshot;
+mod state_machine;
+mod status;
+mod store;
+#[cfg(test)]
+mod store_tests;
+mod tail;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod types;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use blixard_core::cluster::ClusterState;
+use blixard_core::id::NodeId;
+use blixard_core::time::Mono;
+use openraft::error::{InitializeError, RaftError};
+
+pub use self::config::RaftConfig;
+use self::log_store::{LogError, LogStore};
+pub use self::propose::ProposeError;
+use self::snapshot::SnapshotStore;
+use self::state_machine::StateMachine;
+pub use self::status::StatusWatch;
+pub(crate) use self::store::Backend;
+use self::store::Closing;
+use self::types::Raft;
+use crate::context::NodeContext;
+use crate::handle::RaftStatus;
+use crate::platform::Platform;
+use crate::watch;
+
+/// The file of the log.
+const LOG_FILE: &str = "raft.redb";
+/// The file of the snapshot.
+const STATE_FILE: &str = "state.redb";
+/// How long an opening store waits for the one before it to let go of its file.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+/// How often it looks.
+const LOCK_POLL: Duration = Duration::from_millis(20);
+/// How long a shutdown waits for the stores to write what is queued.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// How long the byte count of the log is left alone after it called for a snapshot.
+const COMPACTION_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why Raft could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The data directory is another member's.
+    #[error("the data directory holds the log of node {found}, not of node {expected}")]
+    OtherNode {
+        /// Whose it is.
+        found: NodeId,
+        /// Who opened it.
+        expected: NodeId,
+    },
+    /// Another process has the stores open.
+    #[error("{0}")]
+    InUse(String),
+    /// The stores cannot be read or written, or hold what this software does not understand.
+    #[error("{0}")]
+    Store(String),
+    /// The timings contradict each other.
+    #[error("the Raft timings are no good: {0}")]
+    Config(String),
+}
+
+/// One member's Raft. Cloning shares it.
+#[derive(Clone)]
+pub struct RaftNode {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: NodeId,
+    platform: Platform,
+    context: NodeContext,
+    config: RaftConfig,
+    raft: Raft,
+    state: watch::Receiver<Arc<ClusterState>>,
+    failure: watch::Receiver<Option<Arc<str>>>,
+    leader_contact: Mutex<Option<(NodeId, Mono)>>,
+    closing: Vec<Closing>,
+}
+
+impl RaftNode {
+    /// Opens the stores of `id` in the platform's data directory, making them when absent, and
+    /// starts Raft on what they hold.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. All may be tried again.
+    pub async fn open(platform: Platform, id: NodeId, config: RaftConfig) -> Result<Self, OpenError> {
+        let context = NodeContext::new(&platform);
+        context.clone().run(Self::open_in(context, platform, id, config)).await
+    }
+
+    async fn open_in(
+        context: NodeContext,
+        platform: Platform,
+        id: NodeId,
+        config: RaftConfig,
+    ) -> Result<Self, OpenError> {
+        let openraft = config.openraft().map_err(|error| OpenError::Config(error.to_string()))?;
+        let (failing, failure) = watch::channel(None);
+        let store = |error: io::Error| OpenError::Store(error.to_string());
+
+        let (reader, queue, log_closing) = open_store(&platform, LOG_FILE, &failing).await?;
+        let log = LogStore::open(reader, queue, id.0).await.map_err(|error| match error {
+            LogError::OtherNode { found } => OpenError::OtherNode { found: NodeId(found), expected: id },
+            LogError::Io(error) => store(error),
+        })?;
+        let (reader, queue, state_closing) = open_store(&platform, STATE_FILE, &failing).await?;
+        let (since_snapshot, uncompacted) = watch::channel(0);
+        let machine = StateMachine::open(SnapshotStore::new(reader, queue), since_snapshot, failing).await;
+        let machine = machine.map_err(store)?;
+
+        let state = machine.published();
+        let network = network::Network { id: id.0, transport: Arc::clone(&platform.transport) };
+        let started = Raft::new(id.0, openraft, network, log, machine).await;
+        let raft = started.map_err(|fatal| {
+            let words = failure.borrow().as_deref().map(str::to_owned);
+            OpenError::Store(words.unwrap_or_else(|| fatal.to_string()))
+        })?;
+        context.spawn("raft compaction", compact(raft.clone(), uncompacted, config.snapshot_bytes));
+        let closing = vec![log_closing, state_closing];
+        let leader_contact = Mutex::new(None);
+        let inner = Inner { id, platform, context, config, raft, state, failure, leader_contact, closing };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Makes this member a cluster of its own, its only voter. Does nothing when it has a log.
+    ///
+    /// # Errors
+    /// When Raft has stopped.
+    pub async fn initialize(&self) -> Result<(), ProposeError> {
+        let alone = BTreeSet::from([self.inner.id.0]);
+        match self.context().run(self.raft().initialize(alone)).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(ProposeError::Fatal(self.words(&error))),
+        }
+    }
+
+    /// Whether this member has a log or voted: it was initialized, or a leader reached it.
+    pub async fn is_initialized(&self) -> bool {
+        self.context().run(self.raft().is_initialized()).await.unwrap_or(false)
+    }
+
+    /// The state as this member has applied it; perhaps old.
+    pub fn state(&self) -> Arc<ClusterState> {
+        Arc::clone(&self.inner.state.borrow())
+    }
+
+    /// The state, and every later one; a slow receiver skips some.
+    pub fn watch_state(&self) -> watch::Receiver<Arc<ClusterState>> {
+        self.inner.state.clone()
+    }
+
+    /// What this member knows of Raft now.
+    pub fn status(&self) -> RaftStatus {
+        status::current(self.raft())
+    }
+
+    /// Tells when leader, term or membership change.
+    pub fn watch_status(&self) -> StatusWatch {
+        StatusWatch::new(self.raft())
+    }
+
+    /// How many entries a member's log lacks, as far as this leader knows; absent when this member
+    /// does not lead or knows nothing of that one yet.
+    pub fn replication_lag(&self, id: NodeId) -> Option<u64> {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow();
+        let matched = metrics.replication.as_ref()?.get(&id.0)?.as_ref()?;
+        Some(metrics.last_log_index.unwrap_or(0).saturating_sub(matched.index))
+    }
+
+    /// How far every member's log is known to match this leader's; empty when it does not lead.
+    pub fn matched(&self) -> BTreeMap<NodeId, u64> {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow();
+        let known = metrics.replication.iter().flatten();
+        known.filter_map(|(id, matched)| Some((NodeId(*id), matched.as_ref()?.index))).collect()
+    }
+
+    /// Which leader last sent this member entries or a heartbeat, and when. Once this member leads,
+    /// that is the leader before it.
+    pub fn last_leader_contact(&self) -> Option<(NodeId, Mono)> {
+        *self.leader_contact()
+    }
+
+    /// Has this member take a snapshot of what it has applied, in the background.
+    ///
+    /// # Errors
+    /// When Raft has stopped.
+    pub async fn trigger_snapshot(&self) -> Result<(), ProposeError> {
+        let triggered = self.context().run(async { self.raft().trigger().snapshot().await }).await;
+        triggered.map_err(|fatal| ProposeError::Fatal(self.words(&fatal)))
+    }
+
+    /// Has this member stand for election now rather than after its leader's silence.
+    ///
+    /// # Errors
+    /// When Raft has stopped.
+    pub async fn trigger_election(&self) -> Result<(), ProposeError> {
+        let triggered = self.context().run(async { self.raft().trigger().elect(true).await }).await;
+        triggered.map_err(|fatal| ProposeError::Fatal(self.words(&fatal)))
+    }
+
+    /// Waits until Raft has stopped, because a store failed, an entry could not be understood or it
+    /// was shut down, and says why. Cancel safe.
+    pub async fn failed(&self) -> String {
+        let mut metrics = self.raft().metrics();
+        let fatal = loop {
+            if let Err(fatal) = &metrics.borrow_and_update().running_state {
+                break fatal.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                break "raft stopped".to_owned();
+            }
+        };
+        self.words(&fatal)
+    }
+
+    /// Stops Raft and closes the stores. Does not hand leadership over: see
+    /// [`RaftNode::transfer_leader`].
+    pub async fn shutdown(&self) {
+        // The error says that Raft's task panicked: it is gone all the same.
+        let _ = self.context().run(self.raft().shutdown()).await;
+        for closing in &self.inner.closing {
+            if tokio::time::timeout(CLOSE_WAIT, closing.clone().closed()).await.is_err() {
+                tracing::warn!(within = ?CLOSE_WAIT, "a store did not close in time");
+            }
+        }
+    }
+
+    fn id(&self) -> NodeId {
+        self.inner.id
+    }
+
+    fn raft(&self) -> &Raft {
+        &self.inner.raft
+    }
+
+    fn context(&self) -> &NodeContext {
+        &self.inner.context
+    }
+
+    fn leader_contact(&self) -> MutexGuard<'_, Option<(NodeId, Mono)>> {
+        self.inner.leader_contact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why Raft stopped: the store's words when it is the store, else openraft's.
+    fn words(&self, fatal: &impl ToString) -> String {
+        self.inner.failure.borrow().as_deref().map_or_else(|| fatal.to_string(), str::to_owned)
+    }
+}
+
+/// Opens a store, waiting a little for one of this process, shut down a moment ago, to let go of it.
+async fn open_store(
+    platform: &Platform,
+    name: &'static str,
+    failing: &watch::Sender<Option<Arc<str>>>,
+) -> Result<(store::Reader, store::Queue, Closing), OpenError> {
+    let give_up = platform.clock.now() + LOCK_WAIT;
+    loop {
+        match store::open(&*platform.disk, name, failing.clone()) {
+            Ok(parts) => return Ok(parts),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                return Err(OpenError::Store(format!("cannot open {name}: {error}")));
+            }
+            Err(error) if platform.clock.now() >= give_up => return Err(OpenError::InUse(error.to_string())),
+            Err(_) => platform.clock.sleep_until(platform.clock.now() + LOCK_POLL).await,
+        }
+    }
+}
+
+/// Takes a snapshot whenever `uncompacted` bytes of commands exceed `bytes_max`; openraft itself
+/// counts entries only.
+async fn compact(raft: Raft, mut uncompacted: watch::Receiver<u64>, bytes_max: u64) {
+    while uncompacted.wait_for(|bytes| *bytes > bytes_max).await.is_ok() {
+        if raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(COMPACTION_PAUSE).await;
+    }
+}

@@ -1,0 +1,111 @@
+//! Applies entries: the one way the state changes.
+//!
+//! Each command is checked against the state as it is, then either changes it as a whole or is
+//! refused and changes nothing; either way it is answered. What it means for nodes, services,
+//! replicas and plans is in the module of that name. Called by the Raft adapter with committed
+//! entries, and by the leader on a copy to try a plan out. Never proposes, never chooses.
+
+mod member;
+mod node;
+mod plan;
+mod replica;
+mod request;
+mod service;
+mod submission;
+mod token;
+
+use super::{ClusterState, Command, Entry, Event, EventId, EventKind, Outcome, Refusal, Write};
+use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::limits;
+
+/// What a command that may be refused answers.
+type Answer = Result<Outcome, Refusal>;
+
+/// Whom an event is about.
+#[derive(Default)]
+struct About {
+    service: Option<ServiceName>,
+    replica: Option<ReplicaId>,
+    node: Option<NodeId>,
+}
+
+impl About {
+    fn node(node: NodeId) -> Self {
+        Self { node: Some(node), ..Self::default() }
+    }
+
+    fn service(service: &ServiceName) -> Self {
+        Self { service: Some(service.clone()), ..Self::default() }
+    }
+}
+
+impl ClusterState {
+    /// Applies the entry at log index `index` and answers each of its commands, in order.
+    ///
+    /// # Panics
+    /// When `index` is not above [`ClusterState::applied`]: the log never applies an entry twice.
+    pub fn apply(&mut self, index: u64, entry: &Entry) -> Vec<Outcome> {
+        self.apply_blank(index);
+        self.time = self.time.max(entry.at);
+        self.expire_requests();
+        entry.commands.iter().map(|command| self.command(command)).collect()
+    }
+
+    /// Takes note of an entry that is Raft's own: blank, or a change of its membership.
+    ///
+    /// # Panics
+    /// When `index` is not above [`ClusterState::applied`].
+    pub fn apply_blank(&mut self, index: u64) {
+        assert!(index > self.applied, "entry {index} applied after {}", self.applied);
+        self.applied = index;
+    }
+
+    fn command(&mut self, command: &Command) -> Outcome {
+        let answer = match command {
+            Command::Bootstrap { cluster, subnets, node, key, facts, token } => {
+                self.bootstrap(*cluster, *subnets, *node, *key, facts, token)
+            }
+            Command::Join { node, key, facts, token, secret_sha256 } => {
+                self.join(*node, *key, facts, *token, secret_sha256)
+            }
+            Command::Facts { node, facts } => self.facts(*node, facts),
+            Command::Addresses { node, addresses } => self.addresses(*node, addresses),
+            Command::Health { node, status } => self.health(*node, *status),
+            Command::Hold { node, until } => self.hold(*node, *until),
+            Command::Write { request, made_at, write } => Ok(self.write_once(*request, *made_at, write)),
+            Command::Report { node, statuses } => self.report(*node, statuses),
+            Command::Plan(plan) => Ok(self.plan(plan)),
+            Command::Level { level } => self.raise_level(*level),
+        };
+        answer.unwrap_or_else(Outcome::Refused)
+    }
+
+    fn write(&mut self, write: &Write) -> Answer {
+        match write {
+            Write::Submit { spec, origin } => self.submit(spec, *origin),
+            Write::Scale { service, replicas } => self.scale(service, *replicas),
+            Write::Stop { service } => self.stop_service(service),
+            Write::Start { service } => self.start_service(service),
+            Write::Remove { service } => self.remove_service(service),
+            Write::StopReplica { replica } => self.stop_replica(*replica),
+            Write::SetAvailability { node, availability } => self.set_availability(*node, *availability),
+            Write::RemoveNode { node, force } => self.remove_node(*node, *force),
+            Write::AddToken { id, token } => self.add_token(*id, token),
+            Write::RemoveToken { id } => self.remove_token(*id),
+        }
+    }
+
+    /// Appends an event, numbered within the entry being applied; the oldest makes room.
+    fn emit(&mut self, kind: EventKind, about: About, message: String) {
+        let n = match self.events.last() {
+            Some(last) if last.id.index == self.applied => last.id.n + 1,
+            _ => 0,
+        };
+        let About { service, replica, node } = about;
+        let id = EventId { index: self.applied, n };
+        self.events.push_back(Event { id, at: self.time, kind, service, replica, node, message });
+        while self.events.len() > limits::EVENTS_MAX {
+            self.events.pop_front();
+        }
+    }
+}

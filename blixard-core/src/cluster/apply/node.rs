@@ -1,0 +1,191 @@
+//! What is known of members: facts, addresses, health, holds, availability, feature level.
+
+use std::net::SocketAddr;
+
+use super::{About, Answer};
+use crate::cluster::node::NodeFacts;
+use crate::cluster::{Availability, ClusterState, EventKind, Node, NodeStatus, Outcome, Refusal};
+use crate::id::NodeId;
+use crate::time::UtcMs;
+
+impl ClusterState {
+    /// Changes a member by `change`, which answers what to tell when it changed something.
+    fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node) -> Option<String>) -> Answer {
+        let node = self.nodes.get_mut(&id).ok_or_else(|| Refusal::not_found("node", id))?;
+        let told = change(node).map(|what| format!("node {id} ({}) {what}", node.facts.name));
+        if let Some(message) = told {
+            self.emit(EventKind::NodeChanged, About::node(id), message);
+        }
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn facts(&mut self, id: NodeId, facts: &NodeFacts) -> Answer {
+        self.change_node(id, |node| {
+            let changed = node.facts != *facts;
+            node.facts.clone_from(facts);
+            changed.then(|| format!("started with changed facts, version {}", facts.version))
+        })
+    }
+
+    pub(super) fn addresses(&mut self, id: NodeId, addresses: &[SocketAddr]) -> Answer {
+        self.change_node(id, |node| {
+            let changed = node.facts.addresses != addresses;
+            node.facts.addresses = addresses.to_vec();
+            let listed: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            changed.then(|| format!("now listens on {}", listed.join(", ")))
+        })
+    }
+
+    /// A node that comes up has ended its planned stop.
+    pub(super) fn health(&mut self, id: NodeId, status: NodeStatus) -> Answer {
+        let now = self.time;
+        self.change_node(id, |node| {
+            if node.status == status {
+                return None;
+            }
+            node.status = status;
+            node.status_since = now;
+            if status == NodeStatus::Up {
+                node.hold_until = None;
+            }
+            Some(match status {
+                NodeStatus::Up => "is up".to_owned(),
+                NodeStatus::Unknown => "stopped answering".to_owned(),
+                NodeStatus::Down => "is down".to_owned(),
+            })
+        })
+    }
+
+    pub(super) fn hold(&mut self, id: NodeId, until: Option<UtcMs>) -> Answer {
+        self.change_node(id, |node| {
+            if node.hold_until == until {
+                return None;
+            }
+            node.hold_until = until;
+            Some(match until {
+                Some(until) => format!("stops for a while: nothing moves until {until}"),
+                None => "is no longer expected to be away".to_owned(),
+            })
+        })
+    }
+
+    pub(super) fn set_availability(&mut self, id: NodeId, availability: Availability) -> Answer {
+        self.change_node(id, |node| {
+            if node.availability == availability {
+                return None;
+            }
+            node.availability = availability;
+            Some(match availability {
+                Availability::Active => "takes replicas".to_owned(),
+                Availability::Draining => "is draining: its replicas move elsewhere".to_owned(),
+                Availability::Leaving => "is leaving: its replicas move elsewhere".to_owned(),
+            })
+        })
+    }
+
+    /// The software of each member must know the level: what decides is what members told, never
+    /// what this software knows.
+    pub(super) fn raise_level(&mut self, level: u16) -> Answer {
+        if level <= self.level {
+            return Err(Refusal::conflict(format!("the feature level is {} and is only raised", self.level)));
+        }
+        if let Some((id, node)) = self.nodes.iter().find(|(_, node)| node.facts.level < level) {
+            return Err(Refusal::conflict(format!(
+                "node {id} ({}) knows feature level {}, not {level}: upgrade it first",
+                node.facts.name, node.facts.level
+            )));
+        }
+        self.level = level;
+        Ok(Outcome::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cluster::testing::{Cluster, START, assert_refused, facts};
+    use crate::cluster::{Command, Write};
+
+    const TWO: NodeId = NodeId(2);
+
+    #[test]
+    fn what_changes_is_told_once() {
+        let mut cluster = Cluster::of(2);
+        let mut check = |command: Command, expect: &[&str]| {
+            for expect in [expect, &[]] {
+                assert_eq!(cluster.command(command.clone()), Outcome::Done, "{command:?}");
+                assert_eq!(cluster.events(), expect, "{command:?}");
+            }
+        };
+        let until = UtcMs(1_795_219_260_000);
+        check(
+            Command::Hold { node: TWO, until: Some(until) },
+            &["node 2 (joiner) stops for a while: nothing moves until 2026-11-21T00:01:00.000Z"],
+        );
+        check(
+            Command::Hold { node: TWO, until: None },
+            &["node 2 (joiner) is no longer expected to be away"],
+        );
+        check(
+            Command::Health { node: TWO, status: NodeStatus::Unknown },
+            &["node 2 (joiner) stopped answering"],
+        );
+        check(Command::Health { node: TWO, status: NodeStatus::Down }, &["node 2 (joiner) is down"]);
+        check(Command::Health { node: TWO, status: NodeStatus::Up }, &["node 2 (joiner) is up"]);
+        check(
+            Command::Facts { node: TWO, facts: facts("two") },
+            &["node 2 (two) started with changed facts, version 0.1.0"],
+        );
+        let address = "10.77.0.9:7001".parse().expect("an address");
+        check(
+            Command::Addresses { node: TWO, addresses: vec![address] },
+            &["node 2 (two) now listens on 10.77.0.9:7001"],
+        );
+    }
+
+    #[test]
+    fn what_is_said_of_a_stranger_changes_nothing() {
+        let mut cluster = Cluster::of(1);
+        let before = cluster.state.nodes.clone();
+        assert_refused(cluster.command(Command::Health { node: TWO, status: NodeStatus::Up }), "no node `2`");
+        assert_refused(cluster.command(Command::Facts { node: TWO, facts: facts("two") }), "no node `2`");
+        assert_refused(cluster.command(Command::Hold { node: TWO, until: None }), "no node `2`");
+        assert_eq!(cluster.state.nodes, before);
+    }
+
+    #[test]
+    fn coming_up_ends_a_hold() {
+        let mut cluster = Cluster::of(2);
+        let until = Some(START.after(Duration::from_secs(60)));
+        cluster.command(Command::Hold { node: TWO, until });
+        cluster.health(2, NodeStatus::Unknown);
+        assert_eq!(cluster.state.nodes[&TWO].hold_until, until);
+        cluster.now = START.after(Duration::from_secs(5));
+        cluster.health(2, NodeStatus::Up);
+        assert_eq!(cluster.state.nodes[&TWO].hold_until, None);
+        assert_eq!(cluster.state.nodes[&TWO].status_since, cluster.now);
+    }
+
+    #[test]
+    fn the_feature_level_rises_once_every_member_knows_it() {
+        let mut cluster = Cluster::of(2);
+        let with_level = |node, level| Command::Facts { node, facts: NodeFacts { level, ..facts("n") } };
+        cluster.command(with_level(NodeId(1), 2));
+        assert_refused(cluster.command(Command::Level { level: 2 }), "node 2 (joiner) knows feature level 1");
+        cluster.command(with_level(TWO, 4));
+        assert_eq!(cluster.command(Command::Level { level: 2 }), Outcome::Done);
+        assert_refused(cluster.command(Command::Level { level: 2 }), "only raised");
+        assert_eq!(cluster.state.level, 2);
+    }
+
+    #[test]
+    fn a_drain_can_be_taken_back() {
+        let mut cluster = Cluster::of(2);
+        for availability in [Availability::Draining, Availability::Leaving, Availability::Active] {
+            cluster.write(Write::SetAvailability { node: TWO, availability });
+            assert_eq!(cluster.state.nodes[&TWO].availability, availability);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Replicas: what their agents report, and their end.
+
+use std::collections::BTreeMap;
+
+use super::{About, Answer};
+use crate::cluster::{ClusterState, Desired, EventKind, Outcome, Phase, Refusal, Replica, ReplicaStatus};
+use crate::id::{NodeId, ReplicaId};
+
+/// What a reported status does to the one known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transition {
+    /// Nothing: it is older than what is known, or contradicts an end.
+    Ignored,
+    /// It takes the place of what is known.
+    Taken,
+    /// Nothing of a replica that should run is left: it failed, and its slot is to be replaced.
+    Failed,
+    /// Nothing is left of a replica that is not to run: its row goes.
+    Removed,
+}
+
+/// The legal transitions. `(attempt, phase)` only rises; an end is final, but for its traces
+/// being gone.
+fn transition(desired: Desired, known: &ReplicaStatus, told: &ReplicaStatus) -> Transition {
+    let rises = (told.attempt, told.phase) >= (known.attempt, known.phase);
+    let ended = known.phase.is_final();
+    match (told.phase, desired) {
+        _ if !rises => Transition::Ignored,
+        (Phase::Gone, Desired::Retire | Desired::Stop) => Transition::Removed,
+        (Phase::Gone, Desired::Run) if ended => Transition::Ignored,
+        (Phase::Gone, Desired::Run) => Transition::Failed,
+        (phase, _) if ended && (told.attempt, phase) != (known.attempt, known.phase) => Transition::Ignored,
+        _ => Transition::Taken,
+    }
+}
+
+impl Replica {
+    fn about(&self, id: ReplicaId) -> About {
+        About { service: Some(self.service.clone()), replica: Some(id), node: Some(self.node) }
+    }
+
+    fn label(&self) -> String {
+        format!("{}.{}", self.service, self.slot)
+    }
+}
+
+impl ClusterState {
+    /// Takes in what an agent tells of its own replicas. Rows it no longer has are passed over:
+    /// the agent learns of that from its own copy of the state.
+    pub(super) fn report(&mut self, node: NodeId, statuses: &BTreeMap<ReplicaId, ReplicaStatus>) -> Answer {
+        if !self.nodes.contains_key(&node) {
+            return Err(Refusal::not_found("node", node));
+        }
+        for (id, told) in statuses {
+            let Some(row) = self.replicas.get(id).filter(|row| row.node == node) else { continue };
+            match transition(row.desired, &row.status, told) {
+                Transition::Ignored => {}
+                Transition::Taken => self.set_status(*id, told.clone()),
+                Transition::Failed => self.set_status(*id, lost_container(told)),
+                Transition::Removed => self.drop_replica(*id, "gone from its node"),
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn set_status(&mut self, id: ReplicaId, status: ReplicaStatus) {
+        let Some(row) = self.replicas.get_mut(&id) else { return };
+        if row.status == status {
+            return;
+        }
+        let shown = |status: &ReplicaStatus| (status.attempt, status.phase, status.healthy);
+        let told = shown(&row.status) != shown(&status);
+        row.status = status;
+        if told {
+            let message = describe(row);
+            let about = row.about(id);
+            self.emit(EventKind::ReplicaChanged, about, message);
+        }
+    }
+
+    pub(super) fn stop_replica(&mut self, id: ReplicaId) -> Answer {
+        if !self.replicas.contains_key(&id) {
+            return Err(Refusal::not_found("replica", id));
+        }
+        self.stop_row(id);
+        Ok(Outcome::Done)
+    }
+
+    /// Has a replica stop, unless it does already.
+    pub(super) fn stop_row(&mut self, id: ReplicaId) {
+        if self.lower_desired(id, Desired::Stop) {
+            self.tell_replica(EventKind::ReplicaChanged, id, "is to stop");
+        }
+    }
+
+    /// Removes a replica's row.
+    pub(super) fn drop_replica(&mut self, id: ReplicaId, why: &str) {
+        if let Some(row) = self.remove_replica(id) {
+            let message = format!("{} on node {} is removed: {why}", row.label(), row.node);
+            self.emit(EventKind::ReplicaRemoved, row.about(id), message);
+        }
+    }
+
+    pub(super) fn tell_replica(&mut self, kind: EventKind, id: ReplicaId, what: &str) {
+        if let Some(row) = self.replicas.get(&id) {
+            let (about, message) = (row.about(id), format!("{} on node {} {what}", row.label(), row.node));
+            self.emit(kind, about, message);
+        }
+    }
+}
+
+/// What becomes of a replica that should run and whose container somebody removed.
+fn lost_container(told: &ReplicaStatus) -> ReplicaStatus {
+    let message = if told.message.is_empty() {
+        "its container was removed from the node".to_owned()
+    } else {
+        told.message.clone()
+    };
+    ReplicaStatus { phase: Phase::Failed, healthy: None, address: None, message, ..told.clone() }
+}
+
+fn describe(row: &Replica) -> String {
+    let status = &row.status;
+    let doing = match status.phase {
+        Phase::Assigned => "is assigned",
+        Phase::Pulling => "pulls its image",
+        Phase::Starting => "starts",
+        Phase::Running if status.healthy == Some(false) => "runs and is unhealthy",
+        Phase::Running if status.healthy == Some(true) => "runs and is healthy",
+        Phase::Running => "runs",
+        Phase::Stopping => "stops",
+        Phase::Waiting => "ended and waits to start again",
+        Phase::Completed => "completed",
+        Phase::Failed => "failed",
+        Phase::Gone => "is gone",
+    };
+    let attempt = if status.attempt > 0 { format!(" (attempt {})", status.attempt) } else { String::new() };
+    let code = status.exit_code.map(|code| format!(", exit code {code}")).unwrap_or_default();
+    let detail = if status.message.is_empty() { String::new() } else { format!(": {}", status.message) };
+    format!("{} on node {} {doing}{attempt}{code}{detail}", row.label(), row.node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Write;
+    use crate::cluster::testing::{Cluster, assert_refused, place, spec, status};
+
+    #[test]
+    fn a_status_only_moves_forward() {
+        use Desired::{Retire, Run, Stop};
+        use Phase::*;
+        use Transition::*;
+        let check = |desired, known: (u32, Phase), told: (u32, Phase), expect: Transition| {
+            let found = transition(desired, &status(known.0, known.1), &status(told.0, told.1));
+            assert_eq!(found, expect, "{desired:?} {known:?} {told:?}");
+        };
+        check(Run, (0, Assigned), (0, Pulling), Taken);
+        check(Run, (0, Running), (0, Running), Taken);
+        check(Run, (0, Running), (0, Starting), Ignored);
+        check(Run, (1, Starting), (0, Waiting), Ignored);
+        check(Run, (0, Waiting), (1, Starting), Taken);
+        check(Run, (0, Running), (0, Completed), Taken);
+        check(Run, (0, Completed), (0, Phase::Failed), Ignored);
+        check(Run, (0, Completed), (1, Starting), Ignored);
+        check(Run, (0, Phase::Failed), (0, Phase::Failed), Taken);
+        check(Run, (0, Running), (0, Gone), Transition::Failed);
+        check(Run, (1, Running), (0, Gone), Ignored);
+        check(Run, (0, Completed), (0, Gone), Ignored);
+        check(Run, (0, Phase::Failed), (0, Gone), Ignored);
+        check(Retire, (0, Running), (0, Gone), Removed);
+        check(Stop, (0, Phase::Failed), (0, Gone), Removed);
+        check(Stop, (2, Completed), (2, Gone), Removed);
+        check(Stop, (2, Stopping), (1, Gone), Ignored);
+    }
+
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster::of(2);
+        cluster.submit(spec("web", 1, 1));
+        cluster.planned(vec![place("web", 0, 1, 1)]);
+        cluster
+    }
+
+    fn row(cluster: &Cluster) -> &Replica {
+        &cluster.state.replicas[&ReplicaId(1)]
+    }
+
+    #[test]
+    fn changes_are_told_and_details_are_not() {
+        let mut cluster = cluster();
+        let running = status(0, Phase::Running);
+        cluster.report(1, 1, running.clone());
+        assert_eq!(cluster.events(), ["web.0 on node 1 runs"]);
+        cluster.report(1, 1, ReplicaStatus { address: Some([10, 210, 0, 5].into()), ..running.clone() });
+        assert_eq!(cluster.events(), Vec::<&str>::new());
+        cluster.report(1, 1, ReplicaStatus { healthy: Some(false), ..running.clone() });
+        assert_eq!(cluster.events(), ["web.0 on node 1 runs and is unhealthy"]);
+        cluster.report(1, 1, ReplicaStatus { exit_code: Some(3), ..status(0, Phase::Waiting) });
+        assert_eq!(cluster.events(), ["web.0 on node 1 ended and waits to start again, exit code 3"]);
+        cluster.report(1, 1, status(1, Phase::Starting));
+        assert_eq!(cluster.events(), ["web.0 on node 1 starts (attempt 1)"]);
+    }
+
+    #[test]
+    fn only_a_replicas_own_node_tells_of_it() {
+        let mut cluster = cluster();
+        assert_eq!(cluster.report(2, 1, status(0, Phase::Running)), Outcome::Done);
+        assert_eq!(row(&cluster).status.phase, Phase::Assigned);
+        assert_eq!(cluster.report(1, 9, status(0, Phase::Running)), Outcome::Done);
+        assert_refused(cluster.report(3, 1, status(0, Phase::Running)), "no node `3`");
+    }
+
+    #[test]
+    fn a_container_gone_while_it_should_run_has_failed() {
+        let mut cluster = cluster();
+        cluster.report(1, 1, status(0, Phase::Running));
+        cluster.report(1, 1, status(0, Phase::Gone));
+        assert_eq!(row(&cluster).status.phase, Phase::Failed);
+        assert_eq!(row(&cluster).status.message, "its container was removed from the node");
+        cluster.write(Write::StopReplica { replica: ReplicaId(1) });
+        cluster.report(1, 1, status(0, Phase::Gone));
+        assert!(cluster.state.replicas.is_empty());
+        assert_eq!(cluster.events(), ["web.0 on node 1 is removed: gone from its node"]);
+    }
+
+    #[test]
+    fn a_stopped_replica_leaves_its_slot() {
+        let mut cluster = cluster();
+        assert_eq!(cluster.write(Write::StopReplica { replica: ReplicaId(1) }), Outcome::Done);
+        assert_eq!(cluster.desired(1), Some(Desired::Stop));
+        cluster.planned(vec![place("web", 0, 1, 2)]);
+        assert_refused(cluster.write(Write::StopReplica { replica: ReplicaId(7) }), "no replica `7`");
+    }
+}

@@ -1,0 +1,197 @@
+//! What a submitted specification must satisfy. The bundle reader checks most of this with line
+//! and column; here it is checked again, with what only the state knows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::cluster::index::claims;
+use crate::cluster::snapshot::encoded_len;
+use crate::cluster::{ClusterState, Refusal};
+use crate::id::{NodeId, ServiceName};
+use crate::limits::{REPLICAS_PER_SERVICE_MAX, SERVICES_MAX, SPEC_BYTES_MAX};
+use crate::spec::ServiceSpec;
+
+/// Checks that `spec`, submitted on `origin`, may become a version of its service.
+///
+/// # Errors
+/// The first reason why not.
+pub(super) fn check(state: &ClusterState, spec: &ServiceSpec, origin: NodeId) -> Result<(), Refusal> {
+    check_bounds(state, spec)?;
+    check_ports(state, spec)?;
+    check_origin(state, spec, origin)?;
+    check_cycle(state, spec)
+}
+
+fn check_bounds(state: &ClusterState, spec: &ServiceSpec) -> Result<(), Refusal> {
+    let (name, bounds) = (&spec.name, spec.replicas);
+    if !state.services.contains_key(name) && state.services.len() >= SERVICES_MAX {
+        return Err(Refusal::out_of_bounds(format!("a cluster has at most {SERVICES_MAX} services")));
+    }
+    if bounds.min < 1 || bounds.min > bounds.max || bounds.max > REPLICAS_PER_SERVICE_MAX {
+        return Err(Refusal::out_of_bounds(format!(
+            "`{name}` asks for {} to {} replicas: it takes 1 <= min <= max <= {REPLICAS_PER_SERVICE_MAX}",
+            bounds.min, bounds.max
+        )));
+    }
+    let bytes = encoded_len(spec);
+    if bytes > SPEC_BYTES_MAX {
+        return Err(Refusal::out_of_bounds(format!(
+            "the specification of `{name}` takes {bytes} bytes, at most {SPEC_BYTES_MAX} are stored"
+        )));
+    }
+    Ok(())
+}
+
+fn check_ports(state: &ClusterState, spec: &ServiceSpec) -> Result<(), Refusal> {
+    let name = &spec.name;
+    if spec.ports.iter().any(|port| port.container_port == 0 || port.host_port == Some(0)) {
+        return Err(Refusal::out_of_bounds(format!("`{name}` asks for port 0: ports are 1 to 65535")));
+    }
+    let mut seen = BTreeSet::new();
+    for (port, protocol) in claims(spec) {
+        if !seen.insert((port, protocol)) {
+            return Err(Refusal::conflict(format!("`{name}` publishes port {port}/{protocol} twice")));
+        }
+        if let Some(holder) = state.port_claim(port, protocol).filter(|holder| *holder != name) {
+            return Err(Refusal::conflict(format!(
+                "port {port}/{protocol} belongs to service `{holder}`: choose another host_port for `{name}`, or remove `{holder}`"
+            )));
+        }
+        let reserved = state.nodes.iter().find(|(_, node)| node.facts.reserved_ports.contains(&port));
+        if let Some((id, node)) = reserved {
+            return Err(Refusal::conflict(format!(
+                "port {port} is in use on node {id} ({}) by something else: choose another host_port for `{name}`",
+                node.facts.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_origin(state: &ClusterState, spec: &ServiceSpec, origin: NodeId) -> Result<(), Refusal> {
+    if !spec.volumes.is_empty() && !state.nodes.contains_key(&origin) {
+        return Err(Refusal::not_found("node", origin));
+    }
+    Ok(())
+}
+
+/// Refuses a service that waits for itself. A name that no service has yet is no fault: the
+/// services of a bundle arrive one by one.
+fn check_cycle(state: &ClusterState, spec: &ServiceSpec) -> Result<(), Refusal> {
+    let mut reached_from: BTreeMap<&ServiceName, &ServiceName> = BTreeMap::new();
+    let mut open: Vec<(&ServiceName, &ServiceName)> =
+        spec.depends_on.iter().map(|needed| (needed, &spec.name)).collect();
+    while let Some((name, from)) = open.pop() {
+        if *name == spec.name {
+            return Err(cycle(&spec.name, from, &reached_from));
+        }
+        if reached_from.contains_key(name) {
+            continue;
+        }
+        reached_from.insert(name, from);
+        if let Some(service) = state.services.get(name) {
+            open.extend(service.spec().depends_on.iter().map(|needed| (needed, name)));
+        }
+    }
+    Ok(())
+}
+
+fn cycle(
+    name: &ServiceName,
+    last: &ServiceName,
+    reached_from: &BTreeMap<&ServiceName, &ServiceName>,
+) -> Refusal {
+    let mut path = vec![name.as_str()];
+    let mut at = last;
+    while at != name {
+        path.push(at.as_str());
+        match reached_from.get(at) {
+            Some(from) => at = from,
+            None => break,
+        }
+    }
+    path.push(name.as_str());
+    path.reverse();
+    Refusal::conflict(format!("`{name}` would wait for itself: depends_on leads {}", path.join(" -> ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::{Cluster, assert_refused, needing, publishing, spec, with_volume};
+    use crate::spec::{NetworkMode, PortSpec, Protocol};
+
+    fn check(spec: ServiceSpec, expect: Result<(), &str>) {
+        let mut cluster = Cluster::of(2);
+        cluster.submit(publishing(spec_of_web(), &[80, 81]));
+        let before = cluster.state.services.clone();
+        let outcome = cluster.submit(spec);
+        match expect {
+            Ok(()) => assert!(matches!(outcome, crate::cluster::Outcome::Service { .. }), "{outcome:?}"),
+            Err(part) => {
+                assert_refused(outcome, part);
+                assert_eq!(cluster.state.services, before);
+            }
+        }
+    }
+
+    fn spec_of_web() -> ServiceSpec {
+        spec("web", 1, 3)
+    }
+
+    #[test]
+    fn replicas_are_bounded() {
+        check(spec("api", 1, 1_000), Ok(()));
+        check(spec("api", 0, 3), Err("`api` asks for 0 to 3 replicas"));
+        check(spec("api", 4, 3), Err("`api` asks for 4 to 3 replicas"));
+        check(spec("api", 1, 1_001), Err("max <= 1000"));
+    }
+
+    #[test]
+    fn a_port_belongs_to_one_service() {
+        let api = || spec("api", 1, 1);
+        check(publishing(api(), &[82, 8080]), Ok(()));
+        check(publishing(api(), &[82, 81]), Err("port 81/tcp belongs to service `web`"));
+        check(publishing(api(), &[82, 82]), Err("publishes port 82/tcp twice"));
+        check(publishing(api(), &[22]), Err("port 22 is in use on node 1 (one)"));
+        check(publishing(api(), &[0]), Err("port 0"));
+        check(publishing(spec_of_web(), &[81, 83]), Ok(()));
+        let port = PortSpec { container_port: 80, host_port: None, protocol: Protocol::Tcp };
+        check(ServiceSpec { ports: vec![port.clone()], ..api() }, Ok(()));
+        let host = NetworkMode::Host;
+        check(
+            ServiceSpec { ports: vec![port.clone()], network: host, ..api() },
+            Err("belongs to service `web`"),
+        );
+        check(
+            ServiceSpec { ports: vec![PortSpec { protocol: Protocol::Udp, ..port }], network: host, ..api() },
+            Ok(()),
+        );
+    }
+
+    #[test]
+    fn a_specification_is_bounded_in_bytes() {
+        let mut large = spec("api", 1, 1);
+        large.environment.insert("A".to_owned(), "x".repeat(SPEC_BYTES_MAX - 1_024));
+        check(large.clone(), Ok(()));
+        large.environment.insert("B".to_owned(), "x".repeat(1_024));
+        check(large, Err("at most 262144 are stored"));
+    }
+
+    #[test]
+    fn host_volumes_are_on_a_member() {
+        let mut cluster = Cluster::of(2);
+        assert_refused(cluster.submit_on(3, with_volume(spec("db", 1, 1))), "no node `3`");
+        cluster.submit_on(2, with_volume(spec("db", 1, 1)));
+    }
+
+    #[test]
+    fn no_service_waits_for_itself() {
+        let mut cluster = Cluster::of(1);
+        assert_refused(cluster.submit(needing(spec("a", 1, 1), &["a"])), "depends_on leads a -> a");
+        cluster.submit(needing(spec("a", 1, 1), &["z", "b"]));
+        cluster.submit(needing(spec("b", 1, 1), &["c"]));
+        assert_refused(cluster.submit(needing(spec("c", 1, 1), &["d", "a"])), "leads c -> a -> b -> c");
+        let outcome = cluster.submit(needing(spec("c", 1, 1), &["d", "z"]));
+        assert_eq!(outcome, crate::cluster::Outcome::Service { version: 1, changed: true });
+    }
+}

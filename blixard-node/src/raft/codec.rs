@@ -1,0 +1,236 @@
+//! What Raft's data looks like on disk and on the wire.
+//!
+//! Everything is one version byte, then MessagePack with named fields of the records below, which
+//! mirror openraft's types: those change their serialised form from release to release and are
+//! never written as they are. Commands and states are blixard_core's to encode: here they are bytes. A field added later is skipped by older software; anything older
+//! software must not skip needs a new version byte, which it refuses.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use bytes::Bytes;
+use openraft::EntryPayload;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::types::{LogEntry, LogId, Membership, Proposal, SnapshotMeta, StoredMembership, Vote};
+
+/// The version byte. A reader refuses another.
+const VERSION: u8 = 1;
+
+/// Why bytes were not understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CodecError {
+    /// They were written by other software, most likely newer.
+    #[error("written in version {found} of the encoding, and this software reads version {VERSION}")]
+    Version {
+        /// The version they start with.
+        found: u8,
+    },
+    /// They are damaged.
+    #[error("damaged: {0}")]
+    Damaged(String),
+}
+
+impl CodecError {
+    pub(super) fn damaged(reason: impl fmt::Display) -> Self {
+        Self::Damaged(reason.to_string())
+    }
+}
+
+impl From<CodecError> for std::io::Error {
+    fn from(error: CodecError) -> Self {
+        Self::new(std::io::ErrorKind::InvalidData, error)
+    }
+}
+
+/// Encodes a record behind the version byte.
+pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    rmp_serde::encode::write_named(&mut bytes, record)
+        .expect("records hold nothing that MessagePack cannot, and memory takes every write");
+    bytes
+}
+
+/// Decodes what [`encode`] wrote.
+pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CodecError> {
+    match bytes.split_first() {
+        Some((&VERSION, record)) => rmp_serde::from_slice(record).map_err(CodecError::damaged),
+        Some((&found, _)) => Err(CodecError::Version { found }),
+        None => Err(CodecError::damaged("empty")),
+    }
+}
+
+/// Mirrors a vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct VoteRecord {
+    term: u64,
+    node: u64,
+    committed: bool,
+}
+
+impl From<&Vote> for VoteRecord {
+    fn from(vote: &Vote) -> Self {
+        Self { term: vote.leader_id.term, node: vote.leader_id.voted_for, committed: vote.committed }
+    }
+}
+
+impl From<VoteRecord> for Vote {
+    fn from(record: VoteRecord) -> Self {
+        let VoteRecord { term, node, committed } = record;
+        if committed { Self::new_committed(term, node) } else { Self::new(term, node) }
+    }
+}
+
+/// Mirrors a log id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LogIdRecord {
+    term: u64,
+    index: u64,
+}
+
+impl From<&LogId> for LogIdRecord {
+    fn from(id: &LogId) -> Self {
+        Self { term: id.leader_id.term, index: id.index }
+    }
+}
+
+impl From<LogIdRecord> for LogId {
+    fn from(record: LogIdRecord) -> Self {
+        Self::new_term_index(record.term, record.index)
+    }
+}
+
+/// Mirrors a membership. A node that votes in no configuration is a learner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MembershipRecord {
+    configurations: Vec<BTreeSet<u64>>,
+    nodes: BTreeSet<u64>,
+}
+
+impl From<&Membership> for MembershipRecord {
+    fn from(membership: &Membership) -> Self {
+        Self {
+            configurations: membership.get_joint_config().clone(),
+            nodes: membership.nodes().map(|(id, _)| *id).collect(),
+        }
+    }
+}
+
+impl TryFrom<MembershipRecord> for Membership {
+    type Error = CodecError;
+
+    fn try_from(record: MembershipRecord) -> Result<Self, CodecError> {
+        Self::new(record.configurations, record.nodes).map_err(CodecError::damaged)
+    }
+}
+
+/// Mirrors a log entry. Borrows the proposal from the bytes it is decoded from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct EntryRecord<'a> {
+    term: u64,
+    index: u64,
+    #[serde(borrow)]
+    payload: PayloadRecord<'a>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum PayloadRecord<'a> {
+    Blank,
+    #[serde(borrow)]
+    Commands(ByteString<'a>),
+    Membership(MembershipRecord),
+}
+
+impl<'a> From<&'a LogEntry> for EntryRecord<'a> {
+    fn from(entry: &'a LogEntry) -> Self {
+        let payload = match &entry.payload {
+            EntryPayload::Blank => PayloadRecord::Blank,
+            EntryPayload::Normal(proposal) => PayloadRecord::Commands(ByteString(&proposal.0)),
+            EntryPayload::Membership(membership) => PayloadRecord::Membership(membership.into()),
+        };
+        Self { term: entry.log_id.leader_id.term, index: entry.log_id.index, payload }
+    }
+}
+
+impl EntryRecord<'_> {
+    /// The entry. `own` makes the proposal's bytes its own.
+    pub(super) fn into_entry(self, own: impl FnOnce(&[u8]) -> Bytes) -> Result<LogEntry, CodecError> {
+        let payload = match self.payload {
+            PayloadRecord::Blank => EntryPayload::Blank,
+            PayloadRecord::Commands(ByteString(bytes)) => EntryPayload::Normal(Proposal(own(bytes))),
+            PayloadRecord::Membership(record) => EntryPayload::Membership(record.try_into()?),
+        };
+        Ok(LogEntry { log_id: LogId::new_term_index(self.term, self.index), payload })
+    }
+}
+
+/// Encodes an entry as the log keeps it.
+pub(super) fn encode_entry(entry: &LogEntry) -> Vec<u8> {
+    encode(&EntryRecord::from(entry))
+}
+
+/// Decodes what [`encode_entry`] wrote.
+pub(super) fn decode_entry(bytes: &[u8]) -> Result<LogEntry, CodecError> {
+    decode::<EntryRecord<'_>>(bytes)?.into_entry(Bytes::copy_from_slice)
+}
+
+/// Mirrors what a snapshot covers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SnapshotMetaRecord {
+    last: Option<LogIdRecord>,
+    membership_at: Option<LogIdRecord>,
+    membership: MembershipRecord,
+}
+
+impl From<&SnapshotMeta> for SnapshotMetaRecord {
+    fn from(meta: &SnapshotMeta) -> Self {
+        Self {
+            last: meta.last_log_id.as_ref().map(LogIdRecord::from),
+            membership_at: meta.last_membership.log_id().as_ref().map(LogIdRecord::from),
+            membership: meta.last_membership.membership().into(),
+        }
+    }
+}
+
+impl TryFrom<SnapshotMetaRecord> for SnapshotMeta {
+    type Error = CodecError;
+
+    fn try_from(record: SnapshotMetaRecord) -> Result<Self, CodecError> {
+        let membership = Membership::try_from(record.membership)?;
+        Ok(Self {
+            last_log_id: record.last.map(LogId::from),
+            last_membership: StoredMembership::new(record.membership_at.map(LogId::from), membership),
+        })
+    }
+}
+
+/// Bytes that MessagePack keeps as bytes rather than as a list of numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ByteString<'a>(&'a [u8]);
+
+impl Serialize for ByteString<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for ByteString<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Borrowed;
+
+        impl<'de> Visitor<'de> for Borrowed {
+            type Value = &'de [u8];
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+                Ok(bytes)
+            }
+        }
+
+        deserializer.deserialize_bytes(Borrowed).map(Self)
+    }
+}

@@ -1,0 +1,304 @@
+//! The log on disk: entries, the vote, and how far the log is purged and known to be committed.
+//!
+//! All writes go through the store's queue in the order openraft makes them, and are committed in
+//! groups. `append` returns at once, its entries readable from the [`Tail`], and tells openraft when
+//! its group is durable; a vote is durable before `save_vote` returns; truncation and purge need no
+//! wait, since what is appended later is durable only after them. How far the log is committed rides
+//! along with the next write: losing it costs nothing but a wait for the leader's word.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, Range, RangeBounds};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
+
+use super::codec::{LogIdRecord, VoteRecord, decode, decode_entry, encode, encode_entry};
+use super::store::{Queue, Reader, Write, io_error};
+use super::tail::{Tail, next_index, size};
+use super::types::{LogEntry, LogId, Types, Vote};
+use crate::context::NodeContext;
+
+const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
+const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
+const NODE: &str = "node";
+const VOTE: &str = "vote";
+const PURGED: &str = "purged";
+const COMMITTED: &str = "committed";
+
+/// How much one read gives openraft to send to a follower, in bytes; one entry at least.
+const READ_BYTES: usize = 1 << 20;
+
+/// Why the log cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LogError {
+    /// It is another member's.
+    #[error("the log belongs to node {found}")]
+    OtherNode {
+        /// Whose.
+        found: u64,
+    },
+    /// It cannot be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Reads the log. Cloning shares it.
+#[derive(Clone)]
+pub(super) struct LogReader {
+    tail: Arc<Mutex<Tail>>,
+    database: Reader,
+}
+
+/// The log of one member. openraft owns it; the store closes when it is dropped.
+pub(super) struct LogStore {
+    reader: LogReader,
+    queue: Queue,
+}
+
+impl LogStore {
+    /// Reads what `node` left in the store, and makes the store `node`'s when it is new.
+    pub(super) async fn open(database: Reader, queue: Queue, node: u64) -> Result<Self, LogError> {
+        let owner = Box::new(move |transaction: &WriteTransaction| {
+            transaction.open_table(ENTRIES)?;
+            let mut facts = transaction.open_table(FACTS)?;
+            if facts.get(NODE)?.is_none() {
+                facts.insert(NODE, encode(&node).as_slice())?;
+            }
+            Ok(())
+        });
+        queue.write(owner).await?;
+        let (tail, found) = load(&database)?;
+        if found != node {
+            return Err(LogError::OtherNode { found });
+        }
+        Ok(Self { reader: LogReader { tail: Arc::new(Mutex::new(tail)), database }, queue })
+    }
+
+    async fn push(&self, write: Write, done: impl FnOnce(&mut Tail, io::Result<()>) + Send + 'static) {
+        let tail = Arc::clone(&self.reader.tail);
+        self.queue.push(write, move |outcome| done(&mut lock(&tail), outcome)).await;
+    }
+}
+
+fn lock(tail: &Mutex<Tail>) -> MutexGuard<'_, Tail> {
+    tail.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads everything but the entries, and whose log it is.
+fn load(database: &Reader) -> io::Result<(Tail, u64)> {
+    let transaction = database.begin()?;
+    let facts = transaction.open_table(FACTS).map_err(io_error)?;
+    let fact = |name: &str| facts.get(name).map_err(io_error);
+    let node = match fact(NODE)? {
+        Some(bytes) => decode(bytes.value())?,
+        None => return Err(damaged("it names no owner".to_owned())),
+    };
+    let log_id = |name: &str| -> io::Result<Option<LogId>> {
+        Ok(match fact(name)? {
+            Some(bytes) => Some(decode::<LogIdRecord>(bytes.value())?.into()),
+            None => None,
+        })
+    };
+    let (purged, committed) = (log_id(PURGED)?, log_id(COMMITTED)?);
+    let vote = match fact(VOTE)? {
+        Some(bytes) => Some(decode::<VoteRecord>(bytes.value())?.into()),
+        None => None,
+    };
+    let entries = transaction.open_table(ENTRIES).map_err(io_error)?;
+    let (first, last) = (entries.first().map_err(io_error)?, entries.last().map_err(io_error)?);
+    if let Some((first, _)) = first
+        && first.value() != next_index(purged)
+    {
+        return Err(damaged(format!("it begins at {} after a purge up to {purged:?}", first.value())));
+    }
+    let last = match last {
+        Some((_, bytes)) => Some(decode_entry(bytes.value())?.log_id),
+        None => purged,
+    };
+    Ok((Tail::new(vote, purged, last, committed), node))
+}
+
+fn damaged(reason: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the log is damaged: {reason}"))
+}
+
+fn put_log_id(transaction: &WriteTransaction, name: &str, id: Option<LogId>) -> Result<(), redb::Error> {
+    if let Some(id) = id {
+        transaction.open_table(FACTS)?.insert(name, encode(&LogIdRecord::from(&id)).as_slice())?;
+    }
+    Ok(())
+}
+
+/// What the disk must still learn of the committed index, taken along by the write about to be made.
+fn take_committed(tail: &mut Tail) -> Option<LogId> {
+    if std::mem::take(&mut tail.committed.1) { tail.committed.0 } else { None }
+}
+
+impl Drop for LogStore {
+    /// An orderly end writes down how far the log is committed, so that a restarted member holds
+    /// the state it had before it hears from a leader.
+    fn drop(&mut self) {
+        if let Some(committed) = take_committed(&mut lock(&self.reader.tail)) {
+            self.queue
+                .try_push(Box::new(move |transaction| put_log_id(transaction, COMMITTED, Some(committed))));
+        }
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = LogReader;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
+        let tail = lock(&self.reader.tail);
+        Ok(LogState { last_purged_log_id: tail.purged, last_log_id: tail.last })
+    }
+
+    async fn get_log_reader(&mut self) -> LogReader {
+        self.reader.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let vote = *vote;
+        let committed = take_committed(&mut lock(&self.reader.tail));
+        self.queue
+            .write(Box::new(move |transaction| {
+                let record = encode(&VoteRecord::from(&vote));
+                transaction.open_table(FACTS)?.insert(VOTE, record.as_slice())?;
+                put_log_id(transaction, COMMITTED, committed)
+            }))
+            .await?;
+        lock(&self.reader.tail).vote = Some(vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        lock(&self.reader.tail).committed = (committed, true);
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(lock(&self.reader.tail).committed.0)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = LogEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<_> = entries.into_iter().collect();
+        let (sequence, committed) = {
+            let mut tail = lock(&self.reader.tail);
+            (tail.append(&entries), take_committed(&mut tail))
+        };
+        let write = Box::new(move |transaction: &WriteTransaction| {
+            let mut table = transaction.open_table(ENTRIES)?;
+            for entry in &entries {
+                table.insert(entry.log_id.index, encode_entry(entry).as_slice())?;
+            }
+            put_log_id(transaction, COMMITTED, committed)
+        });
+        self.push(write, move |tail, outcome| {
+            if outcome.is_ok() {
+                tail.durable(sequence);
+            }
+            callback.io_completed(outcome);
+        })
+        .await;
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let from = lock(&self.reader.tail).truncate_after(last);
+        let write = Box::new(move |transaction: &WriteTransaction| {
+            transaction.open_table(ENTRIES)?.retain_in(from.., |_, _| false)?;
+            Ok(())
+        });
+        self.push(write, |_, _| ()).await;
+        Ok(())
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        lock(&self.reader.tail).purge(upto);
+        let write = Box::new(move |transaction: &WriteTransaction| {
+            transaction.open_table(ENTRIES)?.retain_in(..=upto.index, |_, _| false)?;
+            put_log_id(transaction, PURGED, Some(upto))
+        });
+        self.push(write, |_, _| ()).await;
+        Ok(())
+    }
+}
+
+impl LogReader {
+    /// Reads the entries of `range` that the log holds; stops after `bytes_max`, but not before the
+    /// first.
+    async fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<LogEntry>> {
+        let mut taken = 0;
+        let mut fits = |entry: &LogEntry| {
+            let fits = taken == 0 || taken + size(entry) <= bytes_max;
+            taken += size(entry);
+            fits
+        };
+        // The read begins while the tail is locked: what leaves the tail is in it.
+        let (transaction, from_disk, cached) = {
+            let tail = lock(&self.tail);
+            let (from_disk, cached) = tail.read(range);
+            if from_disk.is_empty() {
+                return Ok(cached.take_while(|entry| fits(entry)).cloned().collect());
+            }
+            let cached: Vec<_> = cached.take_while(|entry| fits(entry)).cloned().collect();
+            (self.database.begin()?, from_disk, cached)
+        };
+        let read = move || {
+            let table = transaction.open_table(ENTRIES).map_err(io_error)?;
+            let (mut entries, mut taken) = (Vec::new(), 0);
+            for (expected, row) in from_disk.clone().zip(table.range(from_disk.clone()).map_err(io_error)?) {
+                let (index, bytes) = row.map_err(io_error)?;
+                if index.value() != expected {
+                    return Err(damaged(format!("entry {expected} is missing")));
+                }
+                let entry = decode_entry(bytes.value())?;
+                taken += size(&entry);
+                if taken > bytes_max && !entries.is_empty() {
+                    return Ok(entries);
+                }
+                entries.push(entry);
+            }
+            if next_index(entries.last().map(|entry| entry.log_id)) != from_disk.end {
+                return Err(damaged(format!("entries before {} are missing", from_disk.end)));
+            }
+            entries.extend(cached);
+            Ok(entries)
+        };
+        NodeContext::current().blocking(read).await
+    }
+}
+
+impl RaftLogReader<Types> for LogReader {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<LogEntry>, io::Error> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(before) => before.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(last) => last.saturating_add(1),
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start..end, usize::MAX).await
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(lock(&self.tail).vote)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<LogEntry>, io::Error> {
+        self.read(start..end, READ_BYTES).await
+    }
+}

@@ -1,0 +1,183 @@
+//! Applies committed entries to the [`ClusterState`] and publishes it.
+//!
+//! The state lives in memory only; what makes it durable is the log and, now and then, a snapshot.
+//! At a start it is the snapshot with the log after it applied again. An entry that cannot be
+//! understood halts this member with a clear error: skipping it would make its state another than
+//! the other members'.
+
+use std::io;
+use std::sync::Arc;
+
+use blixard_core::cluster::ClusterState;
+use blixard_core::cluster::snapshot::{decode_entry, decode_state};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+
+use super::snapshot::{SnapshotBuilder, SnapshotStore};
+use super::types::{LogEntry, LogId, Outcomes, Snapshot, SnapshotMeta, StoredMembership, Types};
+use crate::watch;
+
+/// How many entries are applied at most before their outcomes are answered.
+const BATCH_MAX: usize = 1_024;
+
+/// The state and how it came about. openraft owns it.
+pub(super) struct StateMachine {
+    state: ClusterState,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    snapshots: SnapshotStore,
+    published: watch::Sender<Arc<ClusterState>>,
+    /// How many bytes of commands were applied since the last snapshot began.
+    since_snapshot: watch::Sender<u64>,
+    failure: watch::Sender<Option<Arc<str>>>,
+}
+
+impl StateMachine {
+    /// Starts from the latest snapshot, or from an empty state when there is none.
+    pub(super) async fn open(
+        snapshots: SnapshotStore,
+        since_snapshot: watch::Sender<u64>,
+        failure: watch::Sender<Option<Arc<str>>>,
+    ) -> io::Result<Self> {
+        let (published, _) = watch::channel(Arc::new(ClusterState::new()));
+        let mut machine = Self {
+            state: ClusterState::new(),
+            applied: None,
+            membership: StoredMembership::default(),
+            snapshots,
+            published,
+            since_snapshot,
+            failure,
+        };
+        if let Some(snapshot) = machine.snapshots.load().await? {
+            let state = machine.decode(&snapshot.snapshot)?;
+            machine.replace(&snapshot.meta, state);
+        }
+        Ok(machine)
+    }
+
+    /// Where every applied state is published.
+    pub(super) fn published(&self) -> watch::Receiver<Arc<ClusterState>> {
+        self.published.subscribe()
+    }
+
+    fn decode(&self, data: &[u8]) -> io::Result<ClusterState> {
+        decode_state(data).map_err(|error| self.halt(error.to_string()))
+    }
+
+    fn replace(&mut self, meta: &SnapshotMeta, state: ClusterState) {
+        self.state = state;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.publish();
+    }
+
+    fn publish(&self) {
+        self.published.send(Arc::new(self.state.clone()));
+    }
+
+    /// The error that stops this member; the composition root shows its words.
+    fn halt(&self, words: String) -> io::Error {
+        tracing::error!(err = words, "this member cannot go on");
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            failure.get_or_insert_with(|| words.as_str().into());
+            first
+        });
+        io::Error::new(io::ErrorKind::InvalidData, words)
+    }
+
+    fn apply_one(&mut self, entry: LogEntry) -> io::Result<Outcomes> {
+        let index = entry.log_id.index;
+        let outcomes = match entry.payload {
+            EntryPayload::Blank => self.apply_blank(index),
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(entry.log_id), membership);
+                self.apply_blank(index)
+            }
+            EntryPayload::Normal(proposal) => {
+                let bytes = proposal.0.len() as u64;
+                let entry = decode_entry(&proposal.0)
+                    .map_err(|error| self.halt(format!("cannot apply log index {index}: {error}")))?;
+                let outcomes = self.state.apply(index, &entry);
+                self.since_snapshot.send_if_modified(|applied| {
+                    *applied += bytes;
+                    true
+                });
+                outcomes
+            }
+        };
+        self.applied = Some(entry.log_id);
+        Ok(outcomes)
+    }
+
+    fn apply_blank(&mut self, index: u64) -> Outcomes {
+        // Index 0 is the membership that a cluster starts with; an empty state is already there.
+        if index > 0 {
+            self.state.apply_blank(index);
+        }
+        Outcomes::new()
+    }
+
+    fn builder(&self) -> SnapshotBuilder {
+        self.since_snapshot.send(0);
+        SnapshotBuilder {
+            store: self.snapshots.clone(),
+            meta: SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() },
+            state: self.state.clone(),
+        }
+    }
+}
+
+impl RaftStateMachine<Types> for StateMachine {
+    type SnapshotData = Bytes;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<Entries>(&mut self, entries: Entries) -> Result<(), io::Error>
+    where
+        Entries: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut entries = entries.ready_chunks(BATCH_MAX);
+        while let Some(batch) = entries.next().await {
+            let mut answers = Vec::with_capacity(batch.len());
+            for item in batch {
+                let (entry, responder) = item?;
+                let outcomes = self.apply_one(entry)?;
+                answers.extend(responder.map(|responder| (responder, outcomes)));
+            }
+            // Whoever is answered finds what was applied in the published state.
+            self.publish();
+            for (responder, outcomes) in answers {
+                responder.send(outcomes);
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
+        Some(self.builder())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        self.builder()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Bytes) -> Result<(), io::Error> {
+        let state = self.decode(&snapshot)?;
+        self.snapshots.save(meta, snapshot.clone()).await?;
+        self.replace(meta, state);
+        self.since_snapshot.send(0);
+        tracing::info!(raft.index = self.state.applied, bytes = snapshot.len(), "snapshot installed");
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        self.snapshots.load().await
+    }
+}
