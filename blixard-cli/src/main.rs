@@ -15,6 +15,10 @@ use clap::Parser;
 use crate::cli::Cli;
 
 fn main() -> ExitCode {
+    // Containers wait for their logger: it comes before anything else is read.
+    if let Some(code) = blixard_node::runtime::logger::dispatch() {
+        return code;
+    }
     let cli = Cli::parse();
     commands::dispatch(cli).unwrap_or_else(|error| report(&error))
 }
