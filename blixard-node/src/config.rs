@@ -444,6 +444,6 @@ mod tests {
         assert_eq!(config.http, HttpListen::Asked("127.0.0.1:9001".parse().unwrap()));
         assert_eq!(config.data_dir.to_str(), Some("/env"));
         assert_eq!(config.join, ["first.json", "a.json", "b.json"]);
-        assert_eq!(config.log, "info");
+        assert_eq!(config.log, LOG);
     }
 }
