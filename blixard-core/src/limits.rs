@@ -49,6 +49,23 @@ pub const RESTART_BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// A run this long forgives the failures before it.
 pub const RESTART_RESET_AFTER: Duration = Duration::from_secs(10);
 
+/// Images that one node downloads at a time; more would only slow each other down.
+pub const PULLS_MAX: usize = 3;
+/// A download without progress for this long has failed. Unpacking a large layer reports none.
+pub const PULL_STALL: Duration = Duration::from_secs(300);
+/// Containers that one node starts at a time: most of a start is the runtime's CPU time.
+pub const STARTS_MAX: usize = 4;
+/// Failed starts in a row after which a replica has failed, so that its slot can go elsewhere.
+pub const START_FAILURES_MAX: u32 = 5;
+/// A container that does not start within this time is given up, and what there is of it removed.
+pub const START_DEADLINE: Duration = Duration::from_secs(120);
+/// How long the container runtime has for an answer that takes no work.
+pub const RUNTIME_DEADLINE: Duration = Duration::from_secs(10);
+/// The shortest time between two probes of a container, whatever its bundle says.
+pub const PROBE_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// The longest wait for the first probe of a container after its start.
+pub const PROBE_FIRST_MAX: Duration = Duration::from_secs(1);
+
 /// How long a request id is remembered, in log time; an older one is refused.
 pub const REQUEST_MEMORY: Duration = Duration::from_secs(600);
 /// How many request ids are remembered at most.

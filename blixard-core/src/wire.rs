@@ -34,11 +34,13 @@ pub enum Channel {
     Join = 7,
     /// Addresses of members, exchanged when a link is made.
     Addresses = 8,
+    /// A member's notice to the leader that its daemon stops for a while.
+    Hold = 9,
 }
 
 impl Channel {
     /// Every channel, in the order of their bytes.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Raft,
         Self::Snapshot,
         Self::Heartbeat,
@@ -47,6 +49,7 @@ impl Channel {
         Self::Image,
         Self::Join,
         Self::Addresses,
+        Self::Hold,
     ];
 
     /// The channel a byte stands for.
@@ -165,4 +168,39 @@ pub enum ForwardResponse {
         /// Why, for people.
         message: String,
     },
+}
+
+/// A member's notice that its daemon stops for a while: nothing of it is to be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldRequest {
+    /// Until when, in log time.
+    pub until: UtcMs,
+}
+
+/// An image one member asks another for, or asks another to fetch from itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRequest {
+    /// The reference.
+    pub reference: String,
+    /// The digest it must have, when known.
+    #[serde(default)]
+    pub digest: Option<String>,
+}
+
+/// Why bytes are not a message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a message this version understands: {0}")]
+pub struct WireError(String);
+
+/// Encodes a peer message.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    rmp_serde::to_vec_named(message).expect("messages hold only what MessagePack can")
+}
+
+/// Decodes a peer message.
+///
+/// # Errors
+/// When the bytes are cut short or of another shape.
+pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    rmp_serde::from_slice(bytes).map_err(|error| WireError(error.to_string()))
 }

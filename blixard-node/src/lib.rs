@@ -5,14 +5,23 @@
 //! and containers.
 
 pub mod api;
+pub mod config;
 pub mod context;
+pub mod daemon;
 pub mod discovery;
 pub mod disk;
 pub mod drivers;
+pub mod formation;
 pub mod handle;
+pub mod identity;
+mod images;
+mod inbound;
+pub mod linux;
 pub mod network;
+pub mod node;
 pub mod platform;
 pub mod raft;
 pub mod runtime;
+mod telemetry;
 pub mod transport;
 pub mod watch;

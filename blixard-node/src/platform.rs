@@ -140,6 +140,12 @@ pub trait Transport: Send + Sync + 'static {
     /// Replaces the set of members: whom to accept, and where each may be. Links to others close.
     fn set_peers(&self, peers: BTreeMap<NodeId, Peer>);
 
+    /// Tells where the holder of `key` may be, as a registry file or ticket said: one more address
+    /// to try. It makes nobody a member.
+    fn hint(&self, key: NodeKey, addresses: &[SocketAddr]) {
+        let _unused = (key, addresses);
+    }
+
     /// Sets who answers incoming messages and streams. Called once, before anything arrives.
     fn serve(&self, handler: Arc<dyn Inbound>);
 

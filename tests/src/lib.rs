@@ -1,1 +1,13 @@
-//! x
+//! What the end-to-end tests, the demo and the benchmarks stand on: hosts that are network
+//! namespaces, real daemons in them, real images, a real registry.
+//!
+//! Nothing here touches the machine's own interfaces: every address belongs to a namespace that
+//! the test made itself, and goes with it.
+
+pub mod cluster;
+pub mod command;
+pub mod host;
+pub mod http;
+pub mod lan;
+pub mod process;
+pub mod wait;

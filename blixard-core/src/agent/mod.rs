@@ -4,17 +4,36 @@
 //! driver in `blixard-node` runs the actions against containers, images and networks and feeds
 //! their results back as events. Events are hints; [`Event::Assigned`] and [`Event::Listed`] are
 //! the truth, and either alone is enough to converge.
+//!
+//! The agent is inert until it has seen both once: without the list it would start what already
+//! runs, without the assignments it would remove what should run. It never starts a replica while
+//! a container of the replica's earlier attempts is left, never has two actions on containers of
+//! one replica under way, and repeats nothing that failed without a back-off.
+
+mod assignments;
+mod backoff;
+mod health;
+mod replica;
+mod step;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::assignments::assignments;
+pub use self::health::probe_port;
+use self::replica::Replica;
 use crate::cluster::ReplicaStatus;
 use crate::cluster::replica::Desired;
 use crate::id::{ContainerId, ReplicaId};
 use crate::spec::ServiceSpec;
-use crate::time::{Mono, UtcMs};
+use crate::time::Mono;
 
 /// A replica of this node, as the replicated state has it.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,10 +77,11 @@ pub enum ObservedState {
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The whole set of this node's replicas, by the replicated state.
+    /// The whole set of this node's replicas, by the replicated state. Never from a state older
+    /// than what was committed when the node started: containers without a row are removed.
     Assigned(BTreeMap<ReplicaId, Assignment>),
     /// The whole set of this node's containers, by the runtime: after a start, or after the
-    /// runtime was away.
+    /// runtime was away. Answers that arrived after the list was asked for must be fed after it.
     Listed(Vec<Observed>),
     /// An image is here.
     ImageReady {
@@ -127,6 +147,8 @@ pub enum Event {
         /// Whether it passed.
         healthy: bool,
     },
+    /// The statuses of all replicas are wanted again, as after a leader change.
+    ReportAll,
     /// Time passed: the deadline of the last [`Action::WakeAt`], or earlier.
     Tick,
 }
@@ -134,7 +156,8 @@ pub enum Event {
 /// Something to do. The driver runs each to its end and reports it as an [`Event`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Fetch an image. Answers `ImageReady` or `ImageFailed`.
+    /// Make sure that an image is here, fetching it when it is not. Answers `ImageReady` or
+    /// `ImageFailed`, for every replica that waits for the same image.
     Pull {
         /// For which replica.
         replica: ReplicaId,
@@ -189,15 +212,17 @@ pub fn container_id(cluster: crate::id::ClusterId, replica: ReplicaId, attempt: 
     ContainerId::new(cluster, replica, attempt)
 }
 
+/// An image to have here: its reference and, when resolved, its digest.
+type Image = (String, Option<String>);
+
 /// One node's agent: what it knows of its replicas, and what it waits for.
 #[derive(Debug, Default)]
-pub struct Agent {}
-
-impl Agent {
-    /// Takes in `event` and appends what to do about it to `actions`.
-    ///
-    /// `now` is the node's monotonic clock and drives every back-off; `utc` is only shown.
-    pub fn step(&mut self, now: Mono, utc: UtcMs, event: Event, actions: &mut Vec<Action>) {
-        unimplemented!("{now:?} {utc:?} {event:?} {actions:?}")
-    }
+pub struct Agent {
+    replicas: BTreeMap<ReplicaId, Replica>,
+    /// Images being fetched, by the replica whose [`Action::Pull`] fetches them.
+    pulls: BTreeMap<ReplicaId, Image>,
+    assigned: bool,
+    listed: bool,
+    /// The last [`Action::WakeAt`], until it has passed.
+    wake: Option<Mono>,
 }

@@ -1,1 +1,14 @@
-//! discovery
+//! Finding the other members: what the sources of addresses say, how they are merged, whom to
+//! dial when, and how joining proceeds.
+//!
+//! Everything here is a function of its input. Reading files and dialling is blixard-node's
+//! `discovery` and `transport`, its callers.
+
+pub mod book;
+pub mod contact;
+pub mod dial;
+pub mod file;
+pub mod join;
+pub mod target;
+mod text;
+pub mod ticket;

@@ -1,1 +1,85 @@
-//! scheduler
+//! Which node a replica goes to, or why none takes it.
+//!
+//! [`choose`] filters the nodes, ranks those that fit and, when none does, explains in one
+//! sentence. It never changes anything and never waits: the orchestrator calls it with the usage
+//! its draft has reached, and records either the node or the sentence.
+
+mod explain;
+mod filter;
+mod rank;
+#[cfg(test)]
+mod tests;
+mod usage;
+
+use std::collections::BTreeMap;
+
+use imbl::OrdMap;
+
+pub(crate) use self::explain::Named;
+pub use self::filter::label;
+pub use self::usage::{Claim, NodeUsage, Used};
+use crate::cluster::Node;
+use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::spec::ServiceSpec;
+
+/// One replica that needs a node.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// Whose replica.
+    pub service: &'a ServiceName,
+    /// What it runs.
+    pub spec: &'a ServiceSpec,
+    /// The node its host volumes are on; matters only when it has any.
+    pub origin: NodeId,
+    /// Nodes on which another replica of the service is in the way, and which: one of the two is
+    /// on the node's own network.
+    pub network_held: BTreeMap<NodeId, ReplicaId>,
+}
+
+impl Request<'_> {
+    /// Whether only the origin can run it.
+    fn pinned(&self) -> bool {
+        !self.spec.volumes.is_empty()
+    }
+}
+
+/// Why no node takes a replica: one sentence for people, without a full stop.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NoFit(String);
+
+/// The best node for `request`, given what the nodes already hold.
+///
+/// # Errors
+/// [`NoFit`] when no node takes it, naming for each node the first thing that is in the way.
+pub fn choose(
+    nodes: &OrdMap<NodeId, Node>,
+    usage: &NodeUsage,
+    request: &Request<'_>,
+) -> Result<NodeId, NoFit> {
+    if request.pinned() {
+        return match nodes.get(&request.origin) {
+            None => Err(NoFit(explain::pinned_to_stranger(request.origin))),
+            Some(node) => match filter::misfit(request, node, usage.node(request.origin), request.origin) {
+                None => Ok(request.origin),
+                Some(misfit) => Err(NoFit(explain::pinned(request.origin, node, &misfit))),
+            },
+        };
+    }
+    let mut fitting = Vec::new();
+    let mut misfits = Vec::new();
+    for (&id, node) in nodes {
+        match filter::misfit(request, node, usage.node(id), id) {
+            None => fitting.push((id, node)),
+            Some(misfit) => misfits.push((id, node, misfit)),
+        }
+    }
+    rank::best(&fitting, nodes, usage, request).ok_or_else(|| NoFit(explain::none_fits(&misfits)))
+}
+
+/// Whether `node` itself takes `request`, whatever the others would.
+pub fn fits(nodes: &OrdMap<NodeId, Node>, usage: &NodeUsage, request: &Request<'_>, node: NodeId) -> bool {
+    let allowed = !request.pinned() || request.origin == node;
+    allowed
+        && nodes.get(&node).is_some_and(|row| filter::misfit(request, row, usage.node(node), node).is_none())
+}

@@ -1,1 +1,8 @@
-//! drivers
+//! The tasks that act for what `blixard-core` decides: each waits for an event, takes a step and
+//! runs the actions.
+
+pub mod agent;
+pub(crate) mod heartbeat;
+pub mod leader;
+pub(crate) mod membership;
+pub(crate) mod peers;

@@ -1,1 +1,264 @@
-//! network
+//! The container network of one node: a bridge with the node's /24, a namespace for each
+//! container, outbound access and published ports.
+//!
+//! Everything a container has is recorded in a lease file beside its namespace, so a daemon that
+//! restarts finds it all again. Links and addresses are made over netlink; translation is one
+//! nftables table that is replaced as a whole, so a half-made rule set never exists. Both live in
+//! whatever network namespace the daemon runs in: several nodes on one machine do not meet.
+
+mod firewall;
+mod lease;
+mod link;
+mod namespace;
+mod ports;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use blixard_core::id::{ClusterId, ContainerId, NodeId};
+use blixard_core::spec::PortSpec;
+use tokio::sync::Mutex;
+
+pub use self::lease::Lease;
+use self::lease::Leases;
+use self::ports::HeldPorts;
+
+/// Why a container could not be connected.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A published port is held by another program on this node.
+    #[error(
+        "port {port}/{protocol} is taken on this node by another program: stop it, or publish another host_port"
+    )]
+    PortTaken {
+        /// The port on the node.
+        port: u16,
+        /// `tcp` or `udp`.
+        protocol: blixard_core::spec::Protocol,
+    },
+    /// Every address of the node's /24 is in use.
+    #[error("the node's container network {subnet}/24 has no free address: move replicas to other nodes")]
+    AddressesExhausted {
+        /// The network.
+        subnet: Ipv4Addr,
+    },
+    /// The network overlaps one that the node already reaches otherwise.
+    #[error(
+        "the container network {subnet}/24 is also reached through {device}: form the cluster with other --subnets"
+    )]
+    Overlap {
+        /// The network.
+        subnet: Ipv4Addr,
+        /// The device that reaches it.
+        device: String,
+    },
+    /// The kernel refused a link, an address or a route.
+    #[error("cannot {what}")]
+    Netlink {
+        /// What was being done.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: rtnetlink::Error,
+    },
+    /// nftables refused the rules, or its program is missing.
+    #[error("cannot load the port rules: {0}")]
+    Firewall(String),
+    /// A file or namespace could not be made or read.
+    #[error("cannot {what}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl NetworkError {
+    fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// The container network of one node.
+#[derive(Debug)]
+pub struct ContainerNetwork {
+    directory: PathBuf,
+    /// The bridge's and the table's name: told apart by cluster and node.
+    name: String,
+    subnet: Ipv4Addr,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    leases: Leases,
+    held: HeldPorts,
+}
+
+impl ContainerNetwork {
+    /// Makes or finds the node's bridge, and takes up what earlier runs left: leases whose
+    /// namespace is gone, as after a reboot, are dropped.
+    ///
+    /// `directory` holds leases and namespaces and should not survive a reboot: under `/run`.
+    ///
+    /// # Errors
+    /// When the bridge, the rules or the directory cannot be made, or the /24 overlaps a route
+    /// of the machine.
+    pub async fn open(
+        directory: &Path,
+        cluster: ClusterId,
+        node: NodeId,
+        subnet: Ipv4Addr,
+    ) -> Result<Self, NetworkError> {
+        let name = name_of(cluster, node);
+        std::fs::create_dir_all(directory)
+            .map_err(NetworkError::io(format!("make {}", directory.display())))?;
+        let leases = Leases::load(directory)?;
+        link::ensure_bridge(&name, subnet).await?;
+        enable_forwarding(&name)?;
+        let mut held = HeldPorts::default();
+        for (id, lease) in leases.iter() {
+            if let Err(error) = held.hold(id, &lease.ports) {
+                tracing::warn!(container.id = id.short(), err = %error, "a published port is no longer ours");
+            }
+        }
+        let network =
+            Self { directory: directory.to_owned(), name, subnet, state: Mutex::new(State { leases, held }) };
+        network.load_rules(&network.state.lock().await.leases).await?;
+        Ok(network)
+    }
+
+    /// Makes a namespace for a container, with an address and its ports published. A container
+    /// that has one keeps it.
+    ///
+    /// # Errors
+    /// When a port is taken, no address is free, or the kernel refuses; nothing is left then.
+    pub async fn create(&self, id: &ContainerId, ports: &[PortSpec]) -> Result<Lease, NetworkError> {
+        let mut state = self.state.lock().await;
+        if let Some(lease) = state.leases.get(id) {
+            return Ok(lease.clone());
+        }
+        state.held.hold(id, ports)?;
+        let made = self.make(&state.leases, id, ports).await;
+        let lease = match made {
+            Ok(lease) => lease,
+            Err(error) => {
+                state.held.release(id);
+                return Err(error);
+            }
+        };
+        state.leases.insert(id.clone(), lease.clone())?;
+        if let Err(error) = self.load_rules(&state.leases).await {
+            self.forget(&mut state, id).await?;
+            return Err(error);
+        }
+        Ok(lease)
+    }
+
+    async fn make(
+        &self,
+        leases: &Leases,
+        id: &ContainerId,
+        ports: &[PortSpec],
+    ) -> Result<Lease, NetworkError> {
+        let address = leases.free_address(self.subnet)?;
+        let netns_path = self.directory.join(format!("{}.netns", id.short()));
+        let inside = namespace::create(&netns_path).await?;
+        let gateway = first_host(self.subnet);
+        let connected = link::connect(&self.name, &veth_name(id), inside, address, gateway).await;
+        if let Err(error) = connected {
+            namespace::remove(&netns_path)?;
+            return Err(error);
+        }
+        Ok(Lease { netns_path, address, ports: ports.to_vec() })
+    }
+
+    /// Takes everything of a container away again. One that has nothing is none of its business.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it can be tried again.
+    pub async fn remove(&self, id: &ContainerId) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        if state.leases.get(id).is_none() {
+            return Ok(());
+        }
+        self.forget(&mut state, id).await?;
+        self.load_rules(&state.leases).await
+    }
+
+    /// Removes the link pair, the namespace, the lease and the held ports.
+    async fn forget(&self, state: &mut State, id: &ContainerId) -> Result<(), NetworkError> {
+        if let Some(lease) = state.leases.get(id) {
+            link::delete(&veth_name(id)).await?;
+            namespace::remove(&lease.netns_path)?;
+        }
+        state.leases.remove(id)?;
+        state.held.release(id);
+        Ok(())
+    }
+
+    /// The address of a container.
+    pub async fn address_of(&self, id: &ContainerId) -> Option<Ipv4Addr> {
+        self.state.lock().await.leases.get(id).map(|lease| lease.address)
+    }
+
+    /// The containers that have a namespace.
+    pub async fn list(&self) -> Vec<ContainerId> {
+        self.state.lock().await.leases.iter().map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Removes every namespace, the rules and the bridge.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what could be removed is.
+    pub async fn purge(&self) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        let ids: Vec<ContainerId> = state.leases.iter().map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            self.forget(&mut state, &id).await?;
+        }
+        firewall::delete(&self.name).await?;
+        link::delete(&self.name).await?;
+        match std::fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(NetworkError::io(format!("remove {}", self.directory.display()))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn load_rules(&self, leases: &Leases) -> Result<(), NetworkError> {
+        firewall::load(&firewall::ruleset(&self.name, self.subnet, leases.iter().map(|(_, lease)| lease)))
+            .await
+    }
+}
+
+/// `bx` and what tells cluster and node apart, within the kernel's 15 bytes for a device.
+fn name_of(cluster: ClusterId, node: NodeId) -> String {
+    let cluster = cluster.to_string();
+    format!("bx{}n{node}", &cluster[..6]).chars().take(15).collect()
+}
+
+fn veth_name(id: &ContainerId) -> String {
+    format!("bxv{}", &id.short()[..10.min(id.short().len())])
+}
+
+/// The bridge's own address: the network's first.
+fn first_host(subnet: Ipv4Addr) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(subnet) | 1)
+}
+
+/// Lets packets pass between the bridge and the world, and from the node's localhost to
+/// containers.
+fn enable_forwarding(bridge: &str) -> Result<(), NetworkError> {
+    for path in [
+        "/proc/sys/net/ipv4/ip_forward".to_owned(),
+        format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"),
+    ] {
+        std::fs::write(&path, "1").map_err(NetworkError::io(format!("write 1 to {path}")))?;
+    }
+    Ok(())
+}

@@ -47,6 +47,7 @@ pub use self::propose::ProposeError;
 use self::snapshot::SnapshotStore;
 use self::state_machine::StateMachine;
 pub use self::status::StatusWatch;
+pub(crate) use self::store::Backend;
 use self::store::Closing;
 use self::types::Raft;
 use crate::context::NodeContext;

@@ -210,7 +210,7 @@ impl DurableWriter for Writer {
 
 /// A boxed backend, which redb itself does not take.
 #[derive(Debug)]
-struct Backend(Box<dyn StorageBackend>);
+pub(crate) struct Backend(pub(crate) Box<dyn StorageBackend>);
 
 impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {

@@ -1,0 +1,68 @@
+//! How long to wait after a failure: twice as long after each, within bounds.
+//!
+//! Without jitter: the agent draws no random numbers, and replicas that fail together share a node
+//! whose pulls and starts are bounded anyway.
+
+use std::time::Duration;
+
+use crate::limits::{RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN};
+use crate::time::Mono;
+
+/// Failures in a row of one thing, and when it may be tried again.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Backoff {
+    failures: u32,
+    until: Mono,
+}
+
+impl Backoff {
+    /// Counts a failure and returns how long to wait now: 1, 2, 4 s and so on to 300 s.
+    pub(super) fn fail(&mut self, now: Mono) -> Duration {
+        let factor = 1_u32.checked_shl(self.failures).unwrap_or(u32::MAX);
+        let delay = RESTART_BACKOFF_MIN.saturating_mul(factor).min(RESTART_BACKOFF_MAX);
+        self.failures = self.failures.saturating_add(1);
+        self.until = now + delay;
+        delay
+    }
+
+    /// Forgives all failures.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Failures in a row so far.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// When the next try may be made.
+    pub(super) fn until(&self) -> Mono {
+        self.until
+    }
+
+    /// Whether the next try may be made now.
+    pub(super) fn is_over(&self, now: Mono) -> bool {
+        self.until <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_five_minutes_and_never_shrink() {
+        let mut backoff = Backoff::default();
+        let now = Mono(Duration::from_secs(7));
+        assert!(backoff.is_over(now));
+        let delays: Vec<u64> = (0..11).map(|_| backoff.fail(now).as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        for _ in 0..100 {
+            assert_eq!(backoff.fail(now), RESTART_BACKOFF_MAX);
+        }
+        assert!(!backoff.is_over(now));
+        assert!(backoff.is_over(now + RESTART_BACKOFF_MAX));
+        backoff.reset();
+        assert_eq!(backoff.fail(now), RESTART_BACKOFF_MIN);
+    }
+}

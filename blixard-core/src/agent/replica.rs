@@ -1,0 +1,535 @@
+//! The life of one replica on its node.
+//!
+//! What is known of its containers, what is under way, and what its status is; [`Replica::advance`]
+//! compares them and takes the next step. The status only moves forward on `(attempt, phase)`.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use super::health::{Health, Verdict, probe_port};
+use super::{Action, Assignment, Image, Observed, ObservedState};
+use crate::cluster::replica::Desired;
+use crate::cluster::{Phase, ReplicaStatus};
+use crate::id::ReplicaId;
+use crate::limits::{RESTART_RESET_AFTER, START_FAILURES_MAX, STARTS_MAX, STOP_TIMEOUT_S};
+use crate::spec::{NetworkMode, RestartPolicy};
+use crate::time::{Mono, UtcMs};
+
+/// The exit code of a process of which nothing is left to ask.
+const CODE_UNKNOWN: u32 = 137;
+
+/// The time of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct At {
+    /// By the clock that drives back-off.
+    pub(super) now: Mono,
+    /// By the clock that is shown.
+    pub(super) utc: UtcMs,
+}
+
+/// What the replicas of a node share.
+pub(super) struct Shared<'a> {
+    /// Images being fetched, by the replica whose action fetches them.
+    pub(super) pulls: &'a mut BTreeMap<ReplicaId, Image>,
+    /// Starts under way.
+    pub(super) starts: usize,
+    /// What to do.
+    pub(super) actions: &'a mut Vec<Action>,
+}
+
+/// A container, as far as known.
+#[derive(Debug, Clone, Copy)]
+enum Container {
+    /// Its process runs since, or was first seen, then.
+    Running { since: Mono, address: Option<Ipv4Addr> },
+    /// Its process ended with this code.
+    Ended(u32),
+}
+
+/// An action on a container that is under way, with the attempt it is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Busy {
+    Starting(u32),
+    Removing(u32),
+}
+
+/// Whether the image of the next start is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ImageNeed {
+    Unknown,
+    Waiting,
+    Here,
+}
+
+/// One replica.
+#[derive(Debug)]
+pub(super) struct Replica {
+    /// Absent when the state has no such replica: what is left of it is removed.
+    assignment: Option<Assignment>,
+    status: ReplicaStatus,
+    /// The status last told.
+    told: ReplicaStatus,
+    /// Whether `status` was compared with the containers of the latest list.
+    settled: bool,
+    /// By attempt. Complete whenever the node's containers were listed and nothing is under way.
+    containers: BTreeMap<u32, Container>,
+    busy: Option<Busy>,
+    /// The code of a process that ended before its start was answered.
+    early_exit: Option<u32>,
+    image: ImageNeed,
+    runs: Backoff,
+    pulls: Backoff,
+    starts: Backoff,
+    removals: Backoff,
+    health: Option<Health>,
+}
+
+impl Replica {
+    /// A replica as the state has it, or (without an assignment) containers nobody asked for.
+    pub(super) fn new(assignment: Option<Assignment>) -> Self {
+        let status = assignment.as_ref().map_or_else(ReplicaStatus::assigned, |own| own.status.clone());
+        Self {
+            assignment,
+            told: status.clone(),
+            status,
+            settled: false,
+            containers: BTreeMap::new(),
+            busy: None,
+            early_exit: None,
+            image: ImageNeed::Unknown,
+            runs: Backoff::default(),
+            pulls: Backoff::default(),
+            starts: Backoff::default(),
+            removals: Backoff::default(),
+            health: None,
+        }
+    }
+
+    /// Takes in what the state now says; `None` when the row is gone.
+    pub(super) fn assign(&mut self, assignment: Option<Assignment>) {
+        let key = |status: &ReplicaStatus| (status.attempt, status.phase);
+        if let Some(new) = &assignment {
+            let idle = self.busy.is_none() && self.containers.is_empty();
+            let overtaken = idle && key(&new.status) > key(&self.status);
+            if self.assignment.is_none() || overtaken {
+                self.status = new.status.clone();
+                self.told = new.status.clone();
+                self.settled = false;
+            }
+        }
+        self.assignment = assignment;
+    }
+
+    /// Takes in which containers it has. While an action on them is under way its answer says
+    /// more than a list taken meanwhile.
+    pub(super) fn list(&mut self, observed: &[Observed], now: Mono) {
+        if self.busy.is_some() {
+            return;
+        }
+        let known = std::mem::take(&mut self.containers);
+        for seen in observed {
+            let container = match (seen.state, known.get(&seen.attempt)) {
+                (ObservedState::Exited(code), _) => Container::Ended(code),
+                (ObservedState::Running, Some(&Container::Running { since, .. })) => {
+                    Container::Running { since, address: seen.address }
+                }
+                (ObservedState::Running, _) => Container::Running { since: now, address: seen.address },
+            };
+            self.containers.insert(seen.attempt, container);
+        }
+        self.settled = false;
+    }
+
+    /// Whether nothing is left of it anywhere.
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.assignment.is_none() && self.containers.is_empty() && self.busy.is_none()
+    }
+
+    /// Whether its container is being started.
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(self.busy, Some(Busy::Starting(_)))
+    }
+
+    /// Whether it waits for `image`.
+    pub(super) fn waits_for(&self, image: &Image) -> bool {
+        self.image == ImageNeed::Waiting && self.image_wanted().as_ref() == Some(image)
+    }
+
+    /// The status, when it is not the one last told, or with `always`.
+    pub(super) fn tell(&mut self, always: bool) -> Option<ReplicaStatus> {
+        self.assignment.as_ref()?;
+        if self.told == self.status && !always {
+            return None;
+        }
+        self.told = self.status.clone();
+        Some(self.status.clone())
+    }
+
+    /// The next time at which it may have something to do by itself.
+    pub(super) fn deadline(&self, now: Mono) -> Option<Mono> {
+        let next = match self.status.phase {
+            Phase::Assigned | Phase::Pulling | Phase::Starting => {
+                Some(self.pulls.until().max(self.starts.until()))
+            }
+            Phase::Running => self.health.as_ref().and_then(Health::due),
+            Phase::Waiting => Some(self.runs.until()),
+            Phase::Stopping | Phase::Completed | Phase::Failed | Phase::Gone => None,
+        };
+        [next, Some(self.removals.until())].into_iter().flatten().filter(|at| *at > now).min()
+    }
+
+    fn image_wanted(&self) -> Option<Image> {
+        let image = &self.assignment.as_ref()?.spec.image;
+        Some((image.reference.clone(), image.digest.clone()))
+    }
+
+    fn should_go(&self) -> bool {
+        self.assignment.as_ref().is_none_or(|own| own.desired == Desired::Stop)
+    }
+
+    fn enter(&mut self, phase: Phase, at: At, message: String) {
+        if phase != self.status.phase {
+            self.status.since = at.utc;
+        }
+        self.status.phase = phase;
+        self.status.message = message;
+    }
+}
+
+/// What happened to it.
+impl Replica {
+    /// Its image is here, or why not.
+    pub(super) fn image_result(&mut self, at: At, result: Result<(), &str>) {
+        match result {
+            Ok(()) => {
+                self.image = ImageNeed::Here;
+                self.pulls.reset();
+            }
+            Err(error) => {
+                self.image = ImageNeed::Unknown;
+                let again = at.utc.after(self.pulls.fail(at.now));
+                if !self.should_go() {
+                    self.status.message = format!("pull failed: {error}; trying again at {again}");
+                }
+            }
+        }
+    }
+
+    /// Its container runs.
+    pub(super) fn started(&mut self, at: At, attempt: u32, address: Option<Ipv4Addr>) {
+        if self.busy != Some(Busy::Starting(attempt)) {
+            return;
+        }
+        self.busy = None;
+        self.starts.reset();
+        self.containers.insert(attempt, Container::Running { since: at.now, address });
+        if !self.should_go() {
+            self.run(at, address);
+        }
+        if let Some(code) = self.early_exit.take() {
+            self.exited(at, attempt, code);
+        }
+    }
+
+    /// Its container could not be started, and nothing of it is left.
+    pub(super) fn start_failed(&mut self, at: At, attempt: u32, error: &str) {
+        if self.busy == Some(Busy::Starting(attempt)) {
+            self.busy = None;
+            self.early_exit = None;
+            self.count_start_failure(at, error);
+        }
+    }
+
+    /// Its process ended.
+    pub(super) fn exited(&mut self, at: At, attempt: u32, code: u32) {
+        if self.busy == Some(Busy::Starting(attempt)) {
+            self.early_exit = Some(code);
+            return;
+        }
+        let Some(Container::Running { since, .. }) = self.containers.get(&attempt).copied() else { return };
+        self.containers.insert(attempt, Container::Ended(code));
+        let current = attempt == self.status.attempt && self.status.phase == Phase::Running;
+        if current && self.settled && !self.should_go() {
+            self.end(at, Some(code), at.now.since(since), format!("exited with code {code}"));
+        }
+    }
+
+    /// Nothing is left of a container.
+    pub(super) fn removed(&mut self, attempt: u32) {
+        if self.busy == Some(Busy::Removing(attempt)) {
+            self.busy = None;
+            self.removals.reset();
+            self.containers.remove(&attempt);
+        }
+    }
+
+    /// A container could not be removed.
+    pub(super) fn remove_failed(&mut self, at: At, attempt: u32, error: &str) {
+        if self.busy != Some(Busy::Removing(attempt)) {
+            return;
+        }
+        self.busy = None;
+        let again = at.utc.after(self.removals.fail(at.now));
+        if matches!(self.status.phase, Phase::Starting | Phase::Stopping) {
+            self.status.message = format!("removal failed: {error}; trying again at {again}");
+        }
+    }
+
+    /// A probe passed or failed.
+    pub(super) fn probed(&mut self, at: At, attempt: u32, passed: bool) {
+        if attempt != self.status.attempt || self.status.phase != Phase::Running {
+            return;
+        }
+        let (Some(health), Some(own)) = (&mut self.health, &self.assignment) else { return };
+        match health.record(at.now, passed) {
+            Verdict::Undecided => {}
+            Verdict::Healthy => {
+                self.status.healthy = Some(true);
+                self.status.message.clear();
+            }
+            Verdict::Unhealthy { failures } => {
+                let restarts = own.spec.restart.policy != RestartPolicy::No;
+                let ran = match (health.has_passed(), self.containers.get(&attempt)) {
+                    (true, Some(&Container::Running { since, .. })) => at.now.since(since),
+                    _ => Duration::ZERO,
+                };
+                self.status.healthy = Some(false);
+                if restarts && !self.should_go() {
+                    self.end(at, None, ran, format!("unhealthy: {failures} probes in a row failed"));
+                } else {
+                    self.status.message = "unhealthy: its probes fail".to_owned();
+                }
+            }
+        }
+    }
+
+    fn run(&mut self, at: At, address: Option<Ipv4Addr>) {
+        self.enter(Phase::Running, at, String::new());
+        self.status.address = address;
+        let probed = self.assignment.as_ref().and_then(|own| own.spec.healthcheck.as_ref());
+        self.health = probed.map(|health| Health::new(health, at.now));
+    }
+
+    fn count_start_failure(&mut self, at: At, error: &str) {
+        self.image = ImageNeed::Unknown;
+        let again = at.utc.after(self.starts.fail(at.now));
+        let tries = self.starts.failures();
+        if self.should_go() {
+            return;
+        }
+        if tries >= START_FAILURES_MAX {
+            self.enter(Phase::Failed, at, format!("start failed {tries} times: {error}"));
+        } else {
+            self.status.message = format!("start failed: {error}; trying again at {again}");
+        }
+    }
+
+    /// The current attempt is over. `code` is absent when its process has yet to be stopped.
+    fn end(&mut self, at: At, code: Option<u32>, ran: Duration, what: String) {
+        let Some(own) = &self.assignment else { return };
+        let restart = own.spec.restart;
+        if ran >= RESTART_RESET_AFTER {
+            self.runs.reset();
+        }
+        self.health = None;
+        self.status.exit_code = code;
+        self.status.address = None;
+        if code.is_some() {
+            self.status.healthy = None;
+        }
+        let well = code == Some(0);
+        let failures = self.runs.failures();
+        let again = match restart.policy {
+            RestartPolicy::No => false,
+            RestartPolicy::OnFailure => !well && restart.maximum_retry_count.is_none_or(|max| failures < max),
+            RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
+        };
+        if again {
+            let start = at.utc.after(self.runs.fail(at.now));
+            self.enter(Phase::Waiting, at, format!("{what}; starting again at {start}"));
+        } else if well {
+            self.enter(Phase::Completed, at, String::new());
+        } else if failures > 0 {
+            self.enter(Phase::Failed, at, format!("{what} after {failures} restarts"));
+        } else {
+            self.enter(Phase::Failed, at, what);
+        }
+    }
+}
+
+/// What to do about it.
+impl Replica {
+    /// Compares the status with the containers of the latest list: adopts what runs, notices what
+    /// ended or vanished unseen. `starting` says whether it is the first list of this agent.
+    pub(super) fn settle(&mut self, at: At, starting: bool) {
+        if self.settled || self.busy.is_some() {
+            return;
+        }
+        self.settled = true;
+        if self.should_go() {
+            return;
+        }
+        if let Some((&attempt, _)) = self.containers.last_key_value()
+            && attempt > self.status.attempt
+        {
+            self.begin_attempt(attempt, at);
+        }
+        let phase = self.status.phase;
+        if phase > Phase::Running {
+            return;
+        }
+        match self.containers.get(&self.status.attempt).copied() {
+            Some(Container::Running { address, .. }) => {
+                if self.health.is_none() || phase < Phase::Running {
+                    self.run(at, address);
+                }
+                self.status.address = address;
+            }
+            Some(Container::Ended(CODE_UNKNOWN)) if phase < Phase::Running => {
+                self.count_start_failure(at, "it was interrupted");
+            }
+            Some(Container::Ended(code)) => {
+                self.end(at, Some(code), Duration::ZERO, format!("exited with code {code}"));
+            }
+            None if phase == Phase::Running => {
+                let how = if starting {
+                    "container was lost when its node restarted"
+                } else {
+                    "container disappeared from its runtime"
+                };
+                self.end(at, Some(CODE_UNKNOWN), Duration::ZERO, how.to_owned());
+            }
+            None => {}
+        }
+    }
+
+    /// Takes the next step, if there is one to take now.
+    pub(super) fn advance(&mut self, id: ReplicaId, at: At, shared: &mut Shared<'_>) {
+        if self.should_go() {
+            self.tear_down(id, at, shared);
+            return;
+        }
+        if self.status.phase == Phase::Running {
+            self.probe(id, at, shared);
+        }
+        if self.busy.is_some() {
+            return;
+        }
+        if let Some(attempt) = self.superfluous() {
+            self.remove(id, attempt, at, shared);
+            return;
+        }
+        if self.status.phase == Phase::Waiting && self.runs.is_over(at.now) {
+            self.begin_attempt(self.status.attempt.saturating_add(1), at);
+        }
+        if self.status.phase <= Phase::Starting {
+            debug_assert!(self.containers.is_empty(), "a start while {:?} are left", self.containers);
+            self.start(id, at, shared);
+        }
+    }
+
+    /// The earliest attempt whose container has no use any more. An attempt that ended for good
+    /// keeps its container until the state has its end: the container is what a restarted agent
+    /// would learn the exit code from.
+    fn superfluous(&self) -> Option<u32> {
+        let own = self.assignment.as_ref()?;
+        let current = match self.status.phase {
+            Phase::Running => Some(self.status.attempt),
+            Phase::Completed | Phase::Failed
+                if (own.status.attempt, own.status.phase) < (self.status.attempt, self.status.phase)
+                    && matches!(self.containers.get(&self.status.attempt), Some(Container::Ended(_))) =>
+            {
+                Some(self.status.attempt)
+            }
+            _ => None,
+        };
+        self.containers.keys().copied().find(|attempt| Some(*attempt) != current)
+    }
+
+    fn begin_attempt(&mut self, attempt: u32, at: At) {
+        self.status =
+            ReplicaStatus { attempt, phase: Phase::Starting, since: at.utc, ..ReplicaStatus::assigned() };
+        self.image = ImageNeed::Unknown;
+        self.pulls.reset();
+        self.starts.reset();
+        self.health = None;
+    }
+
+    fn start(&mut self, id: ReplicaId, at: At, shared: &mut Shared<'_>) {
+        let Some(own) = self.assignment.clone() else { return };
+        if let Some(reason) = own.blocked {
+            self.status.message = reason;
+            return;
+        }
+        if !self.pulls.is_over(at.now) || !self.starts.is_over(at.now) {
+            return;
+        }
+        match self.image {
+            ImageNeed::Waiting => {}
+            ImageNeed::Unknown => {
+                if self.status.phase < Phase::Pulling {
+                    self.enter(Phase::Pulling, at, String::new());
+                }
+                self.image = ImageNeed::Waiting;
+                let image = (own.spec.image.reference.clone(), own.spec.image.digest.clone());
+                if !shared.pulls.values().any(|pulled| *pulled == image) {
+                    shared.pulls.insert(id, image);
+                    shared.actions.push(Action::Pull { replica: id, spec: own.spec });
+                }
+            }
+            ImageNeed::Here if shared.starts < STARTS_MAX => {
+                if self.status.phase < Phase::Starting {
+                    self.enter(Phase::Starting, at, String::new());
+                }
+                let attempt = self.status.attempt;
+                shared.starts += 1;
+                self.busy = Some(Busy::Starting(attempt));
+                shared.actions.push(Action::Start { replica: id, attempt, slot: own.slot, spec: own.spec });
+            }
+            ImageNeed::Here => {}
+        }
+    }
+
+    fn probe(&mut self, id: ReplicaId, at: At, shared: &mut Shared<'_>) {
+        let (Some(own), Some(health)) = (&self.assignment, &mut self.health) else { return };
+        let address = match own.spec.network {
+            NetworkMode::Host => Some(Ipv4Addr::LOCALHOST),
+            NetworkMode::Bridge => self.status.address,
+        };
+        let (Some(address), Some(_)) = (address, probe_port(&own.spec)) else { return };
+        if health.begin(at.now) {
+            let (attempt, spec) = (self.status.attempt, own.spec.clone());
+            shared.actions.push(Action::Probe { replica: id, attempt, address, spec });
+        }
+    }
+
+    fn tear_down(&mut self, id: ReplicaId, at: At, shared: &mut Shared<'_>) {
+        let left = self.busy.is_some() || !self.containers.is_empty();
+        if !left {
+            if self.status.phase != Phase::Gone {
+                self.enter(Phase::Gone, at, String::new());
+            }
+            return;
+        }
+        if self.status.phase < Phase::Stopping {
+            self.enter(Phase::Stopping, at, String::new());
+        }
+        if self.busy.is_none()
+            && let Some((&attempt, _)) = self.containers.first_key_value()
+        {
+            self.remove(id, attempt, at, shared);
+        }
+    }
+
+    fn remove(&mut self, id: ReplicaId, attempt: u32, at: At, shared: &mut Shared<'_>) {
+        if !self.removals.is_over(at.now) {
+            return;
+        }
+        let seconds = self.assignment.as_ref().map_or(STOP_TIMEOUT_S, |own| own.spec.stop_timeout_s);
+        self.busy = Some(Busy::Removing(attempt));
+        let timeout = Duration::from_secs(seconds.into());
+        shared.actions.push(Action::Remove { replica: id, attempt, timeout });
+    }
+}

@@ -1,0 +1,571 @@
+//! One replica's life, event by event.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::cluster::Phase;
+use crate::spec::{
+    HealthSpec, ImageSpec, NetworkMode, PlacementSpec, PortSpec, Protocol, ReplicaBounds, Reservations,
+    ResourceLimits, RestartPolicy, RestartSpec,
+};
+use crate::time::UtcMs;
+
+pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 210, 1, 2);
+
+pub(super) fn spec(policy: RestartPolicy, maximum_retry_count: Option<u32>) -> ServiceSpec {
+    ServiceSpec {
+        name: "web".parse().expect("a valid name"),
+        image: ImageSpec { reference: "nginx".to_owned(), digest: None, command: None, workdir: None },
+        ports: vec![PortSpec { container_port: 80, host_port: None, protocol: Protocol::Tcp }],
+        volumes: Vec::new(),
+        environment: BTreeMap::new(),
+        healthcheck: None,
+        replicas: ReplicaBounds::default(),
+        limits: ResourceLimits::default(),
+        reservations: Reservations::default(),
+        restart: RestartSpec { policy, maximum_retry_count },
+        depends_on: Vec::new(),
+        stop_timeout_s: 7,
+        placement: PlacementSpec::default(),
+        network: NetworkMode::Bridge,
+    }
+}
+
+pub(super) fn assignment(spec: ServiceSpec) -> Assignment {
+    Assignment {
+        spec: Arc::new(spec),
+        slot: 0,
+        version: 1,
+        desired: Desired::Run,
+        blocked: None,
+        status: ReplicaStatus::assigned(),
+    }
+}
+
+fn at(attempt: u32, phase: Phase) -> ReplicaStatus {
+    ReplicaStatus { attempt, phase, ..ReplicaStatus::assigned() }
+}
+
+fn seen(replica: u64, attempt: u32, state: ObservedState) -> Observed {
+    Observed { replica: ReplicaId(replica), attempt, state, address: Some(ADDRESS) }
+}
+
+/// An agent with its assignments, and the text of what it does.
+struct Bench {
+    agent: Agent,
+    assignments: BTreeMap<ReplicaId, Assignment>,
+    now: Mono,
+    wake: Option<Mono>,
+}
+
+impl Bench {
+    /// Replicas 1, 2, 3, … of the given assignments, not yet told to the agent.
+    fn new(assignments: impl IntoIterator<Item = Assignment>) -> Self {
+        let assignments = (1..).map(ReplicaId).zip(assignments).collect();
+        Self { agent: Agent::default(), assignments, now: Mono(Duration::from_secs(1000)), wake: None }
+    }
+
+    /// One replica of this policy that the agent knows and has no container of.
+    fn fresh(policy: RestartPolicy, maximum_retry_count: Option<u32>) -> Self {
+        let mut bench = Self::new([assignment(spec(policy, maximum_retry_count))]);
+        bench.step(Event::Listed(Vec::new()));
+        bench.check_assigned("pull 1; report 1 0:pulling");
+        bench
+    }
+
+    /// One replica that runs.
+    fn running(policy: RestartPolicy, maximum_retry_count: Option<u32>) -> Self {
+        let mut bench = Self::fresh(policy, maximum_retry_count);
+        bench.check("ready 1", "start 1 0; report 1 0:starting");
+        bench.check("started 1 0", "report 1 0:running");
+        bench
+    }
+
+    fn step(&mut self, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let utc = UtcMs(u64::try_from(self.now.0.as_millis()).expect("tests are short"));
+        self.agent.step(self.now, utc, event, &mut actions);
+        for action in &actions {
+            match action {
+                Action::WakeAt(time) => {
+                    assert!(*time > self.now, "a wish for the past would be a hot loop");
+                    self.wake = Some(*time);
+                }
+                Action::Report { replica, status } => {
+                    if let Some(own) = self.assignments.get_mut(replica) {
+                        own.status = status.clone();
+                    }
+                }
+                _ => {}
+            }
+        }
+        actions
+    }
+
+    fn set(&mut self, change: impl Fn(&mut Assignment)) {
+        self.assignments.values_mut().for_each(change);
+    }
+
+    #[track_caller]
+    fn check_event(&mut self, event: Event, expect: &str) {
+        let actions = self.step(event);
+        assert_eq!(words(&actions), expect);
+    }
+
+    #[track_caller]
+    fn check_assigned(&mut self, expect: &str) {
+        self.check_event(Event::Assigned(self.assignments.clone()), expect);
+    }
+
+    #[track_caller]
+    fn check_listed(&mut self, listed: impl Into<Vec<Observed>>, expect: &str) {
+        self.check_event(Event::Listed(listed.into()), expect);
+    }
+
+    /// Feeds one event, as [`event`] reads it.
+    #[track_caller]
+    fn check(&mut self, text: &str, expect: &str) {
+        self.check_event(event(text), expect);
+    }
+
+    /// Lets time pass until the agent wishes to be woken, which must be in `seconds`.
+    #[track_caller]
+    fn check_wakes_after(&mut self, seconds: u64, expect: &str) {
+        let wake = self.wake.take().expect("the agent waits for a time");
+        assert_eq!(wake.since(self.now), Duration::from_secs(seconds));
+        self.now = wake;
+        self.check_event(Event::Tick, expect);
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.now = self.now + Duration::from_secs(seconds);
+    }
+
+    fn message(&self) -> &str {
+        &self.assignments[&ReplicaId(1)].status.message
+    }
+}
+
+/// Reads `<what> <replica> [<attempt> [<code>]]`.
+fn event(text: &str) -> Event {
+    let mut parts = text.split(' ');
+    let what = parts.next().expect("an event has a name");
+    let mut numbers = parts.map(|part| part.parse::<u32>().expect("events carry numbers"));
+    let replica = ReplicaId(numbers.next().expect("an event is about a replica").into());
+    let attempt = numbers.next().unwrap_or_default();
+    let code = numbers.next().unwrap_or_default();
+    let error = "boom".to_owned();
+    match what {
+        "ready" => Event::ImageReady { replica },
+        "unready" => Event::ImageFailed { replica, error },
+        "started" => Event::Started { replica, attempt, address: Some(ADDRESS) },
+        "unstarted" => Event::StartFailed { replica, attempt, error },
+        "exited" => Event::Exited { replica, attempt, code },
+        "removed" => Event::Removed { replica, attempt },
+        "unremoved" => Event::RemoveFailed { replica, attempt, error },
+        "well" => Event::Probed { replica, attempt, healthy: true },
+        "ill" => Event::Probed { replica, attempt, healthy: false },
+        other => panic!("no event is called {other}"),
+    }
+}
+
+/// Actions as text, but for wishes to be woken.
+fn words(actions: &[Action]) -> String {
+    let words = actions.iter().filter_map(|action| match action {
+        Action::Pull { replica, .. } => Some(format!("pull {replica}")),
+        Action::Start { replica, attempt, .. } => Some(format!("start {replica} {attempt}")),
+        Action::Remove { replica, attempt, timeout } => {
+            Some(format!("remove {replica} {attempt} within {}s", timeout.as_secs()))
+        }
+        Action::Probe { replica, attempt, address, .. } => {
+            Some(format!("probe {replica} {attempt} {address}"))
+        }
+        Action::Report { replica, status } => {
+            let phase = format!("{:?}", status.phase).to_lowercase();
+            let code = status.exit_code.map_or(String::new(), |code| format!(" code {code}"));
+            let healthy = match status.healthy {
+                Some(true) => " healthy",
+                Some(false) => " unhealthy",
+                None => "",
+            };
+            Some(format!("report {replica} {}:{phase}{code}{healthy}", status.attempt))
+        }
+        Action::WakeAt(_) => None,
+    });
+    words.collect::<Vec<_>>().join("; ")
+}
+
+#[test]
+fn a_placed_replica_is_pulled_started_and_runs() {
+    let bench = Bench::running(RestartPolicy::No, None);
+    let status = &bench.assignments[&ReplicaId(1)].status;
+    assert_eq!(status.address, Some(ADDRESS));
+    assert_eq!(status.message, "");
+    assert_eq!(bench.wake, None, "nothing is waited for");
+}
+
+#[test]
+fn nothing_happens_before_both_truths_are_known() {
+    let stray = [seen(9, 0, ObservedState::Running)];
+    let mut bench = Bench::new([assignment(spec(RestartPolicy::No, None))]);
+    bench.check_listed(stray.clone(), "");
+    bench.check("exited 9 0", "");
+    bench.check_event(Event::Tick, "");
+    bench.check_event(Event::ReportAll, "");
+    bench.check_assigned("pull 1; remove 9 0 within 10s; report 1 0:pulling");
+
+    let mut bench = Bench::new([assignment(spec(RestartPolicy::No, None))]);
+    bench.check_assigned("");
+    bench.check_event(Event::Tick, "");
+    bench.check_listed(stray, "pull 1; remove 9 0 within 10s; report 1 0:pulling");
+}
+
+#[test]
+fn the_policy_decides_what_an_exit_leads_to() {
+    #[track_caller]
+    fn check(policy: RestartPolicy, max: Option<u32>, code: u32, expect: &str) {
+        let mut bench = Bench::running(policy, max);
+        bench.check(&format!("exited 1 0 {code}"), expect);
+    }
+    check(RestartPolicy::No, None, 0, "report 1 0:completed code 0");
+    check(RestartPolicy::No, None, 3, "report 1 0:failed code 3");
+    check(RestartPolicy::OnFailure, None, 0, "report 1 0:completed code 0");
+    check(RestartPolicy::OnFailure, None, 3, "remove 1 0 within 7s; report 1 0:waiting code 3");
+    check(RestartPolicy::OnFailure, Some(0), 3, "report 1 0:failed code 3");
+    for policy in [RestartPolicy::Always, RestartPolicy::UnlessStopped] {
+        check(policy, None, 0, "remove 1 0 within 7s; report 1 0:waiting code 0");
+        check(policy, None, 3, "remove 1 0 within 7s; report 1 0:waiting code 3");
+    }
+}
+
+#[test]
+fn restarts_back_off_and_start_only_when_the_old_container_is_removed() {
+    let mut bench = Bench::running(RestartPolicy::Always, None);
+    for (attempt, seconds) in [1_u32, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300].into_iter().enumerate() {
+        let (old, new) = (attempt, attempt + 1);
+        bench.check(
+            &format!("exited 1 {old} 1"),
+            &format!("remove 1 {old} within 7s; report 1 {old}:waiting code 1"),
+        );
+        bench.check(&format!("removed 1 {old}"), "");
+        bench.check_wakes_after(seconds.into(), &format!("pull 1; report 1 {new}:starting"));
+        bench.check("ready 1", &format!("start 1 {new}"));
+        bench.check(&format!("started 1 {new}"), &format!("report 1 {new}:running"));
+    }
+    bench.check("exited 1 11 1", "remove 1 11 within 7s; report 1 11:waiting code 1");
+    bench.pass(10_000);
+    bench.check_event(Event::Tick, "");
+    bench.check("removed 1 11", "pull 1; report 1 12:starting");
+}
+
+#[test]
+fn a_long_run_forgives_the_failures_before_it() {
+    let mut bench = Bench::running(RestartPolicy::OnFailure, Some(1));
+    bench.check("exited 1 0 1", "remove 1 0 within 7s; report 1 0:waiting code 1");
+    assert_eq!(bench.message(), "exited with code 1; starting again at 1970-01-01T00:16:41.000Z");
+    bench.check("removed 1 0", "");
+    bench.check_wakes_after(1, "pull 1; report 1 1:starting");
+    bench.check("ready 1", "start 1 1");
+    bench.check("started 1 1", "report 1 1:running");
+    bench.pass(10);
+    bench.check("exited 1 1 1", "remove 1 1 within 7s; report 1 1:waiting code 1");
+    bench.check("removed 1 1", "");
+    bench.check_wakes_after(1, "pull 1; report 1 2:starting");
+    bench.check("ready 1", "start 1 2");
+    bench.check("started 1 2", "report 1 2:running");
+    bench.pass(9);
+    bench.check("exited 1 2 1", "report 1 2:failed code 1");
+    assert_eq!(bench.message(), "exited with code 1 after 1 restarts");
+}
+
+#[test]
+fn an_ended_container_is_kept_until_the_state_has_its_end() {
+    let mut bench = Bench::running(RestartPolicy::No, None);
+    let old = bench.assignments.clone();
+    bench.check("exited 1 0 5", "report 1 0:failed code 5");
+    bench.check_event(Event::Assigned(old), "");
+    bench.check_assigned("remove 1 0 within 7s");
+    bench.check("removed 1 0", "");
+    bench.set(|own| own.desired = Desired::Stop);
+    bench.check_assigned("report 1 0:gone code 5");
+}
+
+#[test]
+fn an_exit_that_overtakes_its_start_counts() {
+    let mut bench = Bench::fresh(RestartPolicy::No, None);
+    bench.check("ready 1", "start 1 0; report 1 0:starting");
+    bench.check("exited 1 0", "");
+    bench.check("started 1 0", "report 1 0:completed code 0");
+}
+
+#[test]
+fn a_failed_pull_is_tried_again_with_back_off_for_ever() {
+    let mut bench = Bench::fresh(RestartPolicy::No, None);
+    for seconds in [1, 2, 4, 8, 16, 32] {
+        bench.check("unready 1", "report 1 0:pulling");
+        assert!(
+            bench.message().starts_with("pull failed: boom; trying again at 1970-"),
+            "{}",
+            bench.message()
+        );
+        bench.check_event(Event::Tick, "");
+        bench.check_wakes_after(seconds, "pull 1");
+    }
+    bench.check("ready 1", "start 1 0; report 1 0:starting");
+    assert_eq!(bench.message(), "");
+}
+
+#[test]
+fn a_container_that_cannot_start_fails_after_five_tries() {
+    for policy in [RestartPolicy::No, RestartPolicy::Always] {
+        let mut bench = Bench::fresh(policy, None);
+        bench.check("ready 1", "start 1 0; report 1 0:starting");
+        for seconds in [1, 2, 4, 8] {
+            bench.check("unstarted 1 0", "report 1 0:starting");
+            assert!(
+                bench.message().starts_with("start failed: boom; trying again at"),
+                "{}",
+                bench.message()
+            );
+            bench.check_wakes_after(seconds, "pull 1");
+            bench.check("ready 1", "start 1 0");
+        }
+        bench.check("unstarted 1 0", "report 1 0:failed");
+        assert_eq!(bench.message(), "start failed 5 times: boom");
+    }
+}
+
+#[test]
+fn replicas_of_one_image_share_a_pull() {
+    let mut other = spec(RestartPolicy::No, None);
+    other.image.reference = "redis".to_owned();
+    let web = || assignment(spec(RestartPolicy::No, None));
+    let mut bench = Bench::new([web(), web(), assignment(other)]);
+    bench.check_listed([], "");
+    bench.check_assigned("pull 1; pull 3; report 1 0:pulling; report 2 0:pulling; report 3 0:pulling");
+    bench.check("ready 2", "");
+    bench.check("unready 1", "report 1 0:pulling; report 2 0:pulling");
+    bench.check_wakes_after(1, "pull 1");
+    bench.assignments.remove(&ReplicaId(1));
+    bench.check_assigned("");
+    bench.check("ready 1", "start 2 0; report 2 0:starting");
+}
+
+#[test]
+fn only_so_many_containers_start_at_a_time() {
+    let mut bench = Bench::new((0..6).map(|_| assignment(spec(RestartPolicy::No, None))));
+    bench.check_listed([], "");
+    bench.step(Event::Assigned(bench.assignments.clone()));
+    let actions = bench.step(Event::ImageReady { replica: ReplicaId(1) });
+    let starts = actions.iter().filter(|action| matches!(action, Action::Start { .. })).count();
+    assert_eq!(starts, crate::limits::STARTS_MAX);
+    bench.check("started 3 0", "start 5 0; report 3 0:running; report 5 0:starting");
+    bench.check("unstarted 1 0", "start 6 0; report 1 0:starting; report 6 0:starting");
+}
+
+#[test]
+fn a_blocked_replica_says_why_and_starts_when_it_may() {
+    let mut bench = Bench::new([assignment(spec(RestartPolicy::No, None))]);
+    bench.set(|own| own.blocked = Some("waits for replica 7 on node 2 to stop".to_owned()));
+    bench.check_listed([], "");
+    bench.check_assigned("report 1 0:assigned");
+    assert_eq!(bench.message(), "waits for replica 7 on node 2 to stop");
+    bench.set(|own| own.blocked = None);
+    bench.check_assigned("pull 1; report 1 0:pulling");
+    assert_eq!(bench.message(), "");
+}
+
+#[test]
+fn a_running_container_is_stopped_removed_and_gone() {
+    let mut bench = Bench::running(RestartPolicy::Always, None);
+    bench.set(|own| own.desired = Desired::Retire);
+    bench.check_assigned("");
+    bench.set(|own| own.desired = Desired::Stop);
+    bench.check_assigned("remove 1 0 within 7s; report 1 0:stopping");
+    bench.check("exited 1 0 143", "");
+    bench.check("unremoved 1 0", "report 1 0:stopping");
+    assert_eq!(bench.message(), "removal failed: boom; trying again at 1970-01-01T00:16:41.000Z");
+    bench.check_wakes_after(1, "remove 1 0 within 7s");
+    bench.check("removed 1 0", "report 1 0:gone");
+    bench.check_assigned("");
+    bench.assignments.clear();
+    bench.check_assigned("");
+}
+
+#[test]
+fn stop_interrupts_whatever_is_under_way() {
+    #[track_caller]
+    fn check(before: &[&str], at_stop: &str, after: &[(&str, &str)]) {
+        let mut bench = Bench::fresh(RestartPolicy::Always, None);
+        for step in before {
+            if *step == "wake" {
+                bench.now = bench.wake.expect("the agent waits for a time");
+                bench.step(Event::Tick);
+            } else {
+                bench.step(event(step));
+            }
+        }
+        bench.set(|own| own.desired = Desired::Stop);
+        bench.check_assigned(at_stop);
+        for (step, expect) in after {
+            bench.check(step, expect);
+        }
+    }
+    check(&[], "report 1 0:gone", &[("ready 1", "")]);
+    check(
+        &["ready 1"],
+        "report 1 0:stopping",
+        &[("started 1 0", "remove 1 0 within 7s"), ("removed 1 0", "report 1 0:gone")],
+    );
+    check(&["ready 1"], "report 1 0:stopping", &[("unstarted 1 0", "report 1 0:gone")]);
+    let exited = ["ready 1", "started 1 0", "exited 1 0 1"];
+    check(&exited, "", &[("removed 1 0", "report 1 0:gone code 1")]);
+    check(&[&exited[..], &["removed 1 0"]].concat(), "report 1 0:gone code 1", &[]);
+    check(&[&exited[..], &["removed 1 0", "wake"]].concat(), "report 1 1:gone", &[]);
+}
+
+#[test]
+fn a_replica_without_a_row_is_removed_without_a_word() {
+    let mut bench = Bench::running(RestartPolicy::Always, None);
+    bench.assignments.clear();
+    bench.check_assigned("remove 1 0 within 10s");
+    bench.check("removed 1 0", "");
+    bench.check_event(Event::ReportAll, "");
+}
+
+#[test]
+fn a_restarted_agent_goes_on_from_state_and_containers() {
+    use ObservedState::{Exited, Running};
+    #[track_caller]
+    fn check(policy: RestartPolicy, status: (u32, Phase), listed: &[(u32, ObservedState)], expect: &str) {
+        let listed: Vec<Observed> = listed.iter().map(|(attempt, state)| seen(1, *attempt, *state)).collect();
+        let status = ReplicaStatus { address: Some(ADDRESS), ..at(status.0, status.1) };
+        let assigned = Assignment { status, ..assignment(spec(policy, None)) };
+        let mut bench = Bench::new([assigned.clone()]);
+        bench.check_listed(listed.clone(), "");
+        bench.check_assigned(expect);
+        let mut bench = Bench::new([assigned]);
+        bench.check_assigned("");
+        bench.check_listed(listed, expect);
+    }
+    let (no, always) = (RestartPolicy::No, RestartPolicy::Always);
+    check(no, (0, Phase::Running), &[(0, Running)], "");
+    check(no, (0, Phase::Starting), &[(0, Running)], "report 1 0:running");
+    check(no, (0, Phase::Assigned), &[(3, Running)], "report 1 3:running");
+    check(always, (4, Phase::Running), &[(3, Exited(1)), (4, Running)], "remove 1 3 within 7s");
+    check(no, (0, Phase::Running), &[(0, Exited(0))], "report 1 0:completed code 0");
+    check(no, (0, Phase::Starting), &[(0, Exited(0))], "report 1 0:completed code 0");
+    check(always, (2, Phase::Running), &[(2, Exited(9))], "remove 1 2 within 7s; report 1 2:waiting code 9");
+    check(no, (0, Phase::Starting), &[(0, Exited(137))], "remove 1 0 within 7s; report 1 0:starting");
+    check(no, (0, Phase::Running), &[], "report 1 0:failed code 137");
+    check(always, (0, Phase::Running), &[], "report 1 0:waiting code 137");
+    check(no, (0, Phase::Starting), &[], "pull 1");
+    check(no, (0, Phase::Pulling), &[], "pull 1");
+    check(always, (2, Phase::Waiting), &[], "pull 1; report 1 3:starting");
+    check(always, (2, Phase::Waiting), &[(2, Running)], "remove 1 2 within 7s");
+    check(no, (0, Phase::Completed), &[], "");
+    check(no, (0, Phase::Completed), &[(0, Exited(0))], "remove 1 0 within 7s");
+    check(no, (1, Phase::Failed), &[], "");
+}
+
+#[test]
+fn a_container_lost_with_its_machine_fails_its_replica_by_name() {
+    let lost = Assignment { status: at(0, Phase::Running), ..assignment(spec(RestartPolicy::No, None)) };
+    let mut bench = Bench::new([lost]);
+    bench.check_listed([], "");
+    bench.check_assigned("report 1 0:failed code 137");
+    assert_eq!(bench.message(), "container was lost when its node restarted");
+}
+
+#[test]
+fn a_later_list_finds_what_was_missed() {
+    let mut bench = Bench::running(RestartPolicy::Always, None);
+    bench.check_listed([seen(1, 0, ObservedState::Running)], "");
+    bench.check_listed(
+        [seen(1, 0, ObservedState::Exited(2))],
+        "remove 1 0 within 7s; report 1 0:waiting code 2",
+    );
+    bench.check("exited 1 0 2", "");
+    bench.check("removed 1 0", "");
+
+    let mut bench = Bench::running(RestartPolicy::Always, None);
+    bench.check_listed([], "report 1 0:waiting code 137");
+    assert!(bench.message().starts_with("container disappeared from its runtime"), "{}", bench.message());
+}
+
+#[test]
+fn a_list_taken_during_a_start_or_removal_is_not_believed() {
+    let mut bench = Bench::fresh(RestartPolicy::No, None);
+    bench.check("ready 1", "start 1 0; report 1 0:starting");
+    bench.check_listed([], "");
+    bench.check_listed([seen(1, 0, ObservedState::Running)], "");
+    bench.check("started 1 0", "report 1 0:running");
+    bench.set(|own| own.desired = Desired::Stop);
+    bench.check_assigned("remove 1 0 within 7s; report 1 0:stopping");
+    bench.check_listed([], "");
+    bench.check("removed 1 0", "report 1 0:gone");
+}
+
+#[test]
+fn everything_is_told_again_on_request() {
+    let mut bench = Bench::running(RestartPolicy::No, None);
+    bench.check_assigned("");
+    bench.check_event(Event::ReportAll, "report 1 0:running");
+    bench.check_event(Event::Tick, "");
+}
+
+#[test]
+fn a_final_status_that_the_state_has_and_the_agent_lacks_is_taken_over() {
+    let mut bench = Bench::new([assignment(spec(RestartPolicy::No, None))]);
+    bench.set(|own| own.blocked = Some("waits".to_owned()));
+    bench.check_listed([], "");
+    bench.check_assigned("report 1 0:assigned");
+    bench.set(|own| {
+        own.blocked = None;
+        own.status = at(0, Phase::Completed);
+    });
+    bench.check_assigned("");
+}
+
+fn probed(policy: RestartPolicy) -> Bench {
+    let mut spec = spec(policy, None);
+    spec.healthcheck =
+        Some(HealthSpec { path: "/".to_owned(), interval_ms: 5_000, timeout_ms: 1_000, retries: 2 });
+    let mut bench = Bench::new([assignment(spec)]);
+    bench.check_listed([], "");
+    bench.check_assigned("pull 1; report 1 0:pulling");
+    bench.check("ready 1", "start 1 0; report 1 0:starting");
+    bench.check("started 1 0", "report 1 0:running");
+    bench.check_wakes_after(1, "probe 1 0 10.210.1.2");
+    bench.check("well 1 0", "report 1 0:running healthy");
+    bench
+}
+
+#[test]
+fn an_unhealthy_container_is_restarted() {
+    let mut bench = probed(RestartPolicy::Always);
+    bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
+    bench.check_event(Event::Tick, "");
+    bench.check("ill 1 0", "");
+    bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
+    bench.check("ill 1 0", "remove 1 0 within 7s; report 1 0:waiting unhealthy");
+    assert!(bench.message().starts_with("unhealthy: 2 probes in a row failed; starting again at"));
+    bench.check("exited 1 0 137", "");
+    bench.check("removed 1 0", "");
+    bench.check_wakes_after(1, "pull 1; report 1 1:starting");
+    bench.check("ill 1 0", "");
+}
+
+#[test]
+fn an_unhealthy_container_that_is_never_restarted_is_only_reported() {
+    let mut bench = probed(RestartPolicy::No);
+    for expect in ["", "report 1 0:running unhealthy", ""] {
+        bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
+        bench.check("ill 1 0", expect);
+    }
+    bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
+    bench.check("well 1 0", "report 1 0:running healthy");
+}

@@ -1,0 +1,70 @@
+//! Images.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::replica::Progress;
+use crate::id::NodeId;
+
+/// An image and the members that have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageRow {
+    /// The full reference, `docker.io/library/nginx:latest`.
+    pub reference: String,
+    /// The digest of its index or manifest.
+    pub digest: String,
+    /// The size of its blobs, in bytes.
+    pub bytes: u64,
+    /// The members that have it.
+    pub nodes: Vec<NodeId>,
+}
+
+/// The images of the cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageList {
+    /// The images, by reference.
+    pub items: Vec<ImageRow>,
+    /// Members that could not be asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreachable: Vec<NodeId>,
+}
+
+/// What became of an import.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImportAnswer {
+    /// The images the archive held.
+    pub images: Vec<ImageRow>,
+    /// What became of them at each member.
+    pub members: Vec<ImportMember>,
+}
+
+/// What became of an import at one member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImportMember {
+    /// The member.
+    pub node: NodeId,
+    /// Why it does not have all of the images; absent when it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// An image to fetch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PullRequest {
+    /// The reference as the user wrote it.
+    pub reference: String,
+}
+
+/// One line of a pull's progress, as newline-delimited JSON. The last line has `digest` or `error`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PullLine {
+    /// How far it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// What the reference stands for, once the image is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}

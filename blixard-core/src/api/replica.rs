@@ -1,0 +1,126 @@
+//! Replicas and their containers.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::cluster::{Desired, Phase};
+use crate::id::{ContainerId, NodeId, ReplicaId, ServiceName};
+use crate::spec::PortSpec;
+use crate::time::UtcMs;
+
+/// One line of `ps`: a replica, or a slot that waits for one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReplicaRow {
+    /// Its container; absent for a slot that waits.
+    pub container_id: Option<ContainerId>,
+    /// The service's name and the slot: `web-0`.
+    pub name: String,
+    /// The replica's number; absent for a slot that waits.
+    pub replica: Option<ReplicaId>,
+    /// Whose instance it is.
+    pub service: ServiceName,
+    /// Its number within the service, from 0.
+    pub slot: u32,
+    /// Which version of the service it runs.
+    pub version: u64,
+    /// Where it runs; absent for a slot that waits.
+    pub node: Option<NodeId>,
+    /// That node's name.
+    pub node_name: Option<String>,
+    /// Its image as the bundle names it.
+    pub image: String,
+    /// How far it is; absent for a slot that waits.
+    pub phase: Option<Phase>,
+    /// Whether it should run.
+    pub desired: Option<Desired>,
+    /// Whether it is ready: it runs and does not fail its probe, or completed.
+    pub ready: bool,
+    /// Whether its probe passes; absent without a probe or before the first result.
+    pub healthy: Option<bool>,
+    /// Whether its node is down.
+    pub lost: bool,
+    /// How often its container was started again in place.
+    pub attempt: u32,
+    /// The code its process ended with.
+    pub exit_code: Option<u32>,
+    /// What is waited for or went wrong; for a slot that waits, why it does.
+    pub message: String,
+    /// When the phase began, by its node's clock.
+    pub since: Option<UtcMs>,
+    /// When it was placed.
+    pub created_at: Option<UtcMs>,
+    /// Its address on the container network.
+    pub address: Option<String>,
+    /// The address its node answers on.
+    pub node_address: Option<String>,
+    /// Its published ports.
+    pub ports: Vec<PortSpec>,
+    /// How far its image is, while it is being pulled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+}
+
+/// A replica in full.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReplicaDetail {
+    /// The replica in short.
+    #[serde(flatten)]
+    pub row: ReplicaRow,
+    /// What its node's runtime knows of the container; absent when it could not be asked.
+    pub container: Option<ContainerView>,
+    /// Why `container` is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_error: Option<String>,
+    /// Whether this is what one node last knew, for want of a quorum.
+    #[serde(default)]
+    pub stale: bool,
+}
+
+/// What a node's runtime knows of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ContainerView {
+    /// Its process on the node; absent when it ended.
+    pub pid: Option<u32>,
+    /// The code its process ended with.
+    pub exit_code: Option<u32>,
+    /// Its address on the container network.
+    pub address: Option<String>,
+    /// The full reference of its image.
+    pub image: String,
+    /// The digest of its image's manifest.
+    pub image_digest: String,
+    /// Where its log is on the node.
+    pub log_path: String,
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Progress {
+    /// Bytes here so far.
+    pub bytes: u64,
+    /// Bytes in all; 0 while unknown.
+    pub bytes_total: u64,
+}
+
+/// One pull going on at the answering node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PullRow {
+    /// For which replica.
+    pub replica: ReplicaId,
+    /// How far it is.
+    pub progress: Progress,
+}
+
+/// One line of `logs`, as newline-delimited JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LogLine {
+    /// When it was written, RFC 3339, by the container's node; empty in a line that reports `error`.
+    pub at: String,
+    /// Whether to stderr rather than stdout.
+    pub stderr: bool,
+    /// The line, without its end.
+    pub text: String,
+    /// Why the stream ends early; always in the last line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}

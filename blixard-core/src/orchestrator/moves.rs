@@ -1,0 +1,146 @@
+//! Updates and drains: replacing replicas that run.
+//!
+//! Both take one slot of a service at a time. Start-first is the rule: the replacement is placed
+//! while the old replica, superseded, runs on until the replacement does. An update is stop-first,
+//! on the same node, when two replicas must not meet there (a writable volume, the host network)
+//! or when the new one fits only into what the old one gives free. A drain is never stop-first:
+//! what fits nowhere else stays and says so.
+//!
+//! An update goes on to the next slot only while every replica of the current version runs, so a
+//! version that does not start replaces one slot at most. A drain does not wait for that: a node
+//! can be emptied of a service that fails elsewhere.
+
+use super::draft::Draft;
+use super::service::Pass;
+use super::slot::{Decision, Runs, Slot, exclusive, runs, set_desired};
+use crate::cluster::replica::Desired;
+use crate::cluster::{Availability, NodeStatus, Phase, PlanStep, Replica};
+use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::scheduler::{self, NoFit};
+
+/// What keeps a service from touching another slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Gate {
+    /// A replica is superseded or stopping and not gone: a slot is being changed.
+    pub(super) busy: bool,
+    /// Slots, two at most, whose replica of the current version does not run or failed lately.
+    pub(super) unsettled: Vec<u32>,
+}
+
+impl Gate {
+    /// The gate of a service, as the draft has it.
+    pub(super) fn of(draft: &Draft<'_>, name: &ServiceName) -> Self {
+        let Some(service) = draft.service(name) else { return Self { busy: true, unsettled: Vec::new() } };
+        let away =
+            |replica: &Replica| draft.node(replica.node).is_none_or(|node| node.status == NodeStatus::Down);
+        let busy = draft.state().replicas_of(name).any(|(_, replica)| match replica.desired {
+            Desired::Run => false,
+            Desired::Retire => true,
+            Desired::Stop => !away(replica),
+        });
+        let current = service.current().version;
+        let starting = draft
+            .state()
+            .replicas_of(name)
+            .filter(|(_, replica)| replica.counts() && replica.version == current)
+            .filter(|(_, replica)| matches!(runs(draft, replica), Runs::No | Runs::Unsure))
+            .map(|(_, replica)| replica.slot);
+        let failing = service.backoff.keys().copied();
+        let mut unsettled: Vec<u32> = starting.chain(failing).collect();
+        unsettled.sort_unstable();
+        unsettled.dedup();
+        unsettled.truncate(2);
+        Self { busy, unsettled }
+    }
+
+    fn admits_update_of(&self, slot: u32) -> bool {
+        !self.busy && self.unsettled.iter().all(|&unsettled| unsettled == slot)
+    }
+}
+
+/// What to do about a counting replica: nothing, or replace it because its node is being emptied
+/// or its version is old. A node that is not up is asked for nothing.
+pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &Replica) -> Decision {
+    let Some(node) = slot.draft.node(replica.node).filter(|node| node.status == NodeStatus::Up) else {
+        return Decision::Settled;
+    };
+    let outdated = replica.version != slot.service.current().version;
+    let ended = replica.status.phase == Phase::Completed;
+    if node.availability != Availability::Active && !ended {
+        if pass.gate(slot.draft).busy {
+            return Decision::Settled;
+        }
+        return drain(slot, pass, id, replica, node.availability);
+    }
+    if outdated && pass.gate(slot.draft).admits_update_of(slot.number) {
+        return update(slot, pass, id, replica);
+    }
+    Decision::Settled
+}
+
+fn drain(
+    slot: &Slot<'_>,
+    pass: &mut Pass,
+    id: ReplicaId,
+    replica: &Replica,
+    availability: Availability,
+) -> Decision {
+    match elsewhere(slot, pass, id) {
+        Ok(node) => start_first(slot, id, node),
+        Err(no_fit) => {
+            let doing = if availability == Availability::Leaving { "leaving" } else { "draining" };
+            Decision::Wait(format!(
+                "cannot move off {}, which is {doing}: {no_fit}",
+                slot.draft.named(replica.node)
+            ))
+        }
+    }
+}
+
+fn update(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &Replica) -> Decision {
+    let request = slot.request();
+    let apart = exclusive(slot.service.spec()) || slot.draft.spec_of(replica).is_some_and(exclusive);
+    let mut no_fit = None;
+    if !apart {
+        match elsewhere(slot, pass, id) {
+            Ok(node) => return start_first(slot, id, node),
+            Err(reason) => no_fit = Some(reason),
+        }
+    }
+    let mut without = slot.draft.usage().clone();
+    without.remove(id);
+    let nodes = slot.draft.nodes();
+    if scheduler::fits(nodes, &without, &request, replica.node) {
+        return stop_first(slot, id, replica.node, Some(id));
+    }
+    match scheduler::choose(nodes, &without, &request) {
+        Ok(node) => stop_first(slot, id, node, None),
+        Err(reason) => {
+            let version = slot.service.current().version;
+            Decision::Wait(format!("version {version} waits: {}", no_fit.unwrap_or(reason)))
+        }
+    }
+}
+
+/// The node for a replacement that starts while `old`, superseded, runs on.
+fn elsewhere(slot: &Slot<'_>, pass: &mut Pass, old: ReplicaId) -> Result<NodeId, NoFit> {
+    pass.choice(slot, || {
+        let mut usage = slot.draft.usage().clone();
+        usage.supersede(old);
+        scheduler::choose(slot.draft.nodes(), &usage, &slot.request())
+    })
+}
+
+fn start_first(slot: &Slot<'_>, old: ReplicaId, node: NodeId) -> Decision {
+    Decision::Act(vec![set_desired(old, Desired::Retire), slot.place(node, None)])
+}
+
+fn stop_first(
+    slot: &Slot<'_>,
+    old: ReplicaId,
+    node: crate::id::NodeId,
+    after: Option<ReplicaId>,
+) -> Decision {
+    let steps: Vec<PlanStep> = vec![set_desired(old, Desired::Stop), slot.place(node, after)];
+    Decision::Act(steps)
+}

@@ -1,0 +1,139 @@
+//! One service's slots, planned on the draft until nothing more is to be done.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::draft::Draft;
+use super::moves::Gate;
+use super::slot::{Decision, Slot, decide};
+use crate::cluster::PlanStep;
+use crate::id::{NodeId, ServiceName};
+use crate::scheduler::NoFit;
+use crate::time::UtcMs;
+
+/// How often one slot is looked at in one pass: more than any sequence of its rules needs.
+const ROUNDS_MAX: usize = 16;
+
+/// How often a service's slots are looked at in one go: once to act, once to see that nothing
+/// more is to be done, and some for steps that make others possible.
+const PASSES_MAX: usize = 8;
+
+/// What planning a service found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Findings {
+    /// Why slots do not have what they should.
+    pub(super) waits: BTreeMap<u32, String>,
+    /// When something is due that no change of the state announces.
+    pub(super) wake_at: Option<UtcMs>,
+}
+
+/// What is known during one pass over a service's slots: answers that hold until a step is taken.
+pub(super) struct Pass {
+    name: ServiceName,
+    wake_at: Option<UtcMs>,
+    gate: Option<Gate>,
+    no_fit: Option<NoFit>,
+    dependencies: Option<Option<String>>,
+}
+
+impl Pass {
+    fn new(name: &ServiceName) -> Self {
+        Self { name: name.clone(), wake_at: None, gate: None, no_fit: None, dependencies: None }
+    }
+
+    /// Asks to be planned again at `at`.
+    pub(super) fn wake(&mut self, at: UtcMs) {
+        self.wake_at = Some(self.wake_at.map_or(at, |wake_at| wake_at.min(at)));
+    }
+
+    /// What keeps the service from touching another slot.
+    pub(super) fn gate(&mut self, draft: &Draft<'_>) -> &Gate {
+        self.gate.get_or_insert_with(|| Gate::of(draft, &self.name))
+    }
+
+    /// The node `choose` answers. That none fits is remembered: the next slot asks for the same,
+    /// but on the host network, where it matters which nodes the other slots are on.
+    pub(super) fn choice(
+        &mut self,
+        slot: &Slot<'_>,
+        choose: impl FnOnce() -> Result<NodeId, NoFit>,
+    ) -> Result<NodeId, NoFit> {
+        if let Some(no_fit) = &self.no_fit {
+            return Err(no_fit.clone());
+        }
+        let choice = choose();
+        if let Err(no_fit) = &choice
+            && !slot.knows_host_network()
+        {
+            self.no_fit = Some(no_fit.clone());
+        }
+        choice
+    }
+
+    /// What the service waits for, by `missing`, which is asked once.
+    pub(super) fn dependencies(&mut self, missing: impl FnOnce() -> Option<String>) -> Option<String> {
+        self.dependencies.get_or_insert_with(missing).clone()
+    }
+
+    /// Forgets what a step may have changed.
+    fn stepped(&mut self) {
+        self.gate = None;
+        self.no_fit = None;
+        self.dependencies = None;
+    }
+}
+
+/// Plans one service on the draft; absent when there is no such service (any more).
+pub(super) fn plan_service(draft: &mut Draft<'_>, name: &ServiceName) -> Option<Findings> {
+    let mut findings = Findings::default();
+    for _ in 0..PASSES_MAX {
+        let before = draft.steps().len();
+        findings = one_pass(draft, name)?;
+        if draft.steps().len() == before {
+            break;
+        }
+    }
+    if draft.service(name)?.removing && draft.state().replicas_of(name).next().is_none() {
+        let forgotten = draft.take([PlanStep::ForgetService { service: name.clone() }]);
+        return forgotten.is_err().then_some(findings);
+    }
+    Some(findings)
+}
+
+/// Looks at every slot once. Slots above the wanted number go first: what they give free may be
+/// what another slot waits for.
+fn one_pass(draft: &mut Draft<'_>, name: &ServiceName) -> Option<Findings> {
+    let service = draft.service(name)?;
+    let wanted = service.wanted();
+    let slots = draft.state().replicas_of(name).map(|(_, replica)| replica.slot);
+    let surplus: BTreeSet<u32> = slots.filter(|&slot| slot >= wanted).collect();
+    let mut pass = Pass::new(name);
+    let mut waits = BTreeMap::new();
+    for number in surplus.into_iter().chain(0..wanted) {
+        if let Some(reason) = settle(draft, name, number, &mut pass) {
+            waits.insert(number, reason);
+        }
+    }
+    Some(Findings { waits, wake_at: pass.wake_at })
+}
+
+/// Takes the steps of one slot, and answers why it waits.
+fn settle(draft: &mut Draft<'_>, name: &ServiceName, number: u32, pass: &mut Pass) -> Option<String> {
+    for _ in 0..ROUNDS_MAX {
+        let service = draft.service(name)?;
+        let slot =
+            Slot { draft, name, service, number, rows: draft.state().replicas_in(name, number).collect() };
+        match decide(&slot, pass) {
+            Decision::Settled => return None,
+            Decision::Wait(reason) => return Some(reason),
+            Decision::Act(steps) => {
+                if let Err(refused) = draft.take(steps) {
+                    debug_assert!(false, "slot {number} of {name}: {refused}");
+                    return Some(refused);
+                }
+                pass.stepped();
+            }
+        }
+    }
+    debug_assert!(false, "slot {number} of {name} does not settle: {:?}", draft.steps());
+    None
+}

@@ -1,0 +1,160 @@
+//! One slot's replicas.
+//!
+//! [`decide`] looks at one slot and answers the first thing to do about it, why it waits, or that
+//! it is as it should be. It is asked again until it has nothing more to do, so that each rule
+//! handles one situation and may rely on the rules above it having nothing to do.
+
+use std::collections::BTreeMap;
+
+use super::draft::Draft;
+use super::rules::RULES;
+use super::service::Pass;
+use super::{fill, moves};
+use crate::cluster::replica::Desired;
+use crate::cluster::{NodeStatus, Phase, PlanStep, Replica, Service};
+use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::scheduler::Request;
+use crate::spec::{NetworkMode, ServiceSpec};
+
+/// What to do about a slot.
+#[derive(Debug, PartialEq)]
+pub(super) enum Decision {
+    /// Nothing; it is as it should be, or time or an agent has to act first.
+    Settled,
+    /// These steps, then look again.
+    Act(Vec<PlanStep>),
+    /// It does not have what it should, for this reason.
+    Wait(String),
+}
+
+/// Whether a replica does its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Runs {
+    /// It runs, and its probe passes where it has one.
+    Yes,
+    /// It did when its node was last heard of.
+    Unsure,
+    /// It ran to its successful end.
+    Ended,
+    /// Not now.
+    No,
+}
+
+/// Whether `replica` does its work, as far as the cluster knows.
+pub(super) fn runs(draft: &Draft<'_>, replica: &Replica) -> Runs {
+    let probed = draft.spec_of(replica).is_some_and(|spec| spec.healthcheck.is_some());
+    let healthy = match replica.status.healthy {
+        Some(healthy) => healthy,
+        None => !probed,
+    };
+    let up = draft.node(replica.node).is_some_and(|node| node.status == NodeStatus::Up);
+    match replica.status.phase {
+        Phase::Completed => Runs::Ended,
+        Phase::Running if healthy && up => Runs::Yes,
+        Phase::Running if healthy => Runs::Unsure,
+        _ => Runs::No,
+    }
+}
+
+/// One slot of a service, as the draft has it.
+pub(super) struct Slot<'a> {
+    pub(super) draft: &'a Draft<'a>,
+    pub(super) name: &'a ServiceName,
+    pub(super) service: &'a Service,
+    pub(super) number: u32,
+    /// Its replicas, oldest first.
+    pub(super) rows: Vec<(ReplicaId, &'a Replica)>,
+}
+
+/// The first thing to do about a slot.
+pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
+    for rule in RULES {
+        let steps = rule(slot, pass);
+        if !steps.is_empty() {
+            return Decision::Act(steps);
+        }
+    }
+    if slot.number >= slot.service.wanted() {
+        return Decision::Settled;
+    }
+    match slot.counting() {
+        None => fill::decide(slot, pass),
+        Some((id, replica)) => moves::decide(slot, pass, id, replica),
+    }
+}
+
+impl<'a> Slot<'a> {
+    /// The replica that counts.
+    pub(super) fn counting(&self) -> Option<(ReplicaId, &'a Replica)> {
+        self.rows.iter().copied().find(|(_, replica)| replica.counts())
+    }
+
+    /// The replicas that should run and are lost.
+    pub(super) fn lost(&self) -> impl Iterator<Item = (ReplicaId, &'a Replica)> + '_ {
+        let lost = |replica: &Replica| replica.desired == Desired::Run && replica.lost_since.is_some();
+        self.rows.iter().copied().filter(move |(_, replica)| lost(replica))
+    }
+
+    /// The status of a replica's node; absent when that is no member.
+    pub(super) fn status_of(&self, replica: &Replica) -> Option<NodeStatus> {
+        self.draft.node(replica.node).map(|node| node.status)
+    }
+
+    /// A request for a node that takes a replica of the current version in this slot.
+    pub(super) fn request(&self) -> Request<'a> {
+        let spec = self.service.spec();
+        Request {
+            service: self.name,
+            spec,
+            origin: self.service.origin,
+            network_held: self.network_held(spec),
+        }
+    }
+
+    /// Nodes on which a replica of the service that is not gone is in the way of one with `spec`:
+    /// one of the two is on the node's own network. The newest of this slot is not: it can be
+    /// waited for.
+    fn network_held(&self, spec: &ServiceSpec) -> BTreeMap<NodeId, ReplicaId> {
+        if !self.knows_host_network() {
+            return BTreeMap::new();
+        }
+        let meets = |replica: &Replica| host(spec) || self.draft.spec_of(replica).is_some_and(host);
+        let replicas = self.draft.state().replicas_of(self.name);
+        replicas
+            .filter(|(_, replica)| replica.status.phase != Phase::Gone && meets(replica))
+            .filter(|&(id, replica)| replica.slot != self.number || self.newest_on(replica.node) != Some(id))
+            .map(|(id, replica)| (replica.node, id))
+            .collect()
+    }
+
+    /// Whether any kept version of the service is on the host network: then it matters for a slot
+    /// which nodes the other slots are on.
+    pub(super) fn knows_host_network(&self) -> bool {
+        self.service.versions.iter().any(|version| host(&version.spec))
+    }
+
+    /// The newest replica of this slot on a node.
+    fn newest_on(&self, node: NodeId) -> Option<ReplicaId> {
+        self.rows.iter().rev().find(|(_, replica)| replica.node == node).map(|&(id, _)| id)
+    }
+
+    /// A step that puts a replica of the current version into this slot.
+    pub(super) fn place(&self, node: NodeId, after: Option<ReplicaId>) -> PlanStep {
+        let version = self.service.current().version;
+        PlanStep::Place { service: self.name.clone(), slot: self.number, version, node, after }
+    }
+}
+
+/// Whether two replicas of a slot must not run at the same time on one node: both would write
+/// the same host path or take the same ports.
+pub(super) fn exclusive(spec: &ServiceSpec) -> bool {
+    host(spec) || spec.volumes.iter().any(|volume| !volume.read_only)
+}
+
+fn host(spec: &ServiceSpec) -> bool {
+    spec.network == NetworkMode::Host
+}
+
+pub(super) fn set_desired(replica: ReplicaId, desired: Desired) -> PlanStep {
+    PlanStep::SetDesired { replica, desired }
+}

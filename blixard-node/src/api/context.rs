@@ -1,0 +1,191 @@
+//! What handlers share: the node, reading its state, writing through it, and extractors whose
+//! failures are JSON errors.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::response::{IntoResponse, Response};
+use blixard_core::api::{REQUEST_ID_HEADER, STALE_HEADER};
+use blixard_core::cluster::{ClusterState, Outcome, Write};
+use blixard_core::id::RequestId;
+use http::request::Parts;
+use http::{HeaderValue, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use super::access::Access;
+use super::error::ApiError;
+use crate::handle::NodeHandle;
+use crate::platform::Clock;
+
+/// How long a read waits for a quorum before it answers from this node's own state.
+const READ_DEADLINE: Duration = Duration::from_millis(1500);
+
+/// One node's API, for callers of one kind.
+#[derive(Clone)]
+pub(super) struct Api {
+    pub(super) handle: NodeHandle,
+    pub(super) access: Access,
+}
+
+/// A state to answer from, and why it may be old.
+pub(super) struct Snapshot {
+    pub(super) state: Arc<ClusterState>,
+    pub(super) stale: Option<String>,
+}
+
+impl Snapshot {
+    /// Answers `body`, which says itself whether it is stale.
+    pub(super) fn answer(&self, body: impl Serialize) -> Response {
+        let mut response = Json(body).into_response();
+        if let Some(why) = &self.stale {
+            let text: String = why.chars().map(|c| if (' '..='~').contains(&c) { c } else { ' ' }).collect();
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                response.headers_mut().insert(STALE_HEADER, value);
+            }
+        }
+        response
+    }
+
+    /// Whether the state may be old.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.is_some()
+    }
+}
+
+impl Api {
+    /// The newest state, or without a quorum this node's own, marked stale.
+    pub(super) async fn read(&self) -> Snapshot {
+        match self.handle.state_latest(READ_DEADLINE).await {
+            Ok(state) => Snapshot { state, stale: None },
+            Err(error) => Snapshot { state: self.handle.state(), stale: Some(error.to_string()) },
+        }
+    }
+
+    /// Has the cluster apply `write`; a refusal is an error.
+    pub(super) async fn write(&self, request: RequestId, write: Write) -> Result<(u64, Outcome), ApiError> {
+        match self.handle.write(request, write).await? {
+            (_, Outcome::Refused(refusal)) => Err(refusal.into()),
+            answer => Ok(answer),
+        }
+    }
+
+    /// A request id that nobody else draws.
+    pub(super) fn draw_request(&self) -> RequestId {
+        let mut bytes = [0; 16];
+        self.handle.platform.rng.fill(&mut bytes);
+        RequestId(bytes)
+    }
+
+    /// Waits for `future`, at most `limit`. The future is dropped when the limit passes.
+    pub(super) async fn within<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
+        within(self.handle.platform.clock.as_ref(), limit, future).await
+    }
+}
+
+async fn within<F: Future>(clock: &dyn Clock, limit: Duration, future: F) -> Option<F::Output> {
+    let deadline = clock.sleep_until(clock.now() + limit);
+    // Cancel safe: whichever loses is dropped, and the caller is told.
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = deadline => None,
+    }
+}
+
+/// The id of the `n`-th of several writes that one request makes: the same at every retry.
+pub(super) fn derived_request(request: RequestId, n: u64) -> RequestId {
+    let mut hash = Sha256::new();
+    hash.update(request.0);
+    hash.update(n.to_be_bytes());
+    let digest: [u8; 32] = hash.finalize().into();
+    RequestId(*digest.first_chunk().expect("32 bytes start with 16"))
+}
+
+/// The request's id: the header's, or one drawn here, after which retries are not recognised.
+pub(super) struct RequestIdent {
+    pub(super) id: RequestId,
+    pub(super) given: bool,
+}
+
+impl FromRequestParts<Api> for RequestIdent {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let Some(value) = parts.headers.get(REQUEST_ID_HEADER) else {
+            return Ok(Self { id: api.draw_request(), given: false });
+        };
+        let text = value.to_str().unwrap_or_default();
+        let id = text.parse().map_err(|error| {
+            ApiError::bad_request(
+                format!("header {REQUEST_ID_HEADER}: {error}"),
+                "send 32 random hexadecimal digits",
+            )
+        })?;
+        Ok(Self { id, given: true })
+    }
+}
+
+/// A JSON body.
+pub(super) struct JsonBody<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<Api> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
+        let Json(body) = Json::from_request(request, api).await?;
+        Ok(Self(body))
+    }
+}
+
+/// Query parameters.
+pub(super) struct Params<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequestParts<Api> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let Query(query) = Query::from_request_parts(parts, api).await?;
+        Ok(Self(query))
+    }
+}
+
+/// A query flag: `?all`, `?all=1` and `?all=true` are set.
+pub(super) fn flag(value: Option<&str>) -> bool {
+    matches!(value, Some("" | "1" | "true"))
+}
+
+/// 201 with a JSON body.
+pub(super) fn created(body: impl Serialize) -> Response {
+    (StatusCode::CREATED, Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::id::RequestId;
+
+    use super::{derived_request, flag};
+
+    #[test]
+    fn derived_requests_differ_and_repeat() {
+        let request = RequestId([7; 16]);
+        assert_eq!(derived_request(request, 1), derived_request(request, 1));
+        assert_ne!(derived_request(request, 1), derived_request(request, 2));
+        assert_ne!(derived_request(request, 1), derived_request(RequestId([8; 16]), 1));
+    }
+
+    #[test]
+    fn flags_are_set_by_presence_or_truth() {
+        let check = |value, expect| assert_eq!(flag(value), expect, "{value:?}");
+        check(None, false);
+        check(Some(""), true);
+        check(Some("1"), true);
+        check(Some("true"), true);
+        check(Some("false"), false);
+        check(Some("0"), false);
+    }
+}

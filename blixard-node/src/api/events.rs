@@ -1,0 +1,158 @@
+//! `/v1/events`: what happened, resumable on any node.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use blixard_core::api::{ErrorBody, GAP_HEADER};
+use blixard_core::cluster::{ClusterState, Event, EventId};
+use blixard_core::limits;
+use bytes::Bytes;
+use futures_util::stream;
+use http::HeaderValue;
+use serde::Deserialize;
+
+use super::context::{Api, Params, flag};
+use super::error::ApiError;
+use super::replicas::{self, ndjson};
+
+/// How often a quiet stream sends an empty line, so that both ends notice a broken connection.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct EventsQuery {
+    follow: Option<String>,
+    after: Option<String>,
+}
+
+/// What happened, oldest first, one JSON object a line. Empty lines are signs of life.
+#[utoipa::path(
+    get, path = "/v1/events",
+    params(
+        ("follow" = Option<bool>, Query, description = "Go on as more happens"),
+        ("after" = Option<String>, Query, description = "Only what happened after this position, `INDEX.N`")
+    ),
+    responses((status = 200, description = "The events", body = Event, content_type = "application/x-ndjson"), (status = 400, description = "No such position", body = ErrorBody))
+)]
+pub(super) async fn events(
+    State(api): State<Api>,
+    Params(query): Params<EventsQuery>,
+) -> Result<Response, ApiError> {
+    let after = query.after.as_deref().map(position).transpose()?;
+    let state = api.handle.state();
+    let gap = after.is_some_and(|after| forgotten(&state, after));
+    let first = lines(&state, after);
+    let body = if flag(query.follow.as_deref()) {
+        let from = Follow { api, after: newest(&state, after), applied: state.applied };
+        let start = (Some(first), from);
+        Body::from_stream(stream::unfold(start, async |(ready, mut follow)| {
+            let chunk = match ready {
+                Some(first) if !first.is_empty() => first,
+                _ => follow.next().await,
+            };
+            Some((Ok::<_, std::convert::Infallible>(chunk), (None, follow)))
+        }))
+    } else {
+        Body::from(first)
+    };
+    let mut response = replicas::stream(body);
+    if gap {
+        response.headers_mut().insert(GAP_HEADER, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// Where a stream of events stands.
+struct Follow {
+    api: Api,
+    after: Option<EventId>,
+    applied: u64,
+}
+
+impl Follow {
+    /// The next events, or after a quiet while an empty line.
+    async fn next(&mut self) -> Bytes {
+        let state = self.api.handle.state_after(self.applied, HEARTBEAT).await;
+        let chunk = lines(&state, self.after);
+        self.after = newest(&state, self.after);
+        self.applied = state.applied;
+        if chunk.is_empty() { Bytes::from_static(b"\n") } else { chunk }
+    }
+}
+
+fn position(text: &str) -> Result<EventId, ApiError> {
+    let parsed = text.split_once('.').and_then(|(index, n)| Some((index.parse().ok()?, n.parse().ok()?)));
+    let (index, n) = parsed.ok_or_else(|| {
+        ApiError::bad_request(
+            format!("`{text}` is not a position in the events"),
+            "use the id of an event, INDEX.N, such as 812.0",
+        )
+    })?;
+    Ok(EventId { index, n })
+}
+
+fn lines(state: &ClusterState, after: Option<EventId>) -> Bytes {
+    let newer = state.events.iter().filter(|event| after.is_none_or(|after| event.id > after));
+    newer.flat_map(|event| ndjson(event).to_vec()).collect()
+}
+
+fn newest(state: &ClusterState, after: Option<EventId>) -> Option<EventId> {
+    state.events.last().map(|event| event.id).max(after)
+}
+
+/// Whether events after `after` may have been dropped from the ring.
+fn forgotten(state: &ClusterState, after: EventId) -> bool {
+    state.events.len() >= limits::EVENTS_MAX && state.events.front().is_some_and(|oldest| oldest.id > after)
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::cluster::{Event, EventId, EventKind};
+    use blixard_core::limits;
+    use blixard_core::time::UtcMs;
+
+    use super::super::views::fixture;
+    use super::{forgotten, lines, position};
+
+    fn event(index: u64, n: u32) -> Event {
+        Event {
+            id: EventId { index, n },
+            at: UtcMs(1),
+            kind: EventKind::NodeJoined,
+            service: None,
+            replica: None,
+            node: None,
+            message: format!("{index}.{n}"),
+        }
+    }
+
+    #[test]
+    fn a_stream_resumes_after_the_position_given() {
+        let mut state = fixture::state();
+        state.events = [event(3, 0), event(3, 1), event(9, 0)].into_iter().collect();
+        let check = |after: Option<&str>, expect: &[&str]| {
+            let after = after.map(|text| position(text).unwrap());
+            let text = String::from_utf8(lines(&state, after).to_vec()).unwrap();
+            let messages: Vec<String> =
+                text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap().message).collect();
+            assert_eq!(messages, expect, "{after:?}");
+        };
+        check(None, &["3.0", "3.1", "9.0"]);
+        check(Some("3.0"), &["3.1", "9.0"]);
+        check(Some("5.7"), &["9.0"]);
+        check(Some("9.0"), &[]);
+        assert!(position("9").is_err());
+        assert!(position("a.b").is_err());
+    }
+
+    #[test]
+    fn a_position_older_than_the_ring_is_reported() {
+        let mut state = fixture::state();
+        state.events = (10..10 + limits::EVENTS_MAX as u64).map(|index| event(index, 0)).collect();
+        assert!(forgotten(&state, EventId { index: 9, n: 0 }));
+        assert!(!forgotten(&state, EventId { index: 10, n: 0 }));
+        state.events = [event(10, 0)].into_iter().collect();
+        assert!(!forgotten(&state, EventId { index: 9, n: 0 }), "the ring never filled");
+    }
+}

@@ -1,0 +1,167 @@
+//! `/v1/images`: listing, pulling, and importing an archive into every member.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use blixard_core::api::ErrorBody;
+use blixard_core::api::image::{ImageList, ImageRow, ImportAnswer, ImportMember, PullLine, PullRequest};
+use blixard_core::api::replica::Progress;
+use blixard_core::id::NodeId;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use futures_util::{StreamExt, TryStreamExt};
+use http::{Method, header};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::io::{ReaderStream, StreamReader};
+
+use super::access::Access;
+use super::context::{Api, JsonBody};
+use super::error::ApiError;
+use super::proxy;
+use super::replicas::{self, ndjson};
+use crate::platform::{ImageInfo, OnProgress, PullProgress};
+
+/// How many lines of a pull's progress wait for a slow reader; more are dropped.
+const PROGRESS_LINES: usize = 16;
+
+/// The images of every member; another member is asked for its own only.
+#[utoipa::path(get, path = "/v1/images", responses((status = 200, description = "The images", body = ImageList)))]
+pub(super) async fn list(State(api): State<Api>) -> Result<Response, ApiError> {
+    let own = api.handle.platform.containers.images().await?;
+    let own = own.into_iter().map(|image| row(image, api.handle.id)).collect();
+    if api.access == Access::Peer {
+        return Ok(Json(ImageList { items: own, unreachable: Vec::new() }).into_response());
+    }
+    let mut unreachable = Vec::new();
+    let mut all: Vec<ImageRow> = own;
+    let others = others(&api);
+    let answers = others.iter().map(|&node| proxy::ask::<ImageList>(&api, node, "/v1/images"));
+    for (&node, answer) in others.iter().zip(join_all(answers).await) {
+        match answer {
+            Ok(list) => all.extend(list.items),
+            Err(_) => unreachable.push(node),
+        }
+    }
+    Ok(Json(ImageList { items: merge(all), unreachable }).into_response())
+}
+
+fn row(image: ImageInfo, node: NodeId) -> ImageRow {
+    ImageRow { reference: image.reference, digest: image.digest, bytes: image.bytes, nodes: vec![node] }
+}
+
+/// One row for each image, with all the members that have it.
+fn merge(rows: Vec<ImageRow>) -> Vec<ImageRow> {
+    let mut merged: BTreeMap<(String, String), ImageRow> = BTreeMap::new();
+    for row in rows {
+        let key = (row.reference.clone(), row.digest.clone());
+        match merged.get_mut(&key) {
+            Some(known) => {
+                known.bytes = known.bytes.max(row.bytes);
+                known.nodes.extend(row.nodes);
+                known.nodes.sort_unstable();
+                known.nodes.dedup();
+            }
+            None => drop(merged.insert(key, row)),
+        }
+    }
+    merged.into_values().collect()
+}
+
+fn others(api: &Api) -> Vec<NodeId> {
+    api.handle.state().nodes.keys().copied().filter(|&node| node != api.handle.id).collect()
+}
+
+/// Fetches an image to this node. Progress is one JSON object a line; the last says how it ended.
+#[utoipa::path(
+    post, path = "/v1/images/pull", request_body = PullRequest,
+    responses((status = 200, description = "Progress", body = PullLine, content_type = "application/x-ndjson"))
+)]
+pub(super) async fn pull(
+    State(api): State<Api>,
+    JsonBody(PullRequest { reference }): JsonBody<PullRequest>,
+) -> Response {
+    let (lines, receiver) = mpsc::channel::<Bytes>(PROGRESS_LINES);
+    let sink = lines.clone();
+    let progress: OnProgress = Arc::new(move |PullProgress { bytes, bytes_total }| {
+        let line = PullLine { progress: Some(Progress { bytes, bytes_total }), ..PullLine::default() };
+        // A full queue drops the line: the next one says more.
+        drop(sink.try_send(ndjson(&line)));
+    });
+    let containers = Arc::clone(&api.handle.platform.containers);
+    let task = async move {
+        let last = match containers.pull(&reference, None, progress).await {
+            Ok(digest) => PullLine { digest: Some(digest), ..PullLine::default() },
+            Err(error) => PullLine { error: Some(error.to_string()), ..PullLine::default() },
+        };
+        // Nobody may be listening any more; the image is here all the same.
+        drop(lines.send(ndjson(&last)).await);
+    };
+    api.handle.platform.spawner.spawn("api-pull", Box::pin(task));
+    let lines = ReceiverStream::new(receiver).map(Ok::<_, std::convert::Infallible>);
+    replicas::stream(Body::from_stream(lines))
+}
+
+/// Takes in an OCI or Docker archive (tar, perhaps gzipped) here, then at every other member.
+#[utoipa::path(
+    post, path = "/v1/images/import", request_body(content = Vec<u8>, content_type = "application/x-tar"),
+    responses((status = 200, description = "What became of it at each member", body = ImportAnswer), (status = 400, description = "Not an image archive", body = ErrorBody))
+)]
+pub(super) async fn import(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
+    let body = request.into_body().into_data_stream().map_err(std::io::Error::other);
+    let images = api.handle.platform.containers.import(Box::pin(StreamReader::new(body))).await?;
+    let mut members = vec![ImportMember { node: api.handle.id, error: None }];
+    if api.access != Access::Peer {
+        for node in others(&api) {
+            let error = hand_over(&api, node, &images).await.err();
+            members.push(ImportMember { node, error: error.map(|error| error.message().to_owned()) });
+        }
+    }
+    let images = images.into_iter().map(|image| row(image, api.handle.id)).collect();
+    Ok(Json(ImportAnswer { images, members }).into_response())
+}
+
+/// Sends images to another member, one archive each.
+async fn hand_over(api: &Api, node: NodeId, images: &[ImageInfo]) -> Result<(), ApiError> {
+    for image in images {
+        let archive = api.handle.platform.containers.export(&image.reference, Some(&image.digest)).await?;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("/v1/images/import")
+            .header(header::CONTENT_TYPE, "application/x-tar")
+            .body(Body::from_stream(ReaderStream::new(archive)))
+            .map_err(|error| ApiError::internal(error.to_string()))?;
+        let response = proxy::send(api, node, request).await?;
+        proxy::read_json::<ImportAnswer>(node, response).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::api::image::ImageRow;
+    use blixard_core::id::NodeId;
+
+    use super::merge;
+
+    #[test]
+    fn an_image_on_several_members_is_one_row() {
+        let row = |reference: &str, digest: &str, node: u64| ImageRow {
+            reference: reference.into(),
+            digest: digest.into(),
+            bytes: 5,
+            nodes: vec![NodeId(node)],
+        };
+        let merged = merge(vec![row("b", "1", 2), row("a", "1", 1), row("b", "1", 1), row("b", "2", 3)]);
+        let short: Vec<_> = merged
+            .iter()
+            .map(|row| (row.reference.as_str(), row.digest.as_str(), row.nodes.as_slice()))
+            .collect();
+        let (one, two, three) = (NodeId(1), NodeId(2), NodeId(3));
+        assert_eq!(short, [("a", "1", &[one][..]), ("b", "1", &[one, two][..]), ("b", "2", &[three][..])]);
+    }
+}

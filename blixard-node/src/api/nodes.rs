@@ -1,0 +1,159 @@
+//! `/v1/nodes`, `/v1/node`, `/v1/cluster`, `/v1/health`: members, and the cluster as a whole.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use blixard_core::api::node::{ClusterStatus, DownAnswer, NodeView};
+use blixard_core::api::{ErrorBody, Health, List, WriteAnswer};
+use blixard_core::cluster::{Availability, Desired, Write};
+use blixard_core::id::{ContainerId, ReplicaId};
+use serde::Deserialize;
+
+use super::context::{Api, Params, RequestIdent, derived_request, flag};
+use super::error::ApiError;
+use super::{resolve, views};
+
+/// Whether this node serves, without asking anybody.
+#[utoipa::path(get, path = "/v1/health", responses((status = 200, description = "It serves", body = Health)))]
+pub(super) async fn health(State(api): State<Api>) -> Json<Health> {
+    let raft = api.handle.raft();
+    Json(Health {
+        node: api.handle.id,
+        leader: raft.leader,
+        applied: raft.applied,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// Every member.
+#[utoipa::path(get, path = "/v1/nodes", responses((status = 200, description = "The members", body = List<NodeView>)))]
+pub(super) async fn list(State(api): State<Api>) -> Response {
+    let snapshot = api.read().await;
+    let items = views::nodes(&snapshot.state, &api.handle.raft());
+    snapshot.answer(List { items, stale: snapshot.is_stale() })
+}
+
+/// One member.
+#[utoipa::path(
+    get, path = "/v1/nodes/{id}", params(("id" = String, Path, description = "Its number or unique name")),
+    responses((status = 200, description = "The member", body = NodeView), (status = 404, description = "No such member", body = ErrorBody))
+)]
+pub(super) async fn inspect(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let snapshot = api.read().await;
+    let node = resolve::node_id(&snapshot.state, &id)?;
+    let mut view = views::node(&snapshot.state, &api.handle.raft(), node)
+        .ok_or_else(|| ApiError::not_found(format!("there is no node `{id}`"), "`blixard node ls`"))?;
+    view.stale = snapshot.is_stale();
+    Ok(snapshot.answer(view))
+}
+
+/// Takes no new replicas, and moves those it has elsewhere.
+#[utoipa::path(
+    post, path = "/v1/nodes/{id}/drain", params(("id" = String, Path, description = "Its number or unique name")),
+    responses((status = 200, description = "Draining", body = WriteAnswer), (status = 404, description = "No such member", body = ErrorBody))
+)]
+pub(super) async fn drain(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    request: RequestIdent,
+) -> Result<Response, ApiError> {
+    set_availability(&api, &id, request, Availability::Draining).await
+}
+
+/// Takes replicas again after a drain.
+#[utoipa::path(
+    post, path = "/v1/nodes/{id}/activate", params(("id" = String, Path, description = "Its number or unique name")),
+    responses((status = 200, description = "Active", body = WriteAnswer), (status = 404, description = "No such member", body = ErrorBody))
+)]
+pub(super) async fn activate(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    request: RequestIdent,
+) -> Result<Response, ApiError> {
+    set_availability(&api, &id, request, Availability::Active).await
+}
+
+/// Drains the member, then removes it.
+#[utoipa::path(
+    post, path = "/v1/nodes/{id}/leave", params(("id" = String, Path, description = "Its number or unique name")),
+    responses((status = 200, description = "Leaving", body = WriteAnswer), (status = 404, description = "No such member", body = ErrorBody))
+)]
+pub(super) async fn leave(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    request: RequestIdent,
+) -> Result<Response, ApiError> {
+    set_availability(&api, &id, request, Availability::Leaving).await
+}
+
+async fn set_availability(
+    api: &Api,
+    id: &str,
+    request: RequestIdent,
+    availability: Availability,
+) -> Result<Response, ApiError> {
+    let node = resolve::node_id(&api.read().await.state, id)?;
+    let (index, _) = api.write(request.id, Write::SetAvailability { node, availability }).await?;
+    Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RemoveQuery {
+    force: Option<String>,
+}
+
+/// Removes a member for good.
+#[utoipa::path(
+    delete, path = "/v1/nodes/{id}",
+    params(
+        ("id" = String, Path, description = "Its number or unique name"),
+        ("force" = Option<bool>, Query, description = "Also when it is up or still holds replicas")
+    ),
+    responses((status = 200, description = "Removed", body = WriteAnswer), (status = 409, description = "It is up or holds replicas", body = ErrorBody))
+)]
+pub(super) async fn remove(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Params(query): Params<RemoveQuery>,
+    request: RequestIdent,
+) -> Result<Response, ApiError> {
+    let node = resolve::node_id(&api.read().await.state, &id)?;
+    let write = Write::RemoveNode { node, force: flag(query.force.as_deref()) };
+    let (index, _) = api.write(request.id, write).await?;
+    Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
+}
+
+/// Drains the node that answers and stops its containers without waiting for their replacements.
+#[utoipa::path(
+    post, path = "/v1/node/down",
+    responses((status = 200, description = "Stopping", body = DownAnswer), (status = 503, description = "No quorum", body = ErrorBody))
+)]
+pub(super) async fn down(State(api): State<Api>, request: RequestIdent) -> Result<Response, ApiError> {
+    let node = api.handle.id;
+    let drain = Write::SetAvailability { node, availability: Availability::Draining };
+    api.write(derived_request(request.id, 0), drain).await?;
+    let state = api.handle.state();
+    let own: Vec<(ReplicaId, u32)> = state
+        .replicas
+        .iter()
+        .filter(|(_, replica)| replica.node == node && replica.desired != Desired::Stop)
+        .map(|(&id, replica)| (id, replica.status.attempt))
+        .collect();
+    let mut stopping = Vec::new();
+    for (replica, attempt) in own {
+        let id = derived_request(request.id, replica.0.saturating_add(1));
+        api.write(id, Write::StopReplica { replica }).await?;
+        stopping.push(ContainerId::new(api.handle.cluster, replica, attempt));
+    }
+    Ok(Json(DownAnswer { node, stopping }).into_response())
+}
+
+/// The cluster: who leads and votes, and what it survives.
+#[utoipa::path(get, path = "/v1/cluster", responses((status = 200, description = "The cluster", body = ClusterStatus)))]
+pub(super) async fn cluster(State(api): State<Api>) -> Response {
+    let snapshot = api.read().await;
+    let handle = &api.handle;
+    let mut status = views::cluster_status(&snapshot.state, &handle.raft(), handle.cluster, handle.id);
+    status.stale = snapshot.is_stale();
+    snapshot.answer(status)
+}

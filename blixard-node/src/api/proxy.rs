@@ -1,0 +1,119 @@
+//! Passes a request on to the member it is about, over its link, once; and asks members.
+
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use axum::response::Response;
+use blixard_core::id::NodeId;
+use http::{HeaderValue, Method, StatusCode, Uri, header};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+
+use super::access::Access;
+use super::context::Api;
+use super::error::ApiError;
+
+/// How long a member may take to begin an answer to a question asked on the side.
+const ASK_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a member may take to accept a connection and begin to answer.
+const FORWARD_DEADLINE: Duration = Duration::from_secs(30);
+/// The largest answer to a question asked on the side, in bytes.
+const ASK_BYTES_MAX: usize = 4 << 20;
+
+/// Passes `request` on to `node` and answers what it answers; an upgraded connection is passed on
+/// too.
+///
+/// # Errors
+/// When the request was passed on already, or the member does not answer.
+pub(super) async fn forward(api: &Api, node: NodeId, mut request: Request) -> Result<Response, ApiError> {
+    if api.access == Access::Peer {
+        return Err(ApiError::unavailable(
+            format!("node {node} was asked for, and node {} got the request", api.handle.id),
+            "the container has just moved: try again",
+        ));
+    }
+    let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+    let mut response = match api.within(FORWARD_DEADLINE, send(api, node, request)).await {
+        Some(answer) => answer?,
+        None => return Err(no_answer(node, FORWARD_DEADLINE)),
+    };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(ours) = upgrade
+        && let Some(theirs) = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>()
+    {
+        let join = async move {
+            if let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) {
+                let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
+                if let Err(error) = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await {
+                    tracing::debug!(node.id = %node, err = %error, "forwarded session ended early");
+                }
+            }
+        };
+        api.handle.platform.spawner.spawn("api-upgrade", Box::pin(join));
+    }
+    Ok(response)
+}
+
+/// Asks `node` for what is at `path`.
+///
+/// # Errors
+/// When the member does not answer in time, or not with that.
+pub(super) async fn ask<T: DeserializeOwned>(api: &Api, node: NodeId, path: &str) -> Result<T, ApiError> {
+    let request = Request::builder()
+        .method(Method::GET)
+        .uri(path)
+        .body(Body::empty())
+        .map_err(|error| ApiError::internal(error.to_string()))?;
+    let answer = api.within(ASK_DEADLINE, async {
+        let response = send(api, node, request).await?;
+        read_json(node, response).await
+    });
+    answer.await.unwrap_or_else(|| Err(no_answer(node, ASK_DEADLINE)))
+}
+
+/// Sends `request` to `node` over its link.
+pub(super) async fn send(api: &Api, node: NodeId, mut request: Request) -> Result<Response, ApiError> {
+    let stream = api.handle.open_api(node).await?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(node, &error))?;
+    let drive = async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(node.id = %node, err = %error, "connection to a member's API ended early");
+        }
+    };
+    api.handle.platform.spawner.spawn("api-client", Box::pin(drive));
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    *request.uri_mut() = path.parse::<Uri>().map_err(|error| ApiError::bad_request(error.to_string(), ""))?;
+    request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
+    request.headers_mut().remove(header::AUTHORIZATION);
+    request.headers_mut().remove(header::ORIGIN);
+    let response = sender.send_request(request).await.map_err(|error| broken(node, &error))?;
+    Ok(response.map(Body::new))
+}
+
+/// Reads a JSON answer; an error status is an error with what the member says.
+pub(super) async fn read_json<T: DeserializeOwned>(node: NodeId, response: Response) -> Result<T, ApiError> {
+    let status = response.status();
+    let bytes = to_bytes(response.into_body(), ASK_BYTES_MAX).await.map_err(|error| broken(node, &error))?;
+    if !status.is_success() {
+        let said = serde_json::from_slice::<blixard_core::api::ErrorBody>(&bytes).unwrap_or_default();
+        return Err(ApiError::unavailable(
+            format!("node {node} answered {status}: {}", said.error),
+            said.hint,
+        ));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| broken(node, &error))
+}
+
+fn broken(node: NodeId, error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::unavailable(format!("the connection to node {node} broke: {error}"), "try again")
+}
+
+fn no_answer(node: NodeId, within: Duration) -> ApiError {
+    ApiError::unavailable(
+        format!("node {node} did not answer within {} s", within.as_secs()),
+        "`blixard node ls` shows which nodes are up",
+    )
+}

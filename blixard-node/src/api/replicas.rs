@@ -1,0 +1,175 @@
+//! `/v1/replicas`: `ps`, `inspect`, `logs` and stopping one; `/v1/pulls`.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use blixard_core::api::replica::{ContainerView, LogLine, Progress, PullRow, ReplicaDetail, ReplicaRow};
+use blixard_core::api::{ErrorBody, List, WriteAnswer};
+use blixard_core::cluster::Write;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::header;
+use serde::{Deserialize, Serialize};
+
+use super::context::{Api, Params, RequestIdent, flag};
+use super::error::ApiError;
+use super::{proxy, resolve, views};
+use crate::platform::{ContainerInfo, LogQuery};
+
+/// The media type of newline-delimited JSON.
+pub(super) const NDJSON: &str = "application/x-ndjson";
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ListQuery {
+    all: Option<String>,
+}
+
+/// Every container of the cluster, and every slot that waits for one.
+#[utoipa::path(
+    get, path = "/v1/replicas",
+    params(("all" = Option<bool>, Query, description = "Also those that ended")),
+    responses((status = 200, description = "The containers", body = List<ReplicaRow>))
+)]
+pub(super) async fn list(State(api): State<Api>, Params(query): Params<ListQuery>) -> Response {
+    let snapshot = api.read().await;
+    let items = views::replicas(&snapshot.state, api.handle.cluster, flag(query.all.as_deref()));
+    snapshot.answer(List { items, stale: snapshot.is_stale() })
+}
+
+/// One container: what the cluster and its node's runtime know of it.
+#[utoipa::path(
+    get, path = "/v1/replicas/{id}",
+    params(("id" = String, Path, description = "Container id or prefix, `web-0`, or a service with one replica")),
+    responses((status = 200, description = "The container", body = ReplicaDetail), (status = 404, description = "No such container", body = ErrorBody))
+)]
+pub(super) async fn inspect(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let snapshot = api.read().await;
+    let cluster = api.handle.cluster;
+    let replica_id = resolve::replica_id(&snapshot.state, cluster, &id)?;
+    let row = views::replica(&snapshot.state, cluster, replica_id)
+        .ok_or_else(|| ApiError::not_found(format!("`{id}` is gone"), "`blixard ps -a`"))?;
+    let mut detail =
+        ReplicaDetail { row, container: None, container_error: None, stale: snapshot.is_stale() };
+    match resolve::with_container(&snapshot.state, replica_id) {
+        Err(error) => detail.container_error = Some(error.message().to_owned()),
+        Ok(replica) if replica.node == api.handle.id => {
+            match api.handle.platform.containers.inspect(replica_id, replica.status.attempt).await {
+                Ok(info) => detail.container = Some(container_view(&info)),
+                Err(error) => detail.container_error = Some(error.to_string()),
+            }
+        }
+        Ok(replica) => match proxy::forward(&api, replica.node, request).await {
+            Ok(response) if response.status().is_success() => return Ok(response),
+            Ok(response) => {
+                detail.container_error =
+                    Some(format!("node {} answered {}", replica.node, response.status()));
+            }
+            Err(error) => detail.container_error = Some(error.message().to_owned()),
+        },
+    }
+    Ok(snapshot.answer(detail))
+}
+
+fn container_view(info: &ContainerInfo) -> ContainerView {
+    ContainerView {
+        pid: info.pid,
+        exit_code: info.exit_code,
+        address: info.address.map(|address| address.to_string()),
+        image: info.image.clone(),
+        image_digest: info.image_digest.clone(),
+        log_path: info.log_path.clone(),
+    }
+}
+
+/// Stops one container; its service puts another into its slot.
+#[utoipa::path(
+    post, path = "/v1/replicas/{id}/stop",
+    params(("id" = String, Path, description = "Container id or prefix, `web-0`, or a service with one replica")),
+    responses((status = 200, description = "Stopping", body = WriteAnswer), (status = 404, description = "No such container", body = ErrorBody))
+)]
+pub(super) async fn stop(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    request: RequestIdent,
+) -> Result<Response, ApiError> {
+    let snapshot = api.read().await;
+    let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)?;
+    let (index, _) = api.write(request.id, Write::StopReplica { replica }).await?;
+    Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct LogsQuery {
+    follow: Option<String>,
+    tail: Option<usize>,
+}
+
+/// What a container wrote, oldest line first, one JSON object a line, from whichever node it is on.
+#[utoipa::path(
+    get, path = "/v1/replicas/{id}/logs",
+    params(
+        ("id" = String, Path, description = "Container id or prefix, `web-0`, or a service with one replica"),
+        ("follow" = Option<bool>, Query, description = "Go on until the container ends"),
+        ("tail" = Option<usize>, Query, description = "Only the last so many lines")
+    ),
+    responses((status = 200, description = "The lines", body = LogLine, content_type = "application/x-ndjson"), (status = 404, description = "No such container", body = ErrorBody))
+)]
+pub(super) async fn logs(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Params(query): Params<LogsQuery>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let snapshot = api.read().await;
+    let replica_id = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)?;
+    let replica = resolve::with_container(&snapshot.state, replica_id)?;
+    if replica.node != api.handle.id {
+        return proxy::forward(&api, replica.node, request).await;
+    }
+    let query = LogQuery { tail: query.tail, follow: flag(query.follow.as_deref()) };
+    let lines = api.handle.platform.containers.logs(replica_id, replica.status.attempt, query).await?;
+    let lines = lines.map(|line| {
+        let line = match line {
+            Ok(line) => LogLine { at: line.at, stderr: line.stderr, text: line.text, error: None },
+            Err(error) => LogLine {
+                at: String::new(),
+                stderr: true,
+                text: String::new(),
+                error: Some(error.to_string()),
+            },
+        };
+        Ok::<Bytes, std::convert::Infallible>(ndjson(&line))
+    });
+    Ok(stream(Body::from_stream(lines)))
+}
+
+/// The pulls going on at this node.
+#[utoipa::path(get, path = "/v1/pulls", responses((status = 200, description = "The pulls", body = Vec<PullRow>)))]
+pub(super) async fn pulls(State(api): State<Api>) -> Json<Vec<PullRow>> {
+    Json(local_pulls(&api))
+}
+
+pub(super) fn local_pulls(api: &Api) -> Vec<PullRow> {
+    let rows = api.handle.pulls().into_iter().map(|(replica, progress)| PullRow {
+        replica,
+        progress: Progress { bytes: progress.bytes, bytes_total: progress.bytes_total },
+    });
+    rows.collect()
+}
+
+/// One line of newline-delimited JSON.
+pub(super) fn ndjson(value: &impl Serialize) -> Bytes {
+    let mut line = serde_json::to_vec(value).expect("API types have string keys and no failing serializer");
+    line.push(b'\n');
+    line.into()
+}
+
+/// Answers newline-delimited JSON.
+pub(super) fn stream(body: Body) -> Response {
+    ([(header::CONTENT_TYPE, NDJSON)], body).into_response()
+}

@@ -1,0 +1,188 @@
+//! Which replica or node a user means: by container id, name or number. Pure.
+
+use blixard_core::cluster::{ClusterState, Phase, Replica};
+use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
+
+use super::error::ApiError;
+
+/// The shortest prefix of a container id that is looked up.
+const PREFIX_MIN: usize = 4;
+/// How many earlier attempts of a replica its container ids still name it by.
+const ATTEMPTS_KEPT: u32 = 5;
+
+/// The replica `text` names: a service that has one replica, a replica's name such as `web-0`, or
+/// a container id or unique prefix of one, of the current or a recent attempt.
+///
+/// # Errors
+/// When it names none (404) or several (409, which are listed).
+pub(super) fn replica_id(
+    state: &ClusterState,
+    cluster: ClusterId,
+    text: &str,
+) -> Result<ReplicaId, ApiError> {
+    let of_service = |name: &str| -> Vec<(ReplicaId, &Replica)> {
+        state
+            .replicas
+            .iter()
+            .filter(|(_, replica)| replica.service.as_str() == name)
+            .map(|(&id, replica)| (id, replica))
+            .collect()
+    };
+    let is_service = state.services.keys().any(|name| name.as_str() == text);
+    if is_service {
+        let all = of_service(text);
+        let live: Vec<_> = all.iter().filter(|(_, replica)| replica.counts()).copied().collect();
+        return one(text, cluster, if live.is_empty() { all } else { live });
+    }
+    if let Some((service, slot)) = text.rsplit_once('-')
+        && let Ok(slot) = slot.parse::<u32>()
+    {
+        let in_slot = of_service(service).into_iter().filter(|(_, replica)| replica.slot == slot);
+        let best = in_slot.max_by_key(|(id, replica)| (replica.counts(), *id));
+        if let Some((id, _)) = best {
+            return Ok(id);
+        }
+    }
+    let hex = text.len() >= PREFIX_MIN && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+    if !hex {
+        return Err(unknown(text));
+    }
+    let prefix = text.to_ascii_lowercase();
+    let found = state.replicas.iter().filter(|(id, replica)| {
+        let newest = replica.status.attempt;
+        (newest.saturating_sub(ATTEMPTS_KEPT)..=newest)
+            .any(|attempt| ContainerId::new(cluster, **id, attempt).0.starts_with(&prefix))
+    });
+    one(text, cluster, found.map(|(&id, replica)| (id, replica)).collect())
+}
+
+fn one(text: &str, cluster: ClusterId, found: Vec<(ReplicaId, &Replica)>) -> Result<ReplicaId, ApiError> {
+    match found.as_slice() {
+        [] => Err(unknown(text)),
+        [(id, _)] => Ok(*id),
+        several => {
+            let details = several.iter().map(|(id, replica)| {
+                let container = ContainerId::new(cluster, *id, replica.status.attempt);
+                let name = format!("{}-{}", replica.service, replica.slot);
+                format!("{} {name} on node {}", container.short(), replica.node)
+            });
+            Err(ApiError::conflict(
+                format!("`{text}` names {} containers", several.len()),
+                "name one of them by its id",
+            )
+            .with_details(details.collect()))
+        }
+    }
+}
+
+fn unknown(text: &str) -> ApiError {
+    ApiError::not_found(
+        format!("there is no container or service `{text}`"),
+        "`blixard ps -a` lists the containers; an id takes at least 4 of its digits",
+    )
+}
+
+/// The replica's row, when its container can be asked for something: its process was started.
+///
+/// # Errors
+/// When the replica is gone (404), or has no container yet (409).
+pub(super) fn with_container(state: &ClusterState, id: ReplicaId) -> Result<&Replica, ApiError> {
+    let replica = state.replicas.get(&id).ok_or_else(|| unknown(&id.to_string()))?;
+    if replica.status.attempt == 0 && matches!(replica.status.phase, Phase::Assigned | Phase::Pulling) {
+        let name = format!("{}-{}", replica.service, replica.slot);
+        return Err(ApiError::conflict(
+            format!("{name} has no container yet: {:?}", replica.status.phase).to_lowercase(),
+            "wait for it: `blixard ps`",
+        ));
+    }
+    Ok(replica)
+}
+
+/// The member `text` names: its number, or its name when only one has it.
+///
+/// # Errors
+/// When it names none (404) or several (409).
+pub(super) fn node_id(state: &ClusterState, text: &str) -> Result<NodeId, ApiError> {
+    if let Ok(id) = text.parse::<NodeId>()
+        && state.nodes.contains_key(&id)
+    {
+        return Ok(id);
+    }
+    let named: Vec<NodeId> =
+        state.nodes.iter().filter(|(_, node)| node.facts.name == text).map(|(&id, _)| id).collect();
+    match named.as_slice() {
+        [id] => Ok(*id),
+        [] => Err(ApiError::not_found(
+            format!("there is no node `{text}`"),
+            "`blixard node ls` lists the nodes",
+        )),
+        several => {
+            let ids: Vec<String> = several.iter().map(|id| format!("node {id}")).collect();
+            Err(ApiError::conflict(format!("{} nodes are named `{text}`", several.len()), "use the number")
+                .with_details(ids))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::cluster::{Desired, Phase};
+    use blixard_core::id::{ContainerId, NodeId, ReplicaId};
+
+    use super::super::views::fixture;
+    use super::{node_id, replica_id};
+
+    #[test]
+    fn a_replica_is_found_by_service_name_slot_or_id_prefix() {
+        let mut state = fixture::state();
+        fixture::add_service(&mut state, "web", 2);
+        fixture::add_service(&mut state, "db", 1);
+        fixture::add_replica(&mut state, 1, "web", 0, Phase::Running, Desired::Run);
+        fixture::add_replica(&mut state, 2, "web", 1, Phase::Running, Desired::Retire);
+        fixture::add_replica(&mut state, 3, "web", 1, Phase::Starting, Desired::Run);
+        fixture::add_replica(&mut state, 4, "db", 0, Phase::Running, Desired::Run);
+        fixture::edit_replica(&mut state, 4, |replica| replica.status.attempt = 2);
+        let id = |replica, attempt| ContainerId::new(fixture::CLUSTER, ReplicaId(replica), attempt).0;
+        let check = |text: &str, expect: Option<u64>| {
+            let found = replica_id(&state, fixture::CLUSTER, text).ok().map(|id| id.0);
+            assert_eq!(found, expect, "{text}");
+        };
+        check("db", Some(4));
+        check("db-0", Some(4));
+        check("web", None);
+        check("web-0", Some(1));
+        check("web-1", Some(3));
+        check("web-2", None);
+        check(&id(2, 0), Some(2));
+        check(&id(2, 0)[..12], Some(2));
+        check(&id(2, 0)[..12].to_uppercase(), Some(2));
+        check(&id(2, 0)[..3], None);
+        check(&id(4, 2), Some(4));
+        check(&id(4, 0), Some(4));
+        check(&id(4, 3), None);
+        check("", None);
+    }
+
+    #[test]
+    fn an_ambiguous_name_lists_its_containers() {
+        let mut state = fixture::state();
+        fixture::add_service(&mut state, "web", 2);
+        fixture::add_replica(&mut state, 1, "web", 0, Phase::Running, Desired::Run);
+        fixture::add_replica(&mut state, 2, "web", 1, Phase::Running, Desired::Run);
+        let error = replica_id(&state, fixture::CLUSTER, "web").unwrap_err();
+        assert_eq!(error.message(), "`web` names 2 containers");
+    }
+
+    #[test]
+    fn a_node_is_found_by_number_or_unique_name() {
+        let mut state = fixture::state();
+        fixture::add_node(&mut state, 2, blixard_core::cluster::NodeStatus::Up);
+        let check = |text: &str, expect: Option<u64>| {
+            assert_eq!(node_id(&state, text).ok(), expect.map(NodeId), "{text}");
+        };
+        check("2", Some(2));
+        check("box2", Some(2));
+        check("3", None);
+        check("box", None);
+    }
+}

@@ -1,0 +1,169 @@
+//! Listeners: the Unix socket, TCP, and a member's stream. Linux glue; the simulator calls
+//! [`serve_stream`] or the router itself.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tower::ServiceExt;
+
+use crate::platform::Duplex;
+
+/// The longest path of a Unix socket, in bytes: `sun_path` less its terminator.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// How long open requests have to finish once the node shuts down.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Why a listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The path does not fit a socket address.
+    #[error("{} has {} bytes, and a Unix socket's path takes at most {SOCKET_PATH_BYTES_MAX}: use a shorter --data-dir", path.display(), path.as_os_str().len())]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another daemon answers there.
+    #[error("another blixard node serves {}: stop it first, or use another --data-dir", path.display())]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The address or path cannot be listened on.
+    #[error("cannot listen on {at}")]
+    Listen {
+        /// The address or path.
+        at: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The API's Unix socket, open.
+pub struct UnixApi {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl UnixApi {
+    /// Opens a socket that only its owner may use. A file left by a daemon that died is replaced;
+    /// one that answers is not.
+    ///
+    /// # Errors
+    /// When the path is too long, another daemon answers there, or it cannot be listened on.
+    pub async fn bind(path: &Path) -> Result<Self, ServeError> {
+        Ok(Self { listener: listen_unix(path).await?, path: path.to_owned() })
+    }
+
+    /// Serves `router` until `shutdown`; the file goes with it.
+    pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send + 'static) {
+        let Self { listener, path } = self;
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+            shutdown.await;
+            // The receiver is gone when the server has ended by itself.
+            stop.send(()).ok();
+        });
+        serve_until(server.into_future(), stopped, &path.display().to_string()).await;
+        // Another daemon may have replaced the file; then there is nothing of ours to remove.
+        drop(std::fs::remove_file(path));
+    }
+}
+
+async fn listen_unix(path: &Path) -> Result<UnixListener, ServeError> {
+    if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        return Err(ServeError::PathTooLong { path: path.to_owned() });
+    }
+    let fail = |source| ServeError::Listen { at: path.display().to_string(), source };
+    if UnixStream::connect(path).await.is_ok() {
+        return Err(ServeError::InUse { path: path.to_owned() });
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    // Bound under another name and moved into place once only its owner may use it.
+    let mut private = path.as_os_str().to_owned();
+    private.push("~");
+    let private = PathBuf::from(private);
+    drop(std::fs::remove_file(&private));
+    let listener = UnixListener::bind(&private).map_err(fail)?;
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
+    std::fs::rename(&private, path).map_err(fail)?;
+    Ok(listener)
+}
+
+/// The API's TCP listener, open.
+pub struct TcpApi {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl TcpApi {
+    /// Listens on `address`.
+    ///
+    /// # Errors
+    /// When it is taken, or not this machine's.
+    pub async fn bind(address: SocketAddr) -> Result<Self, ServeError> {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|source| ServeError::Listen { at: address.to_string(), source })?;
+        Ok(Self { listener, address })
+    }
+
+    /// Serves `router` until `shutdown`.
+    pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send + 'static) {
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let server = axum::serve(self.listener, router).with_graceful_shutdown(async move {
+            shutdown.await;
+            // The receiver is gone when the server has ended by itself.
+            stop.send(()).ok();
+        });
+        serve_until(server.into_future(), stopped, &self.address.to_string()).await;
+    }
+}
+
+/// Runs a server to its end; once it was told to stop, streams that stay open have a grace.
+async fn serve_until(
+    server: impl Future<Output = std::io::Result<()>>,
+    stopped: tokio::sync::oneshot::Receiver<()>,
+    at: &str,
+) {
+    let grace = async {
+        if stopped.await.is_ok() {
+            tokio::time::sleep(GRACE).await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    };
+    // Cancel safe: the server is dropped only after its grace.
+    tokio::select! {
+        biased;
+        ended = server => if let Err(error) = ended {
+            tracing::error!(at, err = %error, "the API listener ended");
+        },
+        () = grace => tracing::debug!(at, "open API requests were cut off at shutdown"),
+    }
+}
+
+/// Serves `router` on one stream, until the other side closes it.
+pub async fn serve_stream(router: Router, stream: Box<dyn Duplex>) {
+    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        router.clone().oneshot(request.map(Body::new))
+    });
+    let connection = http1::Builder::new()
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        tracing::debug!(err = %error, "a member's API stream ended early");
+    }
+}

@@ -1,0 +1,215 @@
+//! `/v1/services`: submitting, showing and changing services.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Extension, Path, State};
+use axum::response::{IntoResponse, Response};
+use blixard_core::api::replica::Progress;
+use blixard_core::api::service::{ScaleRequest, ServiceDetail, ServiceRow, SubmitAnswer, SubmitRequest};
+use blixard_core::api::{ErrorBody, List, WriteAnswer};
+use blixard_core::cluster::{ClusterState, Outcome, Phase, Write};
+use blixard_core::id::{NodeId, ReplicaId, ServiceName};
+use blixard_core::spec::ServiceSpec;
+use futures_util::future::join_all;
+
+use super::access::Principal;
+use super::context::{Api, JsonBody, RequestIdent, created};
+use super::error::ApiError;
+use super::{proxy, replicas, views};
+
+/// How long a submission waits for a registry to say which digest a reference stands for.
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Creates a service or gives it a new version. The same specification again changes nothing.
+#[utoipa::path(
+    post, path = "/v1/services", request_body = SubmitRequest,
+    params(("blixard-request-id" = Option<String>, Header, description = "Names the write: a retry applies once")),
+    responses(
+        (status = 201, description = "Submitted", body = SubmitAnswer),
+        (status = 409, description = "It conflicts: a published port is another service's", body = ErrorBody),
+        (status = 422, description = "Out of bounds", body = ErrorBody),
+        (status = 503, description = "No quorum: repeat with the same request id", body = ErrorBody)
+    )
+)]
+pub(super) async fn submit(
+    State(api): State<Api>,
+    request: RequestIdent,
+    JsonBody(body): JsonBody<SubmitRequest>,
+) -> Result<Response, ApiError> {
+    let id = match body.request_id {
+        Some(text) if !request.given => text.parse().map_err(|error| {
+            ApiError::bad_request(format!("request_id: {error}"), "send 32 random hexadecimal digits")
+        })?,
+        _ => request.id,
+    };
+    let mut spec = body.spec;
+    let mut warnings = Vec::new();
+    if spec.image.digest.is_none() {
+        warnings.extend(resolve(&api, &mut spec).await);
+    }
+    let name = spec.name.clone();
+    let digest = spec.image.digest.clone();
+    let write = Write::Submit { spec: Arc::new(spec), origin: api.handle.id };
+    let (index, outcome) = api.write(id, write).await?;
+    let Outcome::Service { version, changed } = outcome else { return Err(unexpected(&outcome)) };
+    Ok(created(SubmitAnswer { name, version, changed, digest, index, warnings }))
+}
+
+/// Fixes the digest that the image's reference stands for now; the warning when it could not be.
+async fn resolve(api: &Api, spec: &mut ServiceSpec) -> Option<String> {
+    let reference = &spec.image.reference;
+    let resolved = api.within(RESOLVE_DEADLINE, api.handle.platform.containers.resolve(reference)).await;
+    let reason = match resolved {
+        Some(Ok(digest)) => {
+            spec.image.digest = Some(digest);
+            return None;
+        }
+        Some(Err(error)) => error.to_string(),
+        None => format!("no answer within {} s", RESOLVE_DEADLINE.as_secs()),
+    };
+    spec.image.digest = known_digest(&api.handle.state(), spec);
+    Some(match &spec.image.digest {
+        Some(digest) => format!("image `{reference}` stays at {digest}: it could not be looked up: {reason}"),
+        None => format!(
+            "image `{reference}` could not be looked up now: {reason}; each node runs what it stands for when that node pulls it"
+        ),
+    })
+}
+
+/// The digest that the service's current version has for the same reference.
+fn known_digest(state: &ClusterState, spec: &ServiceSpec) -> Option<String> {
+    let current = &state.services.get(&spec.name)?.spec().image;
+    (current.reference == spec.image.reference).then(|| current.digest.clone())?
+}
+
+/// Every service.
+#[utoipa::path(get, path = "/v1/services", responses((status = 200, description = "The services", body = List<ServiceRow>)))]
+pub(super) async fn list(State(api): State<Api>) -> Response {
+    let snapshot = api.read().await;
+    snapshot.answer(List { items: views::services(&snapshot.state), stale: snapshot.is_stale() })
+}
+
+/// One service: its versions, its replicas and why slots wait.
+#[utoipa::path(
+    get, path = "/v1/services/{name}", params(("name" = String, Path, description = "The service")),
+    responses((status = 200, description = "The service", body = ServiceDetail), (status = 404, description = "No such service", body = ErrorBody))
+)]
+pub(super) async fn inspect(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let snapshot = api.read().await;
+    let mut detail = find(&snapshot.state, &api, &name)?;
+    detail.stale = snapshot.is_stale();
+    if principal == Principal::Reader {
+        views::hide_environment(&mut detail);
+    }
+    add_progress(&api, &mut detail).await;
+    Ok(snapshot.answer(detail))
+}
+
+fn find(state: &ClusterState, api: &Api, name: &str) -> Result<ServiceDetail, ApiError> {
+    name.parse().ok().and_then(|name| views::service(state, api.handle.cluster, &name)).ok_or_else(|| {
+        ApiError::not_found(
+            format!("there is no service `{name}`"),
+            "`blixard service ls` lists the services",
+        )
+    })
+}
+
+/// Adds how far pulls are, asking the nodes that pull; one that does not answer is left out.
+async fn add_progress(api: &Api, detail: &mut ServiceDetail) {
+    let pulling = |row: &&blixard_core::api::replica::ReplicaRow| row.phase == Some(Phase::Pulling);
+    let mut nodes: Vec<NodeId> = detail.replicas.iter().filter(pulling).filter_map(|row| row.node).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    let mut progress: BTreeMap<ReplicaId, Progress> = BTreeMap::new();
+    let answers = join_all(nodes.into_iter().map(|node| async move {
+        if node == api.handle.id {
+            return replicas::local_pulls(api);
+        }
+        proxy::ask(api, node, "/v1/pulls").await.unwrap_or_default()
+    }));
+    for row in answers.await.into_iter().flatten() {
+        progress.insert(row.replica, row.progress);
+    }
+    for row in &mut detail.replicas {
+        row.progress = row.replica.and_then(|replica| progress.get(&replica).copied());
+    }
+}
+
+/// Sets how many replicas a service keeps, within its bounds.
+#[utoipa::path(
+    post, path = "/v1/services/{name}/scale", request_body = ScaleRequest,
+    params(("name" = String, Path, description = "The service")),
+    responses((status = 200, description = "Scaled", body = WriteAnswer), (status = 422, description = "Outside min..max", body = ErrorBody))
+)]
+pub(super) async fn scale(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    request: RequestIdent,
+    JsonBody(body): JsonBody<ScaleRequest>,
+) -> Result<Response, ApiError> {
+    change(&api, &name, request, |service| Write::Scale { service, replicas: body.replicas }).await
+}
+
+/// Stops every replica of a service and keeps the service.
+#[utoipa::path(
+    post, path = "/v1/services/{name}/stop", params(("name" = String, Path, description = "The service")),
+    responses((status = 200, description = "Stopping", body = WriteAnswer), (status = 404, description = "No such service", body = ErrorBody))
+)]
+pub(super) async fn stop(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    request: RequestIdent,
+) -> Result<Response, ApiError> {
+    change(&api, &name, request, |service| Write::Stop { service }).await
+}
+
+/// Runs a stopped service again.
+#[utoipa::path(
+    post, path = "/v1/services/{name}/start", params(("name" = String, Path, description = "The service")),
+    responses((status = 200, description = "Starting", body = WriteAnswer), (status = 404, description = "No such service", body = ErrorBody))
+)]
+pub(super) async fn start(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    request: RequestIdent,
+) -> Result<Response, ApiError> {
+    change(&api, &name, request, |service| Write::Start { service }).await
+}
+
+/// Removes a service and its replicas.
+#[utoipa::path(
+    delete, path = "/v1/services/{name}", params(("name" = String, Path, description = "The service")),
+    responses((status = 200, description = "Removing", body = WriteAnswer), (status = 404, description = "No such service", body = ErrorBody))
+)]
+pub(super) async fn remove(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    request: RequestIdent,
+) -> Result<Response, ApiError> {
+    change(&api, &name, request, |service| Write::Remove { service }).await
+}
+
+async fn change(
+    api: &Api,
+    name: &str,
+    request: RequestIdent,
+    write: impl FnOnce(ServiceName) -> Write,
+) -> Result<Response, ApiError> {
+    let service = name.parse().map_err(|error: blixard_core::id::IdError| {
+        ApiError::not_found(error.to_string(), "`blixard service ls` lists the services")
+    })?;
+    let (index, _) = api.write(request.id, write(service)).await?;
+    Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
+}
+
+/// The state answered a write with what only another write is answered with.
+pub(super) fn unexpected(outcome: &Outcome) -> ApiError {
+    ApiError::internal(format!("the write was applied, and answered {outcome:?}"))
+}

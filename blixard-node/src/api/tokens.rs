@@ -1,0 +1,78 @@
+//! `/v1/tokens`: making, listing and revoking tokens.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Extension, Path, State};
+use axum::response::{IntoResponse, Response};
+use blixard_core::api::token::{Secret, TokenAnswer, TokenRequest, TokenRow};
+use blixard_core::api::{ErrorBody, List, WriteAnswer};
+use blixard_core::cluster::{Token, Write};
+use blixard_core::id::TokenId;
+
+use super::access::Principal;
+use super::context::{Api, JsonBody, RequestIdent, created};
+use super::error::ApiError;
+
+/// Makes a token. Its secret is shown only in this answer, so a retry makes another token.
+#[utoipa::path(
+    post, path = "/v1/tokens", request_body = TokenRequest,
+    responses((status = 201, description = "Made", body = TokenAnswer), (status = 503, description = "No quorum", body = ErrorBody))
+)]
+pub(super) async fn add(
+    State(api): State<Api>,
+    JsonBody(body): JsonBody<TokenRequest>,
+) -> Result<Response, ApiError> {
+    let rng = &api.handle.platform.rng;
+    let mut token = Secret { id: TokenId([0; 8]), secret: [0; 32] };
+    rng.fill(&mut token.id.0);
+    rng.fill(&mut token.secret);
+    let now = api.handle.platform.clock.utc();
+    let row = Token {
+        secret_sha256: token.sha256(),
+        scope: body.scope.into(),
+        expires_at: body.expires_in_s.map(|seconds| now.after(Duration::from_secs(seconds))),
+        uses_left: body.uses,
+    };
+    api.write(api.draw_request(), Write::AddToken { id: token.id, token: row }).await?;
+    Ok(created(TokenAnswer { id: token.id, token: token.to_string() }))
+}
+
+/// Every token, without its secret.
+#[utoipa::path(
+    get, path = "/v1/tokens",
+    responses((status = 200, description = "The tokens", body = List<TokenRow>), (status = 403, description = "Over TCP without a token", body = ErrorBody))
+)]
+pub(super) async fn list(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+) -> Result<Response, ApiError> {
+    if principal == Principal::Reader {
+        return Err(ApiError::forbidden("listing tokens takes an API token", "use the Unix socket"));
+    }
+    let snapshot = api.read().await;
+    let items = snapshot.state.tokens.iter().map(|(&id, token)| TokenRow {
+        id,
+        scope: token.scope.into(),
+        expires_at: token.expires_at,
+        uses_left: token.uses_left,
+    });
+    Ok(snapshot.answer(List { items: items.collect(), stale: snapshot.is_stale() }))
+}
+
+/// Revokes a token. Members that joined with it stay.
+#[utoipa::path(
+    delete, path = "/v1/tokens/{id}", params(("id" = String, Path, description = "Its public half")),
+    responses((status = 200, description = "Revoked", body = WriteAnswer), (status = 404, description = "No such token", body = ErrorBody))
+)]
+pub(super) async fn remove(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    request: RequestIdent,
+) -> Result<Response, ApiError> {
+    let id = id.parse::<TokenId>().map_err(|error| {
+        ApiError::bad_request(error.to_string(), "`blixard cluster token ls` lists the tokens")
+    })?;
+    let (index, _) = api.write(request.id, Write::RemoveToken { id }).await?;
+    Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
+}

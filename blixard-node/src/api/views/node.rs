@@ -1,0 +1,186 @@
+//! Members and the cluster as `node ls` and `cluster status` show them.
+
+use std::collections::BTreeSet;
+
+use blixard_core::api::node::{ClusterStatus, NodeView, Role};
+use blixard_core::cluster::{ClusterState, Desired, Node, NodeStatus, Phase, Replica};
+use blixard_core::id::{ClusterId, NodeId};
+
+use crate::handle::RaftStatus;
+
+/// Every member, by id.
+pub fn nodes(state: &ClusterState, raft: &RaftStatus) -> Vec<NodeView> {
+    state.nodes.iter().map(|(&id, member)| view(state, raft, id, member)).collect()
+}
+
+/// One member; `None` when there is no such.
+pub fn node(state: &ClusterState, raft: &RaftStatus, id: NodeId) -> Option<NodeView> {
+    state.nodes.get(&id).map(|member| view(state, raft, id, member))
+}
+
+fn view(state: &ClusterState, raft: &RaftStatus, id: NodeId, node: &Node) -> NodeView {
+    let own: Vec<&Replica> = state
+        .replicas
+        .values()
+        .filter(|replica| replica.node == id && replica.desired != Desired::Stop)
+        .filter(|replica| !replica.status.phase.is_final())
+        .collect();
+    let reserved = |of: fn(&blixard_core::spec::Reservations) -> u64| -> u64 {
+        own.iter()
+            .filter_map(|replica| state.services.get(&replica.service)?.spec_of(replica.version))
+            .map(|spec| of(&spec.reservations))
+            .sum()
+    };
+    NodeView {
+        id,
+        name: node.facts.name.clone(),
+        role: role(raft, id),
+        status: node.status,
+        status_since: node.status_since,
+        availability: node.availability,
+        hold_until: node.hold_until,
+        key: node.key,
+        addresses: node.facts.addresses.iter().map(ToString::to_string).collect(),
+        subnet: format!("{}/24", node.subnet),
+        labels: node.facts.labels.clone(),
+        replicas: u32::try_from(own.len()).unwrap_or(u32::MAX),
+        cpu_millis: node.facts.cpu_millis,
+        cpu_millis_reserved: reserved(|reservations| reservations.cpu_millis),
+        memory_bytes: node.facts.memory_bytes,
+        memory_bytes_reserved: reserved(|reservations| reservations.memory_bytes),
+        arch: node.facts.arch.clone(),
+        os: node.facts.os.clone(),
+        version: node.facts.version.clone(),
+        joined_at: node.joined_at,
+        stale: false,
+    }
+}
+
+fn role(raft: &RaftStatus, id: NodeId) -> Role {
+    match () {
+        () if raft.leader == Some(id) => Role::Leader,
+        () if raft.voters.contains(&id) => Role::Voter,
+        () if raft.learners.contains(&id) => Role::Learner,
+        () => Role::Joining,
+    }
+}
+
+/// The cluster, as the member `node` knows it.
+pub fn cluster_status(
+    state: &ClusterState,
+    raft: &RaftStatus,
+    cluster: ClusterId,
+    node: NodeId,
+) -> ClusterStatus {
+    let up: BTreeSet<NodeId> =
+        state.nodes.iter().filter(|(_, node)| node.status == NodeStatus::Up).map(|(&id, _)| id).collect();
+    let (failures_survived, survives) = survives(&raft.voters, &raft.learners, &up);
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    ClusterStatus {
+        id: cluster,
+        node,
+        leader: raft.leader,
+        term: raft.term,
+        voters: raft.voters.clone(),
+        learners: raft.learners.clone(),
+        failures_survived,
+        survives,
+        level: state.level,
+        last_log: raft.last_log,
+        applied: state.applied,
+        snapshot: raft.snapshot,
+        nodes: count(state.nodes.len()),
+        nodes_up: count(up.len()),
+        services: count(state.services.len()),
+        replicas_running: count(
+            state.replicas.values().filter(|replica| replica.status.phase == Phase::Running).count(),
+        ),
+        stale: false,
+    }
+}
+
+/// How many more voters may fail at the same time before writes stop, and a sentence that says so.
+pub fn survives(voters: &[NodeId], learners: &[NodeId], up: &BTreeSet<NodeId>) -> (u32, String) {
+    let quorum = voters.len() / 2 + 1;
+    let present = voters.iter().filter(|id| up.contains(id)).count();
+    let list = |ids: &[NodeId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if voters.is_empty() {
+        return (0, "unknown: this node knows no voters yet".to_owned());
+    }
+    if present < quorum {
+        let missing: Vec<NodeId> = voters.iter().copied().filter(|id| !up.contains(id)).collect();
+        let text = format!(
+            "nothing more: {present} of {} voters are up and {quorum} are needed; missing: {}",
+            voters.len(),
+            list(&missing)
+        );
+        return (0, text);
+    }
+    let spare = present - quorum;
+    let text = match (spare, voters) {
+        (0, [only]) if learners.is_empty() => {
+            format!("no failure: node {only} is the only member; join a second and a third")
+        }
+        (0, [only]) => format!(
+            "the loss of any member but node {only}, the only voter; without it containers run on but nothing can change"
+        ),
+        (0, _) => format!(
+            "no failure of a voter: all of the {present} voters that are up are needed; without one containers run on but nothing can change"
+        ),
+        (1, _) => format!("the loss of any 1 of the voters {}", list(voters)),
+        _ => format!("the loss of any {spare} of the voters {}", list(voters)),
+    };
+    (u32::try_from(spare).unwrap_or(u32::MAX), text)
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::api::node::Role;
+    use blixard_core::cluster::{Desired, NodeStatus, Phase};
+    use blixard_core::id::NodeId;
+
+    use super::super::fixture;
+    use super::{cluster_status, nodes, survives};
+    use crate::handle::RaftStatus;
+
+    #[test]
+    fn what_a_cluster_survives_counts_the_voters_that_are_up() {
+        let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let check = |voters: &[u64], learners: &[u64], up: &[u64], expect: u32, phrase: &str| {
+            let (failures, text) = survives(&ids(voters), &ids(learners), &ids(up).into_iter().collect());
+            assert_eq!(failures, expect, "{text}");
+            assert!(text.contains(phrase), "`{phrase}` in `{text}`");
+        };
+        check(&[1], &[], &[1], 0, "only member");
+        check(&[1], &[2], &[1, 2], 0, "any member but node 1");
+        check(&[1, 2], &[], &[1, 2], 0, "all of the 2");
+        check(&[1, 2, 3], &[], &[1, 2, 3], 1, "any 1 of the voters 1, 2, 3");
+        check(&[1, 2, 3], &[], &[1, 2], 0, "all of the 2");
+        check(&[1, 2, 3], &[], &[1], 0, "missing: 2, 3");
+        check(&[1, 2, 3, 4, 5], &[6], &[1, 2, 3, 4, 5, 6], 2, "any 2");
+        check(&[], &[], &[], 0, "unknown");
+    }
+
+    #[test]
+    fn nodes_show_their_part_and_their_replicas() {
+        let mut state = fixture::state();
+        for id in 2..=4 {
+            fixture::add_node(&mut state, id, NodeStatus::Up);
+        }
+        fixture::add_service(&mut state, "web", 2);
+        fixture::add_replica(&mut state, 1, "web", 0, Phase::Running, Desired::Run);
+        fixture::add_replica(&mut state, 2, "web", 1, Phase::Failed, Desired::Run);
+        let raft = RaftStatus {
+            leader: Some(NodeId(1)),
+            voters: vec![NodeId(1), NodeId(2)],
+            learners: vec![NodeId(3)],
+            ..RaftStatus::default()
+        };
+        let views = nodes(&state, &raft);
+        let roles: Vec<_> = views.iter().map(|view| view.role).collect();
+        assert_eq!(roles, [Role::Leader, Role::Voter, Role::Learner, Role::Joining]);
+        assert_eq!((views[0].replicas, views[1].replicas), (1, 0));
+        let status = cluster_status(&state, &raft, fixture::CLUSTER, NodeId(1));
+        assert_eq!((status.nodes, status.nodes_up, status.replicas_running), (4, 4, 1));
+    }
+}

@@ -1,0 +1,165 @@
+//! Replicas as `ps` and `inspect` show them.
+
+use blixard_core::api::replica::ReplicaRow;
+use blixard_core::api::service::PendingSlot;
+use blixard_core::cluster::{ClusterState, Desired, Phase, Replica, Service};
+use blixard_core::id::{ClusterId, ContainerId, ReplicaId, ServiceName};
+
+use super::service::pending_slots;
+
+/// Every replica and every slot that waits for one, by service and slot. Without `all`, replicas
+/// that ended or were told to go are left out.
+pub fn replicas(state: &ClusterState, cluster: ClusterId, all: bool) -> Vec<ReplicaRow> {
+    let mut rows: Vec<ReplicaRow> = state
+        .replicas
+        .iter()
+        .filter(|(_, replica)| all || is_live(replica))
+        .map(|(&id, replica)| row(state, cluster, id, replica))
+        .collect();
+    for (name, service) in &state.services {
+        let slots = pending_slots(state, name, service);
+        rows.extend(slots.into_iter().map(|slot| pending_row(name, service, slot)));
+    }
+    rows.sort_by(|a, b| (&a.service, a.slot, a.replica).cmp(&(&b.service, b.slot, b.replica)));
+    rows
+}
+
+/// One replica; `None` when there is no such.
+pub fn replica(state: &ClusterState, cluster: ClusterId, id: ReplicaId) -> Option<ReplicaRow> {
+    state.replicas.get(&id).map(|replica| row(state, cluster, id, replica))
+}
+
+/// Whether a replica belongs in `ps` without `-a`: it has not ended, or it is about to be replaced.
+fn is_live(replica: &Replica) -> bool {
+    !replica.status.phase.is_final()
+}
+
+/// Whether a replica does what it is for: it runs and its probe, if it has one, passes; or it has
+/// completed.
+pub(super) fn is_ready(service: Option<&Service>, replica: &Replica) -> bool {
+    let probed = service
+        .and_then(|service| service.spec_of(replica.version))
+        .is_some_and(|spec| spec.healthcheck.is_some());
+    let phase_is_ready = match replica.status.phase {
+        Phase::Running => !probed || replica.status.healthy == Some(true),
+        Phase::Completed => true,
+        _ => false,
+    };
+    phase_is_ready && replica.desired != Desired::Stop && replica.lost_since.is_none()
+}
+
+pub(super) fn row(state: &ClusterState, cluster: ClusterId, id: ReplicaId, replica: &Replica) -> ReplicaRow {
+    let service = state.services.get(&replica.service);
+    let spec = service.and_then(|service| service.spec_of(replica.version));
+    let node = state.nodes.get(&replica.node);
+    let status = &replica.status;
+    ReplicaRow {
+        container_id: Some(ContainerId::new(cluster, id, status.attempt)),
+        name: format!("{}-{}", replica.service, replica.slot),
+        replica: Some(id),
+        service: replica.service.clone(),
+        slot: replica.slot,
+        version: replica.version,
+        node: Some(replica.node),
+        node_name: node.map(|node| node.facts.name.clone()),
+        image: spec.map(|spec| spec.image.reference.clone()).unwrap_or_default(),
+        phase: Some(status.phase),
+        desired: Some(replica.desired),
+        ready: is_ready(service, replica),
+        healthy: status.healthy,
+        lost: replica.lost_since.is_some(),
+        attempt: status.attempt,
+        exit_code: status.exit_code,
+        message: status.message.clone(),
+        since: Some(status.since),
+        created_at: Some(replica.created_at),
+        address: status.address.map(|address| address.to_string()),
+        node_address: node
+            .and_then(|node| node.facts.addresses.first())
+            .map(|address| address.ip().to_string()),
+        ports: spec.map(|spec| spec.ports.clone()).unwrap_or_default(),
+        progress: None,
+    }
+}
+
+fn pending_row(name: &ServiceName, service: &Service, slot: PendingSlot) -> ReplicaRow {
+    let spec = service.spec();
+    ReplicaRow {
+        container_id: None,
+        name: format!("{name}-{}", slot.slot),
+        replica: None,
+        service: name.clone(),
+        slot: slot.slot,
+        version: service.current().version,
+        node: None,
+        node_name: None,
+        image: spec.image.reference.clone(),
+        phase: None,
+        desired: None,
+        ready: false,
+        healthy: None,
+        lost: false,
+        attempt: 0,
+        exit_code: None,
+        message: slot.reason,
+        since: None,
+        created_at: None,
+        address: None,
+        node_address: None,
+        ports: spec.ports.clone(),
+        progress: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::cluster::{Desired, Phase};
+
+    use super::super::fixture;
+    use super::replicas;
+
+    #[test]
+    fn ps_lists_live_replicas_and_waiting_slots_in_order() {
+        let check = |all: bool, expect: &[(&str, Option<u64>, &str)]| {
+            let mut state = fixture::state();
+            fixture::add_service(&mut state, "web", 3);
+            fixture::add_replica(&mut state, 1, "web", 0, Phase::Running, Desired::Run);
+            fixture::add_replica(&mut state, 2, "web", 1, Phase::Failed, Desired::Stop);
+            fixture::set_pending(&mut state, "web", 2, "port 8080 is taken on node 1");
+            let rows = replicas(&state, fixture::CLUSTER, all);
+            let short: Vec<_> = rows
+                .iter()
+                .map(|row| (row.name.as_str(), row.replica.map(|id| id.0), row.message.as_str()))
+                .collect();
+            assert_eq!(short, expect, "all: {all}");
+        };
+        let waits = ("web-1", None, "waiting to be placed");
+        let pending = ("web-2", None, "port 8080 is taken on node 1");
+        check(false, &[("web-0", Some(1), ""), waits, pending]);
+        check(true, &[("web-0", Some(1), ""), waits, ("web-1", Some(2), ""), pending]);
+    }
+
+    #[test]
+    fn a_probed_replica_is_ready_once_healthy() {
+        let check = |probe: bool, phase, healthy, desired, expect: bool| {
+            let mut state = fixture::state();
+            fixture::add_service(&mut state, "web", 1);
+            if probe {
+                fixture::add_probe(&mut state, "web");
+            }
+            fixture::add_replica(&mut state, 1, "web", 0, phase, desired);
+            fixture::edit_replica(&mut state, 1, |replica| replica.status.healthy = healthy);
+            let rows = replicas(&state, fixture::CLUSTER, true);
+            let ready = rows.iter().any(|row| row.ready);
+            assert_eq!(ready, expect, "{probe} {phase:?} {healthy:?} {desired:?}");
+        };
+        check(false, Phase::Running, None, Desired::Run, true);
+        check(false, Phase::Starting, None, Desired::Run, false);
+        check(true, Phase::Running, None, Desired::Run, false);
+        check(true, Phase::Running, Some(false), Desired::Run, false);
+        check(true, Phase::Running, Some(true), Desired::Run, true);
+        check(true, Phase::Running, Some(true), Desired::Stop, false);
+        check(false, Phase::Completed, None, Desired::Run, true);
+        check(false, Phase::Failed, None, Desired::Run, false);
+    }
+}

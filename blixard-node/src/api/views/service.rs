@@ -1,0 +1,178 @@
+//! Services as `service ls` and `inspect` show them.
+
+use std::collections::BTreeSet;
+
+use blixard_core::api::replica::ReplicaRow;
+use blixard_core::api::service::{PendingSlot, ServiceDetail, ServiceRow, ServiceState, VersionView};
+use blixard_core::cluster::{ClusterState, Service};
+use blixard_core::id::{ClusterId, ServiceName};
+
+use super::replica::{is_ready, row};
+
+/// Every service, by name.
+pub fn services(state: &ClusterState) -> Vec<ServiceRow> {
+    state.services.iter().map(|(name, service)| service_row(state, name, service)).collect()
+}
+
+/// A service in full; `None` when there is no such.
+pub fn service(state: &ClusterState, cluster: ClusterId, name: &ServiceName) -> Option<ServiceDetail> {
+    let service = state.services.get(name)?;
+    let mut replicas: Vec<ReplicaRow> = state
+        .replicas
+        .iter()
+        .filter(|(_, replica)| replica.service == *name)
+        .map(|(&id, replica)| row(state, cluster, id, replica))
+        .collect();
+    replicas.sort_by_key(|row| (row.slot, row.replica));
+    Some(ServiceDetail {
+        row: service_row(state, name, service),
+        versions: service
+            .versions
+            .iter()
+            .map(|kept| VersionView {
+                version: kept.version,
+                submitted_at: kept.submitted_at,
+                spec: kept.spec.as_ref().clone(),
+            })
+            .collect(),
+        origin: service.origin,
+        pending: pending_slots(state, name, service),
+        replicas,
+        stale: false,
+    })
+}
+
+/// A service in short.
+pub fn service_row(state: &ClusterState, name: &ServiceName, service: &Service) -> ServiceRow {
+    let current = service.current();
+    let ready = state
+        .replicas
+        .values()
+        .filter(|replica| replica.service == *name && replica.version == current.version && replica.counts())
+        .filter(|replica| is_ready(Some(service), replica))
+        .count();
+    let ready = u32::try_from(ready).unwrap_or(u32::MAX);
+    let state = match () {
+        () if service.removing => ServiceState::Removing,
+        () if service.suspended => ServiceState::Stopped,
+        () if ready >= service.desired => ServiceState::Running,
+        () => ServiceState::Pending,
+    };
+    ServiceRow {
+        name: name.clone(),
+        state,
+        ready,
+        desired: service.desired,
+        min: current.spec.replicas.min,
+        max: current.spec.replicas.max,
+        image: current.spec.image.reference.clone(),
+        ports: current.spec.ports.clone(),
+        version: current.version,
+        created_at: service.created_at,
+    }
+}
+
+/// The slots that should hold a replica and hold none that counts, and why.
+pub(super) fn pending_slots(state: &ClusterState, name: &ServiceName, service: &Service) -> Vec<PendingSlot> {
+    let filled: BTreeSet<u32> = state
+        .replicas
+        .values()
+        .filter(|replica| replica.service == *name && replica.counts())
+        .map(|replica| replica.slot)
+        .collect();
+    let missing = (service.wanted() as usize).saturating_sub(filled.len());
+    let recorded = service.pending.keys().copied().filter(|slot| !filled.contains(slot));
+    let unrecorded = (0..).filter(|slot| !filled.contains(slot) && !service.pending.contains_key(slot));
+    let mut slots: Vec<u32> = recorded.chain(unrecorded).take(missing).collect();
+    slots.sort_unstable();
+    slots
+        .into_iter()
+        .map(|slot| {
+            let backoff = service.backoff.get(&slot);
+            PendingSlot {
+                slot,
+                reason: service
+                    .pending
+                    .get(&slot)
+                    .cloned()
+                    .unwrap_or_else(|| "waiting to be placed".to_owned()),
+                failures: backoff.map_or(0, |backoff| backoff.failures),
+                not_before: backoff.map(|backoff| backoff.not_before),
+            }
+        })
+        .collect()
+}
+
+/// Replaces the values of environment variables, which may be secrets, by `***`.
+pub fn hide_environment(detail: &mut ServiceDetail) {
+    for version in &mut detail.versions {
+        for value in version.spec.environment.values_mut() {
+            "***".clone_into(value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::api::service::ServiceState;
+    use blixard_core::cluster::{Desired, Phase, Service};
+
+    use super::super::fixture;
+    use super::{hide_environment, service, services};
+
+    #[test]
+    fn a_service_is_running_when_every_desired_replica_is_ready() {
+        let check = |desired: u32, phases: &[Phase], edit: fn(&mut Service), expect: ServiceState| {
+            let mut state = fixture::state();
+            fixture::add_service(&mut state, "web", desired);
+            for (slot, phase) in phases.iter().enumerate() {
+                let slot = slot as u32;
+                fixture::add_replica(&mut state, u64::from(slot) + 1, "web", slot, *phase, Desired::Run);
+            }
+            fixture::edit_service(&mut state, "web", edit);
+            assert_eq!(services(&state)[0].state, expect, "{desired} {phases:?}");
+        };
+        let as_is: fn(&mut Service) = |_| {};
+        check(1, &[Phase::Running], as_is, ServiceState::Running);
+        check(2, &[Phase::Running], as_is, ServiceState::Pending);
+        check(1, &[Phase::Pulling], as_is, ServiceState::Pending);
+        check(1, &[Phase::Completed], as_is, ServiceState::Running);
+        check(1, &[Phase::Running], |service| service.suspended = true, ServiceState::Stopped);
+        check(1, &[Phase::Running], |service| service.removing = true, ServiceState::Removing);
+    }
+
+    #[test]
+    fn pending_slots_are_those_without_a_counting_replica() {
+        let check = |edit: fn(&mut Service), lost: bool, expect: &[(u32, &str)]| {
+            let mut state = fixture::state();
+            fixture::add_service(&mut state, "web", 2);
+            fixture::add_replica(&mut state, 1, "web", 0, Phase::Running, Desired::Run);
+            if lost {
+                fixture::edit_replica(&mut state, 1, |replica| {
+                    replica.lost_since = Some(blixard_core::time::UtcMs(9));
+                });
+            }
+            fixture::edit_service(&mut state, "web", edit);
+            let detail = service(&state, fixture::CLUSTER, &"web".parse().unwrap()).unwrap();
+            let slots: Vec<_> = detail.pending.iter().map(|slot| (slot.slot, slot.reason.as_str())).collect();
+            assert_eq!(slots, expect);
+        };
+        let waiting = "waiting to be placed";
+        check(|_| {}, false, &[(1, waiting)]);
+        check(|_| {}, true, &[(0, waiting), (1, waiting)]);
+        check(|service| drop(service.pending.insert(1, "no".into())), false, &[(1, "no")]);
+        check(|service| drop(service.pending.insert(0, "old".into())), false, &[(1, waiting)]);
+        check(|service| service.suspended = true, false, &[]);
+    }
+
+    #[test]
+    fn a_reader_does_not_see_environment_values() {
+        let mut state = fixture::state();
+        fixture::add_service(&mut state, "web", 1);
+        let mut detail = service(&state, fixture::CLUSTER, &"web".parse().unwrap()).unwrap();
+        assert!(serde_json::to_string(&detail).unwrap().contains("hunter2"));
+        hide_environment(&mut detail);
+        let text = serde_json::to_string(&detail).unwrap();
+        assert!(!text.contains("hunter2") && text.contains("PASSWORD"), "{text}");
+    }
+}

@@ -1,0 +1,58 @@
+//! Writes the registry file, by which others join.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use blixard_core::discovery::file::Registry;
+
+/// The registry file's name in the data directory.
+pub const REGISTRY_FILE: &str = "node-registry.json";
+
+/// Replaces the registry file in `data_dir` with one of `registry`, all at once. Only its owner
+/// may read it: it holds the join token. Blocks on the disk.
+///
+/// # Errors
+/// When the file cannot be written; the old one, if any, is then still whole.
+pub fn write(data_dir: &Path, registry: &Registry) -> io::Result<()> {
+    let temporary = data_dir.join(format!(".{REGISTRY_FILE}.new"));
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(registry.to_json().as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, data_dir.join(REGISTRY_FILE))?;
+    fs::File::open(data_dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{REGISTRY_FILE, write};
+    use blixard_core::api::token::Secret;
+    use blixard_core::discovery::file::{Registry, parse};
+    use blixard_core::id::{ClusterId, NodeId, NodeKey, TokenId};
+    use blixard_core::wire::Peer;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_file_is_replaced_whole_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        for node in [1, 2] {
+            let registry = Registry {
+                node: NodeId(node),
+                peer: Peer { key: NodeKey([8; 32]), addresses: vec![], relay_url: None },
+                cluster: ClusterId([3; 16]),
+                token: Secret { id: TokenId([1; 8]), secret: [2; 32] },
+            };
+            write(dir.path(), &registry).unwrap();
+            let path = dir.path().join(REGISTRY_FILE);
+            let read = parse("f", &std::fs::read_to_string(&path).unwrap()).unwrap();
+            assert_eq!(read[0].node, Some(NodeId(node)));
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+        }
+    }
+}

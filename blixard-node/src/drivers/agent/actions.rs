@@ -1,0 +1,142 @@
+//! Runs the agent's actions against the runtime, each as a task that ends with one answer.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use blixard_core::agent::{Action, Event, probe_port};
+use blixard_core::id::ReplicaId;
+use blixard_core::limits::{PULLS_MAX, RUNTIME_DEADLINE, START_DEADLINE};
+use blixard_core::spec::ServiceSpec;
+use tokio::sync::mpsc;
+
+use super::Pulls;
+use super::images::{ImageSource, Images};
+use crate::platform::{Clock, ContainerConfig, Platform, RuntimeError};
+
+/// How much longer than its grace a stop may take: the kill, the network, the snapshot.
+const REMOVE_MARGIN: Duration = Duration::from_secs(60);
+
+/// Runs actions and sends their answers.
+pub(super) struct Actions {
+    doing: Arc<Doing>,
+    answers: mpsc::Sender<Event>,
+}
+
+struct Doing {
+    platform: Platform,
+    images: Images,
+}
+
+impl Actions {
+    pub(super) fn new(
+        platform: Platform,
+        members: Arc<dyn ImageSource>,
+        pulls: Pulls,
+        answers: mpsc::Sender<Event>,
+    ) -> Self {
+        let images = Images::new(platform.clone(), members, pulls, PULLS_MAX);
+        Self { doing: Arc::new(Doing { platform, images }), answers }
+    }
+
+    /// Starts a task for `action`.
+    pub(super) fn begin(&self, action: Action) {
+        let (doing, answers) = (self.doing.clone(), self.answers.clone());
+        let task = async move {
+            if let Some(answer) = doing.run(action).await {
+                // Nobody listens any more when the node is shutting down.
+                answers.send(answer).await.ok();
+            }
+        };
+        self.doing.platform.spawner.spawn("agent action", Box::pin(task));
+    }
+}
+
+impl Doing {
+    async fn run(&self, action: Action) -> Option<Event> {
+        Some(match action {
+            Action::Pull { replica, spec } => match self.images.ensure(replica, &spec.image).await {
+                Ok(()) => Event::ImageReady { replica },
+                Err(error) => Event::ImageFailed { replica, error },
+            },
+            Action::Start { replica, attempt, slot, spec } => {
+                self.start(ContainerConfig { replica, attempt, slot, spec }).await
+            }
+            Action::Remove { replica, attempt, timeout } => {
+                match self.remove(replica, attempt, timeout).await {
+                    Ok(()) => Event::Removed { replica, attempt },
+                    Err(error) => Event::RemoveFailed { replica, attempt, error },
+                }
+            }
+            Action::Probe { replica, attempt, address, spec } => {
+                let healthy = self.probe(address, &spec).await;
+                Event::Probed { replica, attempt, healthy }
+            }
+            Action::Report { .. } | Action::WakeAt(_) => return None,
+        })
+    }
+
+    async fn start(&self, config: ContainerConfig) -> Event {
+        let (replica, attempt) = (config.replica, config.attempt);
+        let starting = self.platform.containers.start(&config);
+        let error = match within(&*self.platform.clock, START_DEADLINE, starting).await {
+            Some(Ok(started)) => return Event::Started { replica, attempt, address: started.address },
+            Some(Err(error)) => error.to_string(),
+            None => format!("it did not start within {} s", START_DEADLINE.as_secs()),
+        };
+        // A failed start leaves nothing, by contract with the agent. What cannot be removed now
+        // the next start of this attempt finds, and the runtime's next list shows.
+        if let Err(left) = self.remove(replica, attempt, Duration::ZERO).await {
+            tracing::warn!(
+                replica.id = replica.0,
+                attempt,
+                err = left,
+                "cannot clean up after a failed start"
+            );
+        }
+        Event::StartFailed { replica, attempt, error }
+    }
+
+    async fn remove(&self, replica: ReplicaId, attempt: u32, timeout: Duration) -> Result<(), String> {
+        let removing = self.platform.containers.remove(replica, attempt, timeout);
+        match within(&*self.platform.clock, timeout + REMOVE_MARGIN, removing).await {
+            Some(removed) => removed.map_err(|error| error.to_string()),
+            None => Err(silent().to_string()),
+        }
+    }
+
+    async fn probe(&self, address: Ipv4Addr, spec: &ServiceSpec) -> bool {
+        let (Some(health), Some(port)) = (&spec.healthcheck, probe_port(spec)) else { return false };
+        let timeout = Duration::from_millis(health.timeout_ms);
+        let address = SocketAddr::from((address, port));
+        let probing = self.platform.containers.probe(address, &health.path, timeout);
+        within(&*self.platform.clock, timeout + RUNTIME_DEADLINE, probing).await.unwrap_or(false)
+    }
+}
+
+/// What a question gives that costs the runtime no work; it has [`RUNTIME_DEADLINE`] for it.
+pub(super) async fn answer<T>(
+    clock: &dyn Clock,
+    question: impl Future<Output = Result<T, RuntimeError>>,
+) -> Result<T, RuntimeError> {
+    within(clock, RUNTIME_DEADLINE, question).await.unwrap_or_else(|| Err(silent()))
+}
+
+fn silent() -> RuntimeError {
+    RuntimeError::Unavailable("the container runtime does not answer".to_owned())
+}
+
+/// What `work` gives, unless it takes longer than `limit`.
+pub(super) async fn within<T>(
+    clock: &dyn Clock,
+    limit: Duration,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let deadline = clock.now() + limit;
+    // Both arms end the select; the work is dropped when it lost.
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = clock.sleep_until(deadline) => None,
+    }
+}

@@ -1,0 +1,116 @@
+//! Tells the leader that this node lives and what its agent saw.
+//!
+//! Two loops, so that a slow commit never delays a sign of life: beats carry facts only; reports
+//! are kept until the leader has them in the log, and sent again in full after a leader change.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use blixard_core::cluster::node::NodeFacts;
+use blixard_core::cluster::replica::ReplicaStatus;
+use blixard_core::id::ReplicaId;
+use blixard_core::limits;
+use blixard_core::wire::{self, Channel, Heartbeat, HeartbeatAck};
+use bytes::Bytes;
+use tokio::sync::{Notify, oneshot};
+
+use super::leader::Input;
+use crate::handle::Shared;
+
+/// How long a report waits for its acknowledgement before it is sent again.
+const REPORT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a failed report waits before it is sent again.
+const REPORT_RETRY: Duration = Duration::from_millis(200);
+
+/// Statuses that the leader has not acknowledged.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    unsent: Mutex<BTreeMap<ReplicaId, ReplicaStatus>>,
+    changed: Notify,
+}
+
+impl Outbox {
+    /// Adds a status, replacing an older one of the same replica.
+    pub(crate) fn put(&self, replica: ReplicaId, status: ReplicaStatus) {
+        self.lock().insert(replica, status);
+        self.changed.notify_one();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<ReplicaId, ReplicaStatus>> {
+        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what was sent, unless it has changed since.
+    fn acknowledge(&self, sent: &BTreeMap<ReplicaId, ReplicaStatus>) {
+        self.lock().retain(|replica, status| sent.get(replica) != Some(status));
+    }
+}
+
+/// The beat loop: one sign of life each [`limits::NODE_HEARTBEAT`], at once after a leader change.
+pub(crate) async fn beats(shared: Shared, boot: u64, facts: NodeFacts) {
+    let mut statuses = shared.watch_status();
+    loop {
+        let leader = statuses.borrow().leader;
+        match leader {
+            Some(leader) if leader == shared.id => {
+                shared.input(Input::Beat { node: shared.id, boot, facts: Box::new(facts.clone()) }).await;
+            }
+            Some(leader) => {
+                let beat = Heartbeat { boot, facts: facts.clone(), statuses: BTreeMap::new(), generation: 0 };
+                let request = Bytes::from(wire::encode(&beat));
+                let call = shared.platform.transport.call(
+                    leader,
+                    Channel::Heartbeat,
+                    request,
+                    limits::NODE_HEARTBEAT,
+                );
+                if let Err(error) = call.await {
+                    tracing::debug!(node.id = %shared.id, peer.id = %leader, err = %error, "heartbeat failed");
+                }
+            }
+            None => {}
+        }
+        let changed =
+            async { while statuses.borrow().leader == leader && statuses.changed().await.is_ok() {} };
+        shared.within(limits::NODE_HEARTBEAT, changed).await;
+    }
+}
+
+/// The report loop.
+pub(crate) async fn reports(shared: Shared, outbox: std::sync::Arc<Outbox>) {
+    let mut generation = 0;
+    loop {
+        let unsent = outbox.lock().clone();
+        if unsent.is_empty() {
+            outbox.changed.notified().await;
+            continue;
+        }
+        generation += 1;
+        if send(&shared, generation, &unsent).await {
+            outbox.acknowledge(&unsent);
+        } else {
+            shared.wait(REPORT_RETRY).await;
+        }
+    }
+}
+
+/// Sends one report; true once it is in the log.
+async fn send(shared: &Shared, generation: u64, statuses: &BTreeMap<ReplicaId, ReplicaStatus>) -> bool {
+    match shared.status().leader {
+        Some(leader) if leader == shared.id => {
+            let (reply, answer) = oneshot::channel();
+            shared.input(Input::Report { node: shared.id, statuses: statuses.clone(), reply }).await;
+            matches!(shared.within(REPORT_DEADLINE, answer).await, Some(Ok(Ok(_))))
+        }
+        Some(leader) => {
+            let Some(node) = shared.state().nodes.get(&shared.id).cloned() else { return false };
+            let beat = Heartbeat { boot: 0, facts: node.facts, statuses: statuses.clone(), generation };
+            let request = Bytes::from(wire::encode(&beat));
+            let answer = shared.platform.transport.call(leader, Channel::Heartbeat, request, REPORT_DEADLINE);
+            let Ok(bytes) = answer.await else { return false };
+            wire::decode::<HeartbeatAck>(&bytes).is_ok_and(|ack| ack.generation == generation)
+        }
+        None => false,
+    }
+}

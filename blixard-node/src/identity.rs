@@ -1,0 +1,300 @@
+//! Who this node is: its key, the cluster and id it was admitted under, and how often it started.
+//!
+//! Kept in a database of its own on the [`Disk`] seam, apart from the log, so that a store that is
+//! dropped and reopened never changes who the node is. What is here decides whether a start joins,
+//! founds or returns; the daemon asks. Every method blocks on the disk.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use blixard_core::api::token::Secret;
+use blixard_core::cluster::SubnetRange;
+use blixard_core::id::{ClusterId, NodeId, NodeKey, TokenId};
+use blixard_core::wire::{self, Peer};
+use redb::{Database, ReadableTable, ReadableTableMetadata, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::node::{Founding, Membership};
+use crate::platform::{Disk, RandomSource};
+use crate::raft::Backend;
+
+/// The database's file.
+pub const IDENTITY_FILE: &str = "node.redb";
+/// The format of what is in it; another is refused.
+const FORMAT: u64 = 1;
+/// The database's cache, in bytes: it holds a handful of values.
+const CACHE_BYTES: usize = 64 << 10;
+
+const VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("identity");
+
+/// Why the identity cannot be had or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Another process has it open.
+    #[error("{IDENTITY_FILE} is in use: a daemon runs on this data directory already")]
+    InUse,
+    /// The disk refuses: try again when it works.
+    #[error("cannot use {IDENTITY_FILE}: {0}")]
+    Disk(#[source] Box<redb::Error>),
+    /// What is there is not an identity. Nothing is overwritten.
+    #[error(
+        "{IDENTITY_FILE} is damaged ({reason}): restore it from a backup, or move the data directory away and join as a new node"
+    )]
+    Damaged {
+        /// What is wrong.
+        reason: String,
+    },
+    /// It already belongs elsewhere.
+    #[error(
+        "this data directory belongs to node {node} of cluster {cluster}, not to node {node_asked} of cluster {cluster_asked}: use another --data-dir"
+    )]
+    Other {
+        /// The cluster it belongs to.
+        cluster: ClusterId,
+        /// The node it is.
+        node: NodeId,
+        /// The cluster it was to belong to.
+        cluster_asked: ClusterId,
+        /// The node it was to be.
+        node_asked: NodeId,
+    },
+}
+
+macro_rules! from_redb {
+    ($($error:ty),+) => {$(
+        impl From<$error> for IdentityError {
+            fn from(error: $error) -> Self {
+                match redb::Error::from(error) {
+                    redb::Error::DatabaseAlreadyOpen => Self::InUse,
+                    redb::Error::Corrupted(reason) => Self::Damaged { reason },
+                    redb::Error::UpgradeRequired(version) => {
+                        Self::Damaged { reason: format!("it has the database format {version}") }
+                    }
+                    // A file that does not begin like a database is an I/O error to redb.
+                    redb::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+                        Self::Damaged { reason: error.to_string() }
+                    }
+                    other => Self::Disk(Box::new(other)),
+                }
+            }
+        }
+    )+};
+}
+from_redb!(
+    redb::DatabaseError,
+    redb::TransactionError,
+    redb::TableError,
+    redb::StorageError,
+    redb::CommitError
+);
+
+/// A node's identity, open.
+pub struct Identity {
+    database: Database,
+    secret_key: [u8; 32],
+    boots: u64,
+    admission: Option<Admission>,
+}
+
+/// How the node came to its membership, as stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Admission {
+    cluster: ClusterId,
+    node: NodeId,
+    /// The token others join by, in the registry file this node writes.
+    token: (TokenId, [u8; 32]),
+    /// Present on the founder: where container networks are cut from.
+    founding: Option<SubnetRange>,
+    /// Members to link to until their rows arrive.
+    peers: BTreeMap<NodeId, Peer>,
+}
+
+impl Identity {
+    /// Opens the identity, counting this start, or makes a new one with a key of its own when
+    /// there is none.
+    ///
+    /// # Errors
+    /// When the disk refuses, another process has it, or what is there is damaged.
+    pub fn load_or_create(disk: &dyn Disk, rng: &dyn RandomSource) -> Result<Self, IdentityError> {
+        let backend = disk.open(IDENTITY_FILE).map_err(redb::StorageError::Io)?;
+        let mut builder = Database::builder();
+        let database = builder.set_cache_size(CACHE_BYTES).create_with_backend(Backend(backend))?;
+        let transaction = database.begin_write()?;
+        let (secret_key, boots, admission) = {
+            let mut table = transaction.open_table(VALUES)?;
+            if table.is_empty()? {
+                let mut secret_key = [0; 32];
+                rng.fill(&mut secret_key);
+                table.insert("format", &FORMAT.to_be_bytes()[..])?;
+                table.insert("secret_key", &secret_key[..])?;
+                table.insert("boots", &0_u64.to_be_bytes()[..])?;
+            }
+            let format = u64::from_be_bytes(required(&table, "format")?);
+            if format != FORMAT {
+                let reason = format!("its format is {format}, this version reads {FORMAT}");
+                return Err(IdentityError::Damaged { reason });
+            }
+            let secret_key = required(&table, "secret_key")?;
+            let boots = u64::from_be_bytes(required(&table, "boots")?).saturating_add(1);
+            table.insert("boots", &boots.to_be_bytes()[..])?;
+            let admission = table.get("admission")?.map(|value| wire::decode(value.value())).transpose();
+            let admission =
+                admission.map_err(|error| IdentityError::Damaged { reason: error.to_string() })?;
+            (secret_key, boots, admission)
+        };
+        transaction.commit()?;
+        Ok(Self { database, secret_key, boots, admission })
+    }
+
+    /// The secret key. Only the transport needs it.
+    pub fn secret_key(&self) -> [u8; 32] {
+        self.secret_key
+    }
+
+    /// The public key.
+    pub fn key(&self) -> NodeKey {
+        crate::transport::public_key(&self.secret_key)
+    }
+
+    /// How often the node has started, this time included.
+    pub fn boots(&self) -> u64 {
+        self.boots
+    }
+
+    /// What it was admitted as, if it was.
+    pub fn membership(&self) -> Option<Membership> {
+        self.admission.as_ref().map(|admission| Membership {
+            cluster: admission.cluster,
+            node: admission.node,
+            founding: admission.founding.map(|subnets| Founding {
+                subnets,
+                token: admission.token.0,
+                secret: admission.token.1,
+            }),
+            peers: admission.peers.clone(),
+        })
+    }
+
+    /// The token others join by, for this node's registry file and tickets.
+    pub fn token(&self) -> Option<Secret> {
+        let (id, secret) = self.admission.as_ref()?.token;
+        Some(Secret { id, secret })
+    }
+
+    /// Records durably what this node was admitted as, and the token it was admitted by or founded
+    /// its cluster with. Repeating it changes at most the peers.
+    ///
+    /// # Errors
+    /// When it was admitted as someone else before, or the disk refuses; then nothing changed.
+    pub fn set_membership(&mut self, membership: &Membership, token: &Secret) -> Result<(), IdentityError> {
+        if let Some(held) = &self.admission
+            && (held.cluster, held.node) != (membership.cluster, membership.node)
+        {
+            return Err(IdentityError::Other {
+                cluster: held.cluster,
+                node: held.node,
+                cluster_asked: membership.cluster,
+                node_asked: membership.node,
+            });
+        }
+        let admission = Admission {
+            cluster: membership.cluster,
+            node: membership.node,
+            token: (token.id, token.secret),
+            founding: membership.founding.as_ref().map(|founding| founding.subnets),
+            peers: membership.peers.clone(),
+        };
+        let transaction = self.database.begin_write()?;
+        transaction.open_table(VALUES)?.insert("admission", &wire::encode(&admission)[..])?;
+        transaction.commit()?;
+        self.admission = Some(admission);
+        Ok(())
+    }
+}
+
+fn required<const N: usize>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    name: &'static str,
+) -> Result<[u8; N], IdentityError> {
+    let damaged = |reason| IdentityError::Damaged { reason };
+    let value = table.get(name)?.ok_or_else(|| damaged(format!("`{name}` is missing")))?;
+    let bytes = value.value();
+    bytes.try_into().map_err(|_| damaged(format!("`{name}` has {} bytes instead of {N}", bytes.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{IDENTITY_FILE, Identity, IdentityError};
+    use crate::disk::LinuxDisk;
+    use crate::node::{Founding, Membership};
+    use crate::platform::RandomSource;
+    use blixard_core::api::token::Secret;
+    use blixard_core::cluster::SubnetRange;
+    use blixard_core::id::{ClusterId, NodeId, NodeKey, TokenId};
+    use blixard_core::wire::Peer;
+
+    struct Fixed(u8);
+
+    impl RandomSource for Fixed {
+        fn fill(&self, bytes: &mut [u8]) {
+            bytes.fill(self.0);
+        }
+    }
+
+    fn open(dir: &tempfile::TempDir, random: u8) -> Result<Identity, IdentityError> {
+        Identity::load_or_create(&LinuxDisk::new(dir.path()), &Fixed(random))
+    }
+
+    #[test]
+    fn a_node_stays_who_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let token = Secret { id: TokenId([5; 8]), secret: [6; 32] };
+        let founding =
+            Founding { subnets: SubnetRange::default(), token: token.id, secret: token.secret };
+        let peer = Peer {
+            key: NodeKey([3; 32]),
+            addresses: vec!["10.0.0.1:7001".parse().unwrap()],
+            relay_url: None,
+        };
+        let mut membership = Membership {
+            cluster: ClusterId([1; 16]),
+            node: NodeId(2),
+            founding: Some(founding),
+            peers: [(NodeId(3), peer)].into(),
+        };
+        let mut first = open(&dir, 7).unwrap();
+        assert_eq!((first.boots(), first.membership(), first.token()), (1, None, None));
+        assert_eq!(first.secret_key(), [7; 32]);
+        assert!(matches!(open(&dir, 8), Err(IdentityError::InUse)));
+        first.set_membership(&membership, &token).unwrap();
+        let key = first.key();
+        drop(first);
+
+        let mut second = open(&dir, 8).unwrap();
+        assert_eq!((second.boots(), second.key()), (2, key));
+        assert_eq!((second.membership(), second.token()), (Some(membership.clone()), Some(token.clone())));
+        second.set_membership(&membership, &token).unwrap();
+        membership.node = NodeId(9);
+        let error = second.set_membership(&membership, &token).unwrap_err();
+        assert!(error.to_string().contains("belongs to node 2 of cluster 0101"), "{error}");
+        assert_eq!(second.membership().unwrap().node, NodeId(2));
+    }
+
+    #[test]
+    fn a_damaged_file_is_reported_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(IDENTITY_FILE);
+        drop(open(&dir, 7).unwrap());
+        let good = std::fs::read(&path).unwrap();
+        let check = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            let error = open(&dir, 8).err().expect("damaged");
+            assert!(matches!(error, IdentityError::Damaged { .. }), "{error}");
+            assert!(error.to_string().contains("node.redb is damaged"), "{error}");
+        };
+        check(b"this is no database");
+        check(&[0xff; 8192]);
+        check(&good[..good.len() / 2]);
+        check(&[&[0; 512], &good[512..]].concat());
+    }
+}

@@ -1,0 +1,191 @@
+//! Answers what other members and strangers send: decodes, hands over, encodes. Decides nothing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use blixard_core::cluster::{Command, Outcome};
+use blixard_core::id::{NodeId, NodeKey};
+use blixard_core::limits;
+use blixard_core::wire::{
+    self, Channel, Heartbeat, HeartbeatAck, HoldRequest, ImageRequest, JoinRequest, JoinResponse, Peer,
+};
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::oneshot;
+
+use crate::api::{self, Access};
+use crate::drivers::leader::Input;
+use crate::drivers::peers::peers_of;
+use crate::handle::{NodeHandle, Shared};
+use crate::platform::{Duplex, Inbound};
+use crate::raft::ProposeError;
+
+/// Dispatches what arrives at one node.
+pub(crate) struct Dispatch {
+    shared: Shared,
+}
+
+impl Dispatch {
+    pub(crate) fn new(shared: Shared) -> Arc<Self> {
+        Arc::new(Self { shared })
+    }
+
+    async fn heartbeat(&self, from: NodeId, beat: Heartbeat) -> Result<HeartbeatAck, String> {
+        let status = self.shared.status();
+        if !status.is_leader(self.shared.id) {
+            return Err("not the leader".to_owned());
+        }
+        if !beat.statuses.is_empty() {
+            let (reply, answer) = oneshot::channel();
+            self.shared.input(Input::Report { node: from, statuses: beat.statuses, reply }).await;
+            let committed = answer.await.map_err(|_| "the node is stopping".to_owned())?;
+            committed.map_err(|error| error.to_string())?;
+        } else {
+            self.shared.input(Input::Beat { node: from, boot: beat.boot, facts: Box::new(beat.facts) }).await;
+        }
+        Ok(HeartbeatAck { term: status.term, generation: beat.generation })
+    }
+
+    async fn join(&self, key: NodeKey, request: JoinRequest) -> JoinResponse {
+        let shared = &self.shared;
+        if let Some(cluster) = request.cluster.filter(|cluster| *cluster != shared.cluster) {
+            return JoinResponse::Refused {
+                message: format!(
+                    "this is cluster {}, not {cluster}: use a ticket of this one",
+                    shared.cluster
+                ),
+            };
+        }
+        let state = shared.state();
+        let Some(leader) = shared.status().leader else {
+            return JoinResponse::Unavailable { message: "the cluster has no leader now".to_owned() };
+        };
+        if leader != shared.id {
+            return match state.nodes.get(&leader) {
+                Some(node) => JoinResponse::Redirect {
+                    leader: Peer { key: node.key, addresses: node.facts.addresses.clone(), relay_url: None },
+                },
+                None => JoinResponse::Unavailable { message: "the leader is not known here yet".to_owned() },
+            };
+        }
+        let Ok(secret) = hex::decode(&request.secret) else {
+            return JoinResponse::Refused { message: "the token's secret is not hexadecimal".to_owned() };
+        };
+        let command = Command::Join {
+            node: request.node,
+            key,
+            facts: request.facts,
+            token: request.token,
+            secret_sha256: Sha256::digest(&secret).into(),
+        };
+        match shared.propose_here(command).await {
+            Ok((_, Outcome::Joined { node, cluster })) => {
+                let mut peers = peers_of(&shared.state(), node, &BTreeMap::new());
+                // Where this node listens now may be newer than its row.
+                let own = Peer {
+                    key: shared.platform.transport.key(),
+                    addresses: shared.platform.transport.addresses(),
+                    relay_url: None,
+                };
+                peers.insert(shared.id, own);
+                JoinResponse::Admitted { node, cluster, peers }
+            }
+            Ok((_, Outcome::Refused(refusal))) => JoinResponse::Refused { message: refusal.to_string() },
+            Ok((_, other)) => JoinResponse::Unavailable { message: format!("unexpected answer {other:?}") },
+            Err(ProposeError::NotLeader { .. }) => {
+                JoinResponse::Unavailable { message: "the leader has just changed".to_owned() }
+            }
+            Err(error) => JoinResponse::Unavailable { message: error.to_string() },
+        }
+    }
+
+    /// Sends an image of this node's store down `stream`: one byte 1 and the archive, or 0.
+    async fn send_image(&self, header: &[u8], mut stream: Box<dyn Duplex>) -> std::io::Result<()> {
+        let Ok(wanted) = wire::decode::<ImageRequest>(header) else {
+            return stream.write_all(&[0]).await;
+        };
+        let containers = &self.shared.platform.containers;
+        match containers.export(&wanted.reference, wanted.digest.as_deref()).await {
+            Ok(mut archive) => {
+                stream.write_all(&[1]).await?;
+                tokio::io::copy(&mut archive, &mut stream).await?;
+            }
+            Err(_) => stream.write_all(&[0]).await?,
+        }
+        stream.shutdown().await
+    }
+}
+
+fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    wire::decode(bytes).map_err(|error| error.to_string())
+}
+
+#[async_trait]
+impl Inbound for Dispatch {
+    async fn call(&self, from: NodeId, channel: Channel, request: Bytes) -> Result<Bytes, String> {
+        let shared = &self.shared;
+        match channel {
+            Channel::Raft => {
+                let raft = shared.raft().ok_or("Raft is being reopened here")?;
+                raft.handle_rpc(from, request).await
+            }
+            Channel::Heartbeat => {
+                let ack = self.heartbeat(from, decode(&request)?).await?;
+                Ok(wire::encode(&ack).into())
+            }
+            Channel::Forward => Ok(wire::encode(&shared.serve_forward(decode(&request)?).await).into()),
+            Channel::Hold => {
+                let HoldRequest { until } = decode(&request)?;
+                let held = shared.propose_here(Command::Hold { node: from, until: Some(until) }).await;
+                held.map(|_| Bytes::new()).map_err(|error| error.to_string())
+            }
+            // A call on it asks for nothing but an answer: the transport exchanges addresses itself.
+            Channel::Addresses => Ok(Bytes::new()),
+            Channel::Snapshot | Channel::Api | Channel::Image | Channel::Join => {
+                Err("not a message channel".to_owned())
+            }
+        }
+    }
+
+    async fn stranger(&self, from: NodeKey, _: Option<SocketAddr>, request: Bytes) -> Result<Bytes, String> {
+        let request: JoinRequest = decode(&request)?;
+        let answer = self.shared.within(limits::WRITE_DEADLINE, self.join(from, request)).await;
+        let answer =
+            answer.unwrap_or_else(|| JoinResponse::Unavailable { message: "no quorum in time".to_owned() });
+        Ok(wire::encode(&answer).into())
+    }
+
+    async fn stream(&self, from: NodeId, channel: Channel, header: Bytes, stream: Box<dyn Duplex>) {
+        match channel {
+            Channel::Snapshot => {
+                if let Some(raft) = self.shared.raft() {
+                    raft.handle_snapshot_stream(from, header, stream).await;
+                }
+            }
+            Channel::Api => {
+                let router = api::router(NodeHandle::new(self.shared.clone()), Access::Peer);
+                api::serve_stream(router, stream).await;
+            }
+            Channel::Image => {
+                if let Err(error) = self.send_image(&header, stream).await {
+                    tracing::debug!(peer.id = %from, err = %error, "sending an image broke off");
+                }
+            }
+            Channel::Raft
+            | Channel::Heartbeat
+            | Channel::Forward
+            | Channel::Join
+            | Channel::Addresses
+            | Channel::Hold => {
+                tracing::debug!(peer.id = %from, channel = ?channel, "not a stream channel");
+            }
+        }
+    }
+
+    fn linked(&self, from: NodeId, address: SocketAddr) {
+        tracing::debug!(node.id = %self.shared.id, peer.id = %from, address = %address, "linked");
+    }
+}

@@ -1,0 +1,134 @@
+//! What each container has of the network, on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use blixard_core::id::ContainerId;
+use blixard_core::spec::PortSpec;
+use serde::{Deserialize, Serialize};
+
+use super::NetworkError;
+
+/// What one container has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The file that keeps its namespace alive.
+    pub netns_path: PathBuf,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// What is published.
+    pub ports: Vec<PortSpec>,
+}
+
+/// The leases of a node: a JSON file each, named by the container.
+#[derive(Debug)]
+pub(super) struct Leases {
+    directory: PathBuf,
+    by_id: BTreeMap<ContainerId, Lease>,
+}
+
+impl Leases {
+    /// Reads the leases in `directory`; those that cannot be read or whose namespace is gone are
+    /// removed.
+    pub(super) fn load(directory: &Path) -> Result<Self, NetworkError> {
+        let mut leases = Self { directory: directory.to_owned(), by_id: BTreeMap::new() };
+        let listing = NetworkError::io(format!("list {}", directory.display()));
+        for entry in std::fs::read_dir(directory).map_err(listing)?.flatten() {
+            let path = entry.path();
+            let Some(id) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json")) else {
+                continue;
+            };
+            let id = ContainerId(id.to_owned());
+            let lease =
+                std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Lease>(&text).ok());
+            match lease.filter(|lease| super::namespace::exists(&lease.netns_path)) {
+                Some(lease) => drop(leases.by_id.insert(id, lease)),
+                None => leases.remove(&id)?,
+            }
+        }
+        Ok(leases)
+    }
+
+    pub(super) fn get(&self, id: &ContainerId) -> Option<&Lease> {
+        self.by_id.get(id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&ContainerId, &Lease)> {
+        self.by_id.iter()
+    }
+
+    /// The lowest address of the /24 that no lease has; the first is the bridge's.
+    pub(super) fn free_address(&self, subnet: Ipv4Addr) -> Result<Ipv4Addr, NetworkError> {
+        let taken: BTreeSet<Ipv4Addr> = self.by_id.values().map(|lease| lease.address).collect();
+        (2..=254)
+            .map(|host| Ipv4Addr::from(u32::from(subnet) | host))
+            .find(|address| !taken.contains(address))
+            .ok_or(NetworkError::AddressesExhausted { subnet })
+    }
+
+    pub(super) fn insert(&mut self, id: ContainerId, lease: Lease) -> Result<(), NetworkError> {
+        let text =
+            serde_json::to_vec(&lease).map_err(|error| NetworkError::io("encode a lease")(error.into()))?;
+        let path = self.path(&id);
+        std::fs::write(&path, text).map_err(NetworkError::io(format!("write {}", path.display())))?;
+        self.by_id.insert(id, lease);
+        Ok(())
+    }
+
+    pub(super) fn remove(&mut self, id: &ContainerId) -> Result<(), NetworkError> {
+        let path = self.path(id);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(NetworkError::io(format!("remove {}", path.display()))(error));
+            }
+            _ => {}
+        }
+        self.by_id.remove(id);
+        Ok(())
+    }
+
+    fn path(&self, id: &ContainerId) -> PathBuf {
+        self.directory.join(format!("{id}.json"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_given_from_the_lowest_and_run_out() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut leases = Leases::load(directory.path()).expect("an empty directory");
+        let subnet = Ipv4Addr::new(10, 210, 3, 0);
+        for host in 2..=254 {
+            let address = leases.free_address(subnet).expect("not all are taken");
+            assert_eq!(address, Ipv4Addr::new(10, 210, 3, host));
+            let lease = Lease { netns_path: PathBuf::new(), address, ports: Vec::new() };
+            leases.insert(ContainerId(format!("{host:064x}")), lease).expect("the directory takes files");
+        }
+        let error = leases.free_address(subnet).expect_err("all are taken");
+        assert!(error.to_string().contains("10.210.3.0/24 has no free address"), "{error}");
+        leases.remove(&ContainerId(format!("{:064x}", 7))).expect("it has one");
+        assert_eq!(leases.free_address(subnet).expect("one is free"), Ipv4Addr::new(10, 210, 3, 7));
+    }
+
+    #[test]
+    fn leases_without_a_namespace_or_unreadable_ones_are_dropped() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut leases = Leases::load(directory.path()).expect("an empty directory");
+        let gone = Lease {
+            netns_path: directory.path().join("gone"),
+            address: Ipv4Addr::new(10, 210, 3, 2),
+            ports: Vec::new(),
+        };
+        leases.insert(ContainerId("a".repeat(64)), gone).expect("the directory takes files");
+        std::fs::write(directory.path().join(format!("{}.json", "b".repeat(64))), "{")
+            .expect("it takes files");
+        let again = Leases::load(directory.path()).expect("it can be listed");
+        assert_eq!(again.iter().count(), 0);
+        assert_eq!(std::fs::read_dir(directory.path()).expect("it can be listed").count(), 0);
+    }
+}

@@ -1,0 +1,279 @@
+//! Simulated containers: they belong to a machine and outlive its daemon.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use blixard_core::agent::{Observed, ObservedState};
+use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
+use blixard_node::platform::{
+    ContainerConfig, ContainerInfo, ContainerRuntime, ExecConfig, ExecSession, ImageInfo, LogLine, LogQuery,
+    OnProgress, PullProgress, RuntimeError, RuntimeEvent, Started,
+};
+use futures_util::Stream as FutureStream;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::mpsc;
+
+use crate::random::Stream;
+use crate::trace::Trace;
+
+/// The containers and images of one machine. Cloning shares them.
+#[derive(Clone)]
+pub struct SimContainers(Arc<Mutex<Inner>>);
+
+struct Inner {
+    machine: u64,
+    random: Stream,
+    trace: Trace,
+    cluster: Option<ClusterId>,
+    subnet: Ipv4Addr,
+    containers: BTreeMap<(ReplicaId, u32), Container>,
+    images: BTreeSet<String>,
+    subscriber: Option<mpsc::UnboundedSender<RuntimeEvent>>,
+    next_pid: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Container {
+    pid: u32,
+    state: ObservedState,
+    address: Option<Ipv4Addr>,
+    image: String,
+}
+
+impl SimContainers {
+    /// A machine without containers or images.
+    pub fn new(machine: u64, seed: u64, trace: Trace) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            machine,
+            random: Stream::new(seed, &format!("containers {machine}")),
+            trace,
+            cluster: None,
+            subnet: Ipv4Addr::UNSPECIFIED,
+            containers: BTreeMap::new(),
+            images: BTreeSet::new(),
+            subscriber: None,
+            next_pid: 100,
+        })))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine lost power: no process is left, what is on disk stays.
+    pub fn power_off(&self) {
+        let mut inner = self.lock();
+        inner.subscriber = None;
+        for container in inner.containers.values_mut() {
+            container.state = ObservedState::Exited(137);
+        }
+    }
+
+    /// The running containers: replica, attempt and process.
+    pub fn running(&self) -> Vec<(ReplicaId, u32, u32)> {
+        let inner = self.lock();
+        let running = inner.containers.iter().filter(|(_, container)| container.state == ObservedState::Running);
+        running.map(|((replica, attempt), container)| (*replica, *attempt, container.pid)).collect()
+    }
+
+    /// A container's process ends by itself.
+    pub fn exit(&self, replica: ReplicaId, attempt: u32, code: u32) {
+        let mut inner = self.lock();
+        let Some(container) = inner.containers.get_mut(&(replica, attempt)) else { return };
+        container.state = ObservedState::Exited(code);
+        inner.record("container exit", replica, attempt);
+        if let Some(subscriber) = &inner.subscriber {
+            subscriber.send(RuntimeEvent::Exited { replica, attempt, code }).ok();
+        }
+    }
+
+    async fn take(&self, milliseconds: u64) {
+        let random = self.lock().random.clone();
+        tokio::time::sleep(Duration::from_millis(milliseconds + random.below(milliseconds + 1))).await;
+    }
+}
+
+impl Inner {
+    fn record(&self, kind: &str, replica: ReplicaId, attempt: u32) {
+        let what = [replica.0.to_le_bytes().as_slice(), &attempt.to_le_bytes()].concat();
+        self.trace.record(kind, self.machine, &what);
+    }
+}
+
+/// Every reference stands for one image for ever.
+fn digest_of(reference: &str) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(reference)))
+}
+
+fn none(replica: ReplicaId, attempt: u32) -> RuntimeError {
+    RuntimeError::NotFound(format!("replica {replica} has no container of attempt {attempt}"))
+}
+
+#[async_trait]
+impl ContainerRuntime for SimContainers {
+    async fn attach(&self, cluster: ClusterId, _: NodeId, subnet: Ipv4Addr) -> Result<(), RuntimeError> {
+        let mut inner = self.lock();
+        inner.cluster = Some(cluster);
+        inner.subnet = subnet;
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
+        self.take(2).await;
+        let inner = self.lock();
+        let observed = inner.containers.iter().map(|((replica, attempt), container)| Observed {
+            replica: *replica,
+            attempt: *attempt,
+            state: container.state,
+            address: container.address,
+        });
+        Ok(observed.collect())
+    }
+
+    fn events(&self) -> Pin<Box<dyn FutureStream<Item = RuntimeEvent> + Send>> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.lock().subscriber = Some(sender);
+        Box::pin(futures_util::stream::unfold(receiver, |mut receiver| async move {
+            Some((receiver.recv().await?, receiver))
+        }))
+    }
+
+    async fn start(&self, config: &ContainerConfig) -> Result<Started, RuntimeError> {
+        self.take(40).await;
+        let mut inner = self.lock();
+        if !inner.images.contains(&config.spec.image.reference) {
+            return Err(RuntimeError::NotFound(format!("no image {}", config.spec.image.reference)));
+        }
+        inner.next_pid += 1;
+        let pid = inner.next_pid;
+        let host = u32::try_from(config.replica.0 % 250).unwrap_or_default() + 2;
+        let address = Some(Ipv4Addr::from(u32::from(inner.subnet) | host));
+        let image = config.spec.image.reference.clone();
+        let container = Container { pid, state: ObservedState::Running, address, image };
+        inner.containers.insert((config.replica, config.attempt), container);
+        inner.record("container start", config.replica, config.attempt);
+        Ok(Started { pid, address })
+    }
+
+    async fn state(&self, replica: ReplicaId, attempt: u32) -> Result<ObservedState, RuntimeError> {
+        let inner = self.lock();
+        inner.containers.get(&(replica, attempt)).map(|found| found.state).ok_or_else(|| none(replica, attempt))
+    }
+
+    async fn remove(&self, replica: ReplicaId, attempt: u32, _: Duration) -> Result<(), RuntimeError> {
+        self.take(20).await;
+        let mut inner = self.lock();
+        inner.containers.remove(&(replica, attempt));
+        inner.record("container remove", replica, attempt);
+        Ok(())
+    }
+
+    async fn probe(&self, address: SocketAddr, _: &str, _: Duration) -> bool {
+        self.take(1).await;
+        let inner = self.lock();
+        inner.containers.values().any(|container| {
+            container.state == ObservedState::Running && container.address.map(Into::into) == Some(address.ip())
+        })
+    }
+
+    async fn inspect(&self, replica: ReplicaId, attempt: u32) -> Result<ContainerInfo, RuntimeError> {
+        let inner = self.lock();
+        let container = inner.containers.get(&(replica, attempt)).ok_or_else(|| none(replica, attempt))?;
+        let cluster = inner.cluster.ok_or_else(|| none(replica, attempt))?;
+        let running = container.state == ObservedState::Running;
+        Ok(ContainerInfo {
+            id: ContainerId::new(cluster, replica, attempt),
+            pid: running.then_some(container.pid),
+            exit_code: match container.state {
+                ObservedState::Running => None,
+                ObservedState::Exited(code) => Some(code),
+            },
+            address: container.address,
+            image: container.image.clone(),
+            image_digest: digest_of(&container.image),
+            log_path: String::new(),
+            ports: Vec::new(),
+        })
+    }
+
+    async fn logs(
+        &self,
+        replica: ReplicaId,
+        attempt: u32,
+        _: LogQuery,
+    ) -> Result<Pin<Box<dyn FutureStream<Item = Result<LogLine, RuntimeError>> + Send>>, RuntimeError> {
+        self.state(replica, attempt).await?;
+        Ok(Box::pin(futures_util::stream::empty()))
+    }
+
+    async fn exec(
+        &self,
+        _: ReplicaId,
+        _: u32,
+        _: &ExecConfig,
+    ) -> Result<Box<dyn ExecSession>, RuntimeError> {
+        Err(RuntimeError::Invalid("simulated containers have no processes to start".to_owned()))
+    }
+
+    async fn resolve(&self, reference: &str) -> Result<String, RuntimeError> {
+        self.take(5).await;
+        Ok(digest_of(reference))
+    }
+
+    async fn has_image(&self, reference: &str, _: Option<&str>) -> Result<bool, RuntimeError> {
+        Ok(self.lock().images.contains(reference))
+    }
+
+    async fn pull(&self, reference: &str, _: Option<&str>, progress: OnProgress) -> Result<String, RuntimeError> {
+        self.take(100).await;
+        progress(PullProgress { bytes: 1, bytes_total: 1 });
+        let mut inner = self.lock();
+        inner.images.insert(reference.to_owned());
+        inner.trace.record("pull", inner.machine, reference.as_bytes());
+        Ok(digest_of(reference))
+    }
+
+    async fn import(&self, mut archive: Pin<Box<dyn AsyncRead + Send>>) -> Result<Vec<ImageInfo>, RuntimeError> {
+        let mut reference = String::new();
+        let read = archive.read_to_string(&mut reference).await;
+        read.map_err(|error| RuntimeError::Invalid(error.to_string()))?;
+        let digest = digest_of(&reference);
+        self.lock().images.insert(reference.clone());
+        Ok(vec![ImageInfo { reference, digest, bytes: 0 }])
+    }
+
+    async fn export(
+        &self,
+        reference: &str,
+        _: Option<&str>,
+    ) -> Result<Pin<Box<dyn AsyncRead + Send>>, RuntimeError> {
+        if !self.lock().images.contains(reference) {
+            return Err(RuntimeError::NotFound(format!("no image {reference}")));
+        }
+        Ok(Box::pin(std::io::Cursor::new(reference.as_bytes().to_vec())))
+    }
+
+    async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
+        let inner = self.lock();
+        let images = inner.images.iter().map(|reference| ImageInfo {
+            reference: reference.clone(),
+            digest: digest_of(reference),
+            bytes: 0,
+        });
+        Ok(images.collect())
+    }
+
+    async fn purge(&self, images: bool) -> Result<(), RuntimeError> {
+        let mut inner = self.lock();
+        inner.containers.clear();
+        if images {
+            inner.images.clear();
+        }
+        Ok(())
+    }
+}
