@@ -15,6 +15,10 @@ use clap::Parser;
 use crate::cli::Cli;
 
 fn main() -> ExitCode {
+    // containerd starts this program as a container's logger, on the container's start path.
+    if let Some(ended) = blixard_node::runtime::logger::dispatch() {
+        return ended;
+    }
     let cli = Cli::parse();
     commands::dispatch(cli).unwrap_or_else(|error| report(&error))
 }

@@ -30,6 +30,7 @@ pub(in super::super) fn state() -> ClusterState {
         requests: Default::default(),
         requests_by_time: Default::default(),
         events: Default::default(),
+        ..ClusterState::default()
     };
     add_node(&mut state, 1, NodeStatus::Up);
     state
