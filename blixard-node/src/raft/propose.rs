@@ -18,6 +18,9 @@ use super::{RaftNode, status};
 /// How long to wait before asking Raft again after it had no answer for the moment.
 const RETRY: Duration = Duration::from_millis(10);
 
+/// How long one leader has to answer a read before it is asked again, or the next one is.
+const ASK: Duration = Duration::from_millis(500);
+
 /// Why something was not agreed on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
@@ -67,7 +70,8 @@ impl RaftNode {
             let words = format!("an entry of {} bytes is larger than {ENTRY_BYTES_MAX}", bytes.len());
             return Err(ProposeError::Invalid(words));
         }
-        let proposal = &Proposal(bytes.into());
+        let proposal = Proposal(bytes.into());
+        let proposal = &proposal;
         let attempt = move || -> Attempt<'_, (u64, Vec<Outcome>)> {
             Box::pin(async move {
                 let written = self.raft().client_write(proposal.clone()).await;
@@ -162,7 +166,8 @@ impl RaftNode {
     /// The leader's word on what a read must wait for.
     async fn ask_leader(&self, give_up: Mono) -> ReadIndex {
         let leader = self.status().leader;
-        let within = self.remaining(give_up);
+        // A leader that died does not answer; by then there may be another to ask.
+        let within = self.remaining(give_up).min(ASK);
         match leader {
             None => ReadIndex::NotLeader(None),
             Some(leader) if leader == self.id() => self.read_index(within).await,
