@@ -169,7 +169,9 @@ fn admitted() -> JoinResponse {
 fn the_leader_that_a_member_names_admits() {
     let (result, world, told) =
         joined([(1, Ok(JoinResponse::Redirect { leader: peer(3) })), (3, Ok(admitted()))]);
-    let expect = Admitted { node: NodeId(4), cluster: CLUSTER, peers: [(NodeId(1), peer(1))].into() };
+    let token = Secret { id: TokenId([5; 8]), secret: [6; 32] };
+    let peers = [(NodeId(1), peer(1))].into();
+    let expect = Admitted { node: NodeId(4), cluster: CLUSTER, peers, token };
     assert_eq!(result, Ok(expect));
     assert!(told.is_empty(), "{told:?}");
     let asked = world.asked.into_inner().unwrap();

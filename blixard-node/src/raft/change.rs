@@ -6,7 +6,7 @@ use std::time::Duration;
 use blixard_core::id::NodeId;
 use openraft::{ChangeMembers, EmptyNode};
 
-use super::propose::Refused;
+use super::propose::{Attempt, Refused};
 use super::{ProposeError, RaftNode};
 
 impl RaftNode {
@@ -78,11 +78,22 @@ impl RaftNode {
         retain: bool,
         deadline: Duration,
     ) -> Result<(), ProposeError> {
-        self.until(deadline, async || {
-            let changed = self.raft().change_membership(change.clone(), retain).await;
-            changed.map(|_| ()).map_err(|error| self.refused(error))
-        })
-        .await
+        let change = &change;
+        let attempt = move || -> Attempt<'_, ()> {
+            Box::pin(async move {
+                let changed = self.raft().change_membership(change.clone(), retain).await;
+                changed.map(|_| ()).map_err(|error| self.refused(error))
+            })
+        };
+        self.until(deadline, attempt).await
+    }
+
+    async fn try_transfer(&self, to: NodeId) -> Result<(), Refused> {
+        let triggered = self.raft().trigger().transfer_leader(to.0).await;
+        triggered.map_err(|fatal| Refused::Final(ProposeError::Fatal(self.words(&fatal))))?;
+        // openraft tries once; a failed try shows only in that nothing happens.
+        let _ = tokio::time::timeout(self.config().election_max, self.lost_leadership()).await;
+        if self.leads() { Err(Refused::NotNow) } else { Ok(()) }
     }
 
     /// Hands leadership to `to`, a voter, and waits until this member no longer leads. Asks again
@@ -101,14 +112,8 @@ impl RaftNode {
         if to == self.id() {
             return Ok(());
         }
-        let transferred = self.until(deadline, async || {
-            let triggered = self.raft().trigger().transfer_leader(to.0).await;
-            triggered.map_err(|fatal| Refused::Final(ProposeError::Fatal(self.words(&fatal))))?;
-            // openraft tries once; a failed try shows only in that nothing happens.
-            let _ = tokio::time::timeout(self.config().election_max, self.lost_leadership()).await;
-            if self.leads() { Err(Refused::NotNow) } else { Ok(()) }
-        });
-        match transferred.await {
+        let attempt = move || -> Attempt<'_, ()> { Box::pin(self.try_transfer(to)) };
+        match self.until(deadline, attempt).await {
             Err(ProposeError::Unavailable(_)) => {
                 Err(ProposeError::Unavailable(format!("node {to} did not take over within {deadline:?}")))
             }

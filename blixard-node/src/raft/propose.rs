@@ -8,6 +8,7 @@ use blixard_core::id::NodeId;
 use blixard_core::limits::ENTRY_BYTES_MAX;
 use blixard_core::time::Mono;
 use blixard_core::wire::Channel;
+use futures_util::future::BoxFuture;
 use openraft::error::{ClientWriteError, RaftError};
 
 use super::message::{ReadIndex, Request, Response};
@@ -16,6 +17,9 @@ use super::{RaftNode, status};
 
 /// How long to wait before asking Raft again after it had no answer for the moment.
 const RETRY: Duration = Duration::from_millis(10);
+
+/// How long one leader has to answer a read before it is asked again, or the next one is.
+const ASK: Duration = Duration::from_millis(500);
 
 /// Why something was not agreed on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +49,10 @@ pub(super) enum Refused {
     Final(ProposeError),
 }
 
+/// One try at something, boxed: the compiler cannot see that an async closure's future is `Send`
+/// for every lifetime.
+pub(super) type Attempt<'a, T> = BoxFuture<'a, Result<T, Refused>>;
+
 impl RaftNode {
     /// Has the cluster apply `commands` as one entry, stamped with this leader's clock. Returns
     /// the entry's index and an outcome for each command, once [`RaftNode::state`] shows them.
@@ -63,20 +71,22 @@ impl RaftNode {
             return Err(ProposeError::Invalid(words));
         }
         let proposal = Proposal(bytes.into());
-        let writing = self.until(deadline, async || {
-            let written = self.raft().client_write(proposal.clone()).await;
-            written
-                .map(|response| (response.log_id.index, response.data))
-                .map_err(|error| self.refused(error))
-        });
-        writing.await
+        let proposal = &proposal;
+        let attempt = move || -> Attempt<'_, (u64, Vec<Outcome>)> {
+            Box::pin(async move {
+                let written = self.raft().client_write(proposal.clone()).await;
+                let done = written.map(|response| (response.log_id.index, response.data));
+                done.map_err(|error| self.refused(error))
+            })
+        };
+        self.until(deadline, attempt).await
     }
 
     /// Repeats `attempt` until it has a final answer, at most until `deadline`.
-    pub(super) async fn until<T>(
-        &self,
+    pub(super) async fn until<'a, T: Send>(
+        &'a self,
         deadline: Duration,
-        attempt: impl AsyncFn() -> Result<T, Refused>,
+        attempt: impl Fn() -> Attempt<'a, T> + Send + Sync,
     ) -> Result<T, ProposeError> {
         let attempts = self.context().run(async {
             loop {
@@ -131,30 +141,33 @@ impl RaftNode {
     /// [`ProposeError::Fatal`] when Raft has stopped.
     pub async fn read_barrier(&self, deadline: Duration) -> Result<u64, ProposeError> {
         let give_up = self.context().clock.now() + deadline;
-        let reading = self.until(deadline, async || {
-            let index = match self.ask_leader(give_up).await {
-                ReadIndex::At(index) => index,
-                ReadIndex::NotLeader(_) => return Err(self.stopped_or_not_now()),
-                ReadIndex::Unavailable(words) => {
-                    return Err(match self.stopped_or_not_now() {
-                        Refused::NotNow if self.remaining(give_up).is_zero() => {
-                            Refused::Final(ProposeError::Unavailable(words))
-                        }
-                        other => other,
-                    });
-                }
-            };
-            let mut state = self.watch_state();
-            let applied = state.wait_for(|state| state.applied >= index).await;
-            applied.map(|state| state.applied).map_err(|_| self.stopped_or_not_now())
-        });
-        reading.await
+        let attempt = move || -> Attempt<'_, u64> { Box::pin(self.try_read(give_up)) };
+        self.until(deadline, attempt).await
+    }
+
+    async fn try_read(&self, give_up: Mono) -> Result<u64, Refused> {
+        let index = match self.ask_leader(give_up).await {
+            ReadIndex::At(index) => index,
+            ReadIndex::NotLeader(_) => return Err(self.stopped_or_not_now()),
+            ReadIndex::Unavailable(words) => {
+                return Err(match self.stopped_or_not_now() {
+                    Refused::NotNow if self.remaining(give_up).is_zero() => {
+                        Refused::Final(ProposeError::Unavailable(words))
+                    }
+                    other => other,
+                });
+            }
+        };
+        let mut state = self.watch_state();
+        let applied = state.wait_for(|state| state.applied >= index).await;
+        applied.map(|state| state.applied).map_err(|_| self.stopped_or_not_now())
     }
 
     /// The leader's word on what a read must wait for.
     async fn ask_leader(&self, give_up: Mono) -> ReadIndex {
         let leader = self.status().leader;
-        let within = self.remaining(give_up);
+        // A leader that died does not answer; by then there may be another to ask.
+        let within = self.remaining(give_up).min(ASK);
         match leader {
             None => ReadIndex::NotLeader(None),
             Some(leader) if leader == self.id() => self.read_index(within).await,
