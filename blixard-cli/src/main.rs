@@ -5,6 +5,8 @@ mod cli;
 mod client;
 mod commands;
 mod failure;
+#[cfg(test)]
+mod manual;
 mod render;
 
 use std::io::Write;
