@@ -10,8 +10,9 @@ use blixard_core::discovery::join::{JoinPlan, JoinStep};
 use blixard_core::id::{ClusterId, NodeId};
 use blixard_core::wire::{self, JoinRequest, JoinResponse, Peer};
 
+use super::Seams;
 use super::refresh::Refresher;
-use crate::platform::{LinkError, Platform};
+use crate::platform::LinkError;
 
 /// How long one candidate has to answer. The leader commits before it does.
 const ASK_DEADLINE: Duration = Duration::from_secs(12);
@@ -38,6 +39,8 @@ pub struct Admitted {
     pub cluster: ClusterId,
     /// The members to link to.
     pub peers: BTreeMap<NodeId, Peer>,
+    /// The token that admitted it.
+    pub token: Secret,
 }
 
 /// Why joining ended without being admitted.
@@ -80,12 +83,12 @@ pub enum JoinStatus {
 /// # Errors
 /// When the cluster refuses for good, or there is no token to show.
 pub async fn join(
-    platform: &Platform,
+    seams: Seams<'_>,
     sources: &Refresher,
     wish: &JoinWish,
     status: &(dyn Fn(JoinStatus) + Send + Sync),
 ) -> Result<Admitted, JoinError> {
-    let mut reading = sources.read(platform).await;
+    let mut reading = sources.read(seams).await;
     let mut plan = JoinPlan::new(&reading.contacts);
     let mut deadline = FIRST_ASK_DEADLINE;
     loop {
@@ -96,17 +99,17 @@ pub async fn join(
             return Err(JoinError::NoToken);
         }
         loop {
-            let candidate = match plan.step(platform.rng.next_u64()) {
+            let candidate = match plan.step(seams.rng.next_u64()) {
                 JoinStep::Ask(candidate) => candidate,
                 JoinStep::Wait(wait) => {
-                    platform.clock.sleep_until(platform.clock.now() + wait).await;
+                    seams.clock.sleep_until(seams.clock.now() + wait).await;
                     break;
                 }
             };
-            let Some(request) = request(wish, &reading.contacts, &candidate) else { continue };
-            let reason = match ask(platform, &candidate, &request, deadline).await {
+            let Some((request, token)) = request(wish, &reading.contacts, &candidate) else { continue };
+            let reason = match ask(seams, &candidate, &request, deadline).await {
                 Ok(JoinResponse::Admitted { node, cluster, peers }) => {
-                    return Ok(Admitted { node, cluster, peers });
+                    return Ok(Admitted { node, cluster, peers, token });
                 }
                 Ok(JoinResponse::Refused { message }) => return Err(JoinError::Refused { reason: message }),
                 Ok(JoinResponse::Redirect { leader }) => {
@@ -121,33 +124,38 @@ pub async fn join(
             status(JoinStatus::Tried { candidate, reason });
         }
         deadline = ASK_DEADLINE;
-        reading = sources.read(platform).await;
+        reading = sources.read(seams).await;
         plan.refresh(&reading.contacts);
     }
 }
 
 /// What to ask a candidate; a leader that was named and is in no source is asked as the others.
-fn request(wish: &JoinWish, contacts: &[Contact], candidate: &Peer) -> Option<JoinRequest> {
+fn request(wish: &JoinWish, contacts: &[Contact], candidate: &Peer) -> Option<(JoinRequest, Secret)> {
     let contact = contacts.iter().find(|contact| contact.key == candidate.key).or(contacts.first())?;
-    let token = wish.token.as_ref().or(contact.token.as_ref())?;
-    Some(JoinRequest {
+    let token = wish.token.clone().or(contact.token.clone())?;
+    let request = JoinRequest {
         cluster: contact.cluster,
         node: wish.node,
         token: token.id,
         secret: hex::encode(token.secret),
         facts: wish.facts.clone(),
-    })
+    };
+    Some((request, token))
 }
 
 async fn ask(
-    platform: &Platform,
+    seams: Seams<'_>,
     candidate: &Peer,
     request: &JoinRequest,
     deadline: Duration,
 ) -> Result<JoinResponse, LinkError> {
-    let answer = platform.transport.call_stranger(candidate, wire::encode(request).into(), deadline).await?;
+    let answer = seams.transport.call_stranger(candidate, wire::encode(request).into(), deadline).await?;
     wire::decode(&answer).map_err(|error| LinkError::Unreachable {
         to: format!("{:?}", candidate.addresses),
         reason: format!("it answered with something else: {error}"),
     })
 }
+
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;

@@ -7,7 +7,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -25,16 +24,14 @@ use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe;
 
 use super::client::{Client, disk, failed, found};
-use super::containers::{Containers, SNAPSHOTTER};
+use super::containers::Containers;
+use super::images::SNAPSHOTTER;
 use super::rootfs::Rootfs;
 use super::{spec, user};
 use crate::platform::{ExecConfig, ExecIo, ExecSession, RuntimeError};
 
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 const SIGKILL: u32 = 9;
-
-/// Tells apart the sessions of this daemon; those of an earlier one ended with it.
-static SESSION: AtomicU64 = AtomicU64::new(0);
 
 impl Containers {
     /// Starts a process in a running container.
@@ -51,9 +48,9 @@ impl Containers {
         let process = self.exec_process(id, config).await?;
         let value = serde_json::to_vec(&process)
             .map_err(|error| RuntimeError::Invalid(format!("cannot encode the process: {error}")))?;
-        let number = SESSION.fetch_add(1, Ordering::Relaxed);
-        let target =
-            Target { container: id.0.clone(), exec: format!("exec-{}-{number}", std::process::id()) };
+        // Random: processes of an earlier daemon's sessions may still be there.
+        let number: u64 = rand::random();
+        let target = Target { container: id.0.clone(), exec: format!("exec-{number:016x}") };
         let directory = self.files.exec().join(&target.exec);
         let fifos =
             Fifos::create(directory, config).map_err(|error| disk("make the session's fifos", &error))?;
@@ -99,7 +96,10 @@ impl Containers {
             process.set_cwd(PathBuf::from(workdir));
         }
         if let Some(wanted) = &config.user {
-            process.set_user(self.exec_user(id, wanted).await?);
+            let user = self.exec_user(id, wanted).await?;
+            let capabilities =
+                spec::capabilities(user.uid()).map_err(|error| RuntimeError::Invalid(error.to_string()))?;
+            process.set_user(user).set_capabilities(Some(capabilities));
         }
         Ok(process)
     }

@@ -11,7 +11,8 @@ use containerd_client::types::v1::{Process, Status as ProcessStatus};
 
 use super::cgroups;
 use super::client::{disk, failed};
-use super::containers::{Containers, SNAPSHOTTER};
+use super::containers::Containers;
+use super::images::SNAPSHOTTER;
 use super::record::Record;
 use crate::platform::{ContainerInfo, RuntimeError};
 
@@ -32,16 +33,15 @@ impl Containers {
         let records: Vec<Record> = containers.iter().filter_map(Record::read).collect();
         let known: BTreeSet<ContainerId> = records.iter().map(|record| record.id.clone()).collect();
         self.sweep(&known, records.iter().map(|record| record.replica).collect()).await;
-        let mut observed: Vec<Observed> = records
-            .into_iter()
-            .filter(|record| !starting.contains(&record.id))
-            .map(|record| Observed {
+        let mut observed = Vec::new();
+        for record in records.iter().filter(|record| !starting.contains(&record.id)) {
+            observed.push(Observed {
                 replica: record.replica,
                 attempt: record.attempt,
                 state: state_of(processes.get(record.id.0.as_str()).copied()),
-                address: self.networks.address_of(&record.id),
-            })
-            .collect();
+                address: self.networks.address_of(&record.id).await,
+            });
+        }
         observed.sort_by_key(|observed| (observed.replica, observed.attempt));
         Ok(observed)
     }
@@ -65,7 +65,7 @@ impl Containers {
                 ObservedState::Running => None,
                 ObservedState::Exited(code) => Some(code),
             },
-            address: self.networks.address_of(id),
+            address: self.networks.address_of(id).await,
             image: record.image,
             image_digest: record.image_digest,
             log_path: log.to_string_lossy().into_owned(),
@@ -105,7 +105,7 @@ impl Containers {
     }
 
     async fn orphans(&self, known: &BTreeSet<ContainerId>) -> Result<BTreeSet<ContainerId>, RuntimeError> {
-        let mut found: BTreeSet<ContainerId> = self.networks.list().await?.into_iter().collect();
+        let mut found: BTreeSet<ContainerId> = self.networks.list().await.into_iter().collect();
         let request = ListSnapshotsRequest { snapshotter: SNAPSHOTTER.to_owned(), ..Default::default() };
         let mut answers = self
             .client
@@ -144,7 +144,8 @@ impl Containers {
         self.sweep(&BTreeSet::new(), BTreeSet::new()).await;
         self.networks.purge().await?;
         let node_cgroup = self.node_cgroup();
-        let directories = [self.files.containers(), self.files.exec(), self.files.logs()];
+        let runc = self.runc_root.join(self.client.namespace());
+        let directories = [self.files.containers(), self.files.exec(), self.files.logs(), runc];
         super::blocking(move || {
             cgroups::remove(&node_cgroup);
             cgroups::remove(cgroups::PARENT);

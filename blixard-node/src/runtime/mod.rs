@@ -9,6 +9,12 @@
 //! [`ContainerRuntime`]. It decides nothing: whether a container should run, and when a failed one
 //! runs again, is the agent's to say.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "the simulator replaces this whole module: it may use real clocks, tasks and containerd's hash maps"
+)]
+
 mod cgroups;
 mod client;
 mod connect;
@@ -18,6 +24,7 @@ mod exec;
 mod files;
 pub mod images;
 mod inventory;
+mod log_reader;
 pub mod logger;
 mod logs;
 mod networks;
@@ -57,10 +64,14 @@ use crate::platform::{
 };
 
 pub use self::connect::{ContainerdChoice, SYSTEM_SOCKET};
-pub use self::networks::{HostOnly, NetworkLease, Networks};
+pub use self::networks::{Bridge, HostOnly, NetworkLease, Networks};
 
 /// How long a containerd that was just started takes to answer, at most.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The file in the data directory that says what `auto` found, and what it says.
+const CHOICE: &str = "containerd.choice";
+const CHOICE_SYSTEM: &str = "system";
+const CHOICE_PRIVATE: &str = "private";
 /// Where sockets and running state of nodes are: short paths, cleared by a reboot.
 const RUN: &str = "/run/blixard";
 
@@ -76,14 +87,15 @@ pub struct RuntimeConfig {
     /// The program started as a container's logger, with [`logger::SUBCOMMAND`] as its first
     /// argument: this very program unless a test says otherwise.
     pub logger: Option<PathBuf>,
-    /// The container network.
-    pub networks: Arc<dyn Networks>,
+    /// The container network: the node's [`Bridge`] unless a test says otherwise.
+    pub networks: Option<Arc<dyn Networks>>,
 }
 
 /// The containers of one node, by containerd.
 pub struct ContainerdRuntime {
     config: RuntimeConfig,
     logger: PathBuf,
+    networks: Arc<dyn Networks>,
     /// This node's directory under `/run`.
     run: PathBuf,
     socket: PathBuf,
@@ -104,11 +116,20 @@ impl ContainerdRuntime {
             Some(logger) => logger.clone(),
             None => own_program()?,
         };
+        let data = config.data.clone();
+        blocking(move || {
+            std::fs::create_dir_all(&data).map_err(|error| disk("make the data directory", &error))
+        })
+        .await?;
         let run = run_directory(&config.data);
+        let networks = match &config.networks {
+            Some(networks) => Arc::clone(networks),
+            None => Arc::new(Bridge::new(run.join("network"))),
+        };
         let system = match &config.containerd {
             ContainerdChoice::Socket(socket) => Some(socket.clone()),
             ContainerdChoice::Private => None,
-            ContainerdChoice::Auto => system_socket().await,
+            ContainerdChoice::Auto => automatic(&config.data).await?,
         };
         let (socket, private) = match system {
             Some(socket) => (socket, None),
@@ -122,6 +143,7 @@ impl ContainerdRuntime {
         let runtime = Self {
             config,
             logger,
+            networks,
             run,
             socket,
             channel,
@@ -129,7 +151,13 @@ impl ContainerdRuntime {
             supervisor: Mutex::new(supervisor),
             containers: OnceLock::new(),
         };
-        let version = connect::wait_ready(&runtime.channel, &runtime.socket, READY_TIMEOUT).await?;
+        let ready = connect::wait_ready(&runtime.channel, &runtime.socket, READY_TIMEOUT).await;
+        let version = ready.map_err(|error| match (error, &runtime.private) {
+            (RuntimeError::Unavailable(text), Some(private)) => {
+                RuntimeError::Unavailable(format!("{text}; its log is {}", private.log_path().display()))
+            }
+            (error, _) => error,
+        })?;
         tracing::info!(containerd.version = version, socket = %runtime.socket.display(), "containerd answers");
         Ok(runtime)
     }
@@ -155,12 +183,14 @@ impl ContainerdRuntime {
         let Some(private) = &self.private else { return Ok(()) };
         private.stop().await?;
         let directories = [self.config.data.join("containerd"), self.run.clone()];
+        let choice = self.config.data.join(CHOICE);
         blocking(move || {
             for directory in directories {
                 files::absent_is_fine(std::fs::remove_dir_all(&directory))
                     .map_err(|error| disk(&format!("remove {}", directory.display()), &error))?;
             }
-            Ok(())
+            files::absent_is_fine(std::fs::remove_file(choice))
+                .map_err(|error| disk("forget the choice of containerd", &error))
         })
         .await
     }
@@ -200,7 +230,7 @@ impl ContainerRuntime for ContainerdRuntime {
         }
         let client = Client::new(self.channel.clone(), &namespace(cluster, node))?;
         client.create_namespace().await?;
-        self.config.networks.attach(subnet).await?;
+        self.networks.attach(cluster, node, subnet).await?;
         let cgroups = blocking(|| Ok(CgroupSupport::detect())).await?;
         let images =
             ImageStore::new(client.channel(), client.namespace().to_owned(), self.config.registries.clone())?;
@@ -209,13 +239,19 @@ impl ContainerRuntime for ContainerdRuntime {
             node,
             client,
             images,
-            networks: Arc::clone(&self.config.networks),
+            networks: Arc::clone(&self.networks),
             files: Files::new(self.config.data.clone()),
             runc_root: self.run.join("runc"),
             logger: self.logger.clone(),
             cgroups,
             starting: Mutex::default(),
         };
+        let exec = containers.files.exec();
+        blocking(move || {
+            files::absent_is_fine(std::fs::remove_dir_all(exec))
+                .map_err(|error| disk("remove what exec sessions of an earlier daemon left", &error))
+        })
+        .await?;
         // A second call that came meanwhile attached the same.
         let _ = self.containers.set(Arc::new(containers));
         Ok(())
@@ -332,12 +368,24 @@ fn run_directory(data: &Path) -> PathBuf {
     Path::new(RUN).join(digest.get(..12).unwrap_or(&digest))
 }
 
-async fn system_socket() -> Option<PathBuf> {
-    let socket = Path::new(SYSTEM_SOCKET);
-    if !socket.exists() {
-        return None;
-    }
-    connect::version(&connect::channel(socket)).await.map(|_| socket.to_path_buf())
+/// The socket of the system's containerd, or nothing where a private one is to be used. What was
+/// found once is kept, since the containers and images of a node are in one of them: a system
+/// containerd that a reboot brings up late is waited for.
+async fn automatic(data: &Path) -> Result<Option<PathBuf>, RuntimeError> {
+    let marker = data.join(CHOICE);
+    let system = match std::fs::read_to_string(&marker) {
+        Ok(choice) => choice.trim() == CHOICE_SYSTEM,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let socket = Path::new(SYSTEM_SOCKET);
+            let system = socket.exists() && connect::version(&connect::channel(socket)).await.is_some();
+            let choice = if system { CHOICE_SYSTEM } else { CHOICE_PRIVATE };
+            std::fs::write(&marker, format!("{choice}\n"))
+                .map_err(|error| disk("keep the choice of containerd", &error))?;
+            system
+        }
+        Err(error) => return Err(disk("read the choice of containerd", &error)),
+    };
+    Ok(system.then(|| SYSTEM_SOCKET.into()))
 }
 
 /// Runs `work`, which uses the disk, off the async threads.

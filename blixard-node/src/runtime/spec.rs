@@ -8,9 +8,9 @@ use blixard_core::spec::{NetworkMode, ServiceSpec, VolumeSpec};
 use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
-    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder,
-    RootBuilder, Spec, SpecBuilder, UserBuilder,
+    Capability, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxNamespace,
+    LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType,
+    Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
 use super::cgroups::{self, CgroupSupport};
@@ -173,17 +173,6 @@ fn process(input: &Input<'_>, args: Vec<String>) -> Result<Process, OciSpecError
     let service_env = input.service.environment.iter().map(|(key, value)| format!("{key}={value}"));
     let defaults = [DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", input.hostname)];
     let env = merge_environment(defaults.into_iter().chain(image_env).chain(service_env));
-    let capabilities: HashSet<Capability> = CAPABILITIES.into_iter().collect();
-    // A process that is not root keeps no capability but may gain these by running a set-user-id
-    // program, as with Docker.
-    let held = if input.user.uid == 0 { capabilities.clone() } else { HashSet::new() };
-    let capabilities = LinuxCapabilitiesBuilder::default()
-        .bounding(capabilities)
-        .effective(held.clone())
-        .permitted(held)
-        .inheritable(HashSet::new())
-        .ambient(HashSet::new())
-        .build()?;
     let open_files = OPEN_FILES_MAX.min(input.open_files_max);
     let open_files = PosixRlimitBuilder::default()
         .typ(PosixRlimitType::RlimitNofile)
@@ -201,9 +190,23 @@ fn process(input: &Input<'_>, args: Vec<String>) -> Result<Process, OciSpecError
         .args(args)
         .env(env)
         .cwd(workdir)
-        .capabilities(capabilities)
+        .capabilities(capabilities(input.user.uid)?)
         .rlimits(vec![open_files])
         .no_new_privileges(false)
+        .build()
+}
+
+/// What a process of this user may do. One that is not root holds no capability but may gain these
+/// by running a set-user-id program, as with Docker.
+pub(crate) fn capabilities(uid: u32) -> Result<LinuxCapabilities, OciSpecError> {
+    let bounding: HashSet<Capability> = CAPABILITIES.into_iter().collect();
+    let held = if uid == 0 { bounding.clone() } else { HashSet::new() };
+    LinuxCapabilitiesBuilder::default()
+        .bounding(bounding)
+        .effective(held.clone())
+        .permitted(held)
+        .inheritable(HashSet::new())
+        .ambient(HashSet::new())
         .build()
 }
 

@@ -224,7 +224,7 @@ fn source_fault(path: &str, err: &io::Error) -> RuntimeError {
             RuntimeError::Invalid(format!("the archive ends too early, in {path}: it is incomplete"))
         }
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
-            RuntimeError::Invalid(format!("the archive is damaged, in {path}: {err}"))
+            RuntimeError::Invalid(format!("the archive is damaged or incomplete, in {path}: {err}"))
         }
         _ => RuntimeError::Unavailable(format!("cannot read the archive, in {path}: {err}")),
     }
@@ -351,12 +351,12 @@ mod tests {
         check(b"this is no archive", "ends too early").await;
         check(&[b'x'; 2048], "no tar header").await;
         let packed = gzipped(&sample());
-        check(&packed[..packed.len() / 2], "ends too early").await;
+        check(&packed[..packed.len() / 2], "damaged or incomplete").await;
         let mut damaged = packed.clone();
         for byte in &mut damaged[10..30] {
             *byte ^= 0x5a;
         }
-        check(&damaged, "archive").await;
+        check(&damaged, "damaged or incomplete").await;
         assert_eq!(entries(b"").await.expect("an empty archive has no entries"), []);
     }
 }

@@ -25,13 +25,16 @@ const STEP_DEADLINE: Duration = Duration::from_secs(300);
 /// How often, and how many times, to try again to write what another writer holds.
 const LOCKED_RETRY: Duration = Duration::from_millis(200);
 const LOCKED_RETRIES: u32 = 150;
+/// How often, and how many times, to try again to remove a write that containerd is still closing.
+const ABORT_RETRY: Duration = Duration::from_millis(50);
+const ABORT_RETRIES: u32 = 20;
 
 /// What opening a blob for writing found.
 pub(super) enum Opened {
     /// The blob is here in full and kept by the lease.
     Present,
     /// The blob is to be written from the ingest's offset on.
-    Writing(Ingest),
+    Writing(Box<Ingest>),
 }
 
 /// A blob being written. What is not committed stays, to be resumed under the same reference, as
@@ -169,7 +172,7 @@ impl Containerd {
             let opened = tokio::time::timeout(STEP_DEADLINE, open).await;
             match opened.map_err(|_| RuntimeError::Unavailable("no answer opening a blob".into()))? {
                 Ok((Some(answer), answers)) => {
-                    return Ok(Opened::Writing(Ingest {
+                    return Ok(Opened::Writing(Box::new(Ingest {
                         containerd: self.clone(),
                         reference: reference.to_owned(),
                         expected: expected.to_owned(),
@@ -177,7 +180,7 @@ impl Containerd {
                         offset: u64::try_from(answer.offset).unwrap_or(0),
                         frames,
                         answers,
-                    }));
+                    })));
                 }
                 Ok((None, _)) => {
                     return Err(RuntimeError::Unavailable("containerd ended a write early".into()));
@@ -203,11 +206,21 @@ impl Containerd {
         Ok(())
     }
 
+    /// Removes an unfinished write. Its stream may have ended a moment ago: containerd then needs
+    /// a moment to let go of it.
     pub(super) async fn abort(&self, reference: &str) -> Result<(), RuntimeError> {
-        match self.content().abort(self.request(AbortRequest { r#ref: reference.to_owned() })).await {
-            Ok(_) => Ok(()),
-            Err(status) if status.code() == Code::NotFound => Ok(()),
-            Err(status) => Err(fault("abort a write", &status)),
+        let mut retries = 0;
+        loop {
+            let request = self.request(AbortRequest { r#ref: reference.to_owned() });
+            match self.content().abort(request).await {
+                Ok(_) => return Ok(()),
+                Err(status) if status.code() == Code::NotFound => return Ok(()),
+                Err(_) if retries < ABORT_RETRIES => {
+                    retries += 1;
+                    tokio::time::sleep(ABORT_RETRY).await;
+                }
+                Err(status) => return Err(fault("abort a write", &status)),
+            }
         }
     }
 }

@@ -59,10 +59,10 @@ impl ImageStore {
         let lease = format!("import-{:016x}", rand::random::<u64>());
         let containerd = self.containerd.with_lease(&lease).await?;
         let imported = self.import_under(&containerd, archive).await;
-        let released = containerd.release(imported.is_err()).await;
-        let imported = imported?;
-        released?;
-        Ok(imported)
+        if let Err(err) = containerd.release(imported.is_err()).await {
+            tracing::warn!(%err, "what no image uses stays until its lease ends");
+        }
+        imported
     }
 
     async fn import_under(
@@ -256,7 +256,9 @@ async fn store(containerd: &Containerd, archive: &mut Archive) -> Result<Content
                 match store_file(containerd, archive, &entry, &reference).await {
                     Ok(blob) => contents.blobs.insert(entry.path, blob),
                     Err(err) => {
-                        containerd.abort(&reference).await?;
+                        if let Err(abort) = containerd.abort(&reference).await {
+                            tracing::warn!(err = %abort, "an unfinished import stays until its lease ends");
+                        }
                         return Err(err);
                     }
                 };

@@ -5,6 +5,13 @@
 //! transfer service, so that every containerd from 1.6.20 on works the same. The container runtime
 //! calls it; it knows nothing of containers.
 
+#![expect(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "behind a seam the simulator replaces: containerd's messages hold hash maps, leases carry the time, \
+              an export is written by a task"
+)]
+
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -41,6 +48,8 @@ pub struct ImageStore {
     containerd: Containerd,
     registries: Registries,
     platform: Platform,
+    /// Tells this store's leases from another process's.
+    instance: String,
     locks: Locks,
 }
 
@@ -70,6 +79,7 @@ impl ImageStore {
             containerd: Containerd::new(channel, &namespace)?,
             registries,
             platform: Platform::of_node(),
+            instance: format!("{:08x}", rand::random::<u32>()),
             locks: Locks::default(),
         })
     }
@@ -139,7 +149,13 @@ impl ImageStore {
     ) -> Result<String, RuntimeError> {
         let reference = self.reference(reference)?;
         let digest = wanted_digest(&reference, digest)?;
-        self.pull_image(&reference, digest, progress).await
+        let name = reference.to_string();
+        self.pull_image(&reference, digest, progress).await.map_err(|err| match err {
+            RuntimeError::Invalid(text) if !text.contains(&name) => {
+                RuntimeError::Invalid(format!("image {name}: {text}"))
+            }
+            err => err,
+        })
     }
 
     /// Takes in every image of an OCI or Docker archive (tar, perhaps gzipped), all or none.

@@ -1,21 +1,21 @@
 //! Pulls an image: documents from the root down, then what is missing of its blobs, then unpacks.
 //!
 //! Everything is done under a lease named after the image, so that an interrupted pull's bytes
-//! wait a day for the next try, and nothing stays of pulls that are given up.
+//! wait a day for the next try, and nothing stays of pulls that are given up. The lease is this
+//! store's own: another process that pulls the same image cannot end it.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
 use blixard_core::image_reference::ImageReference;
-use bytes::{Bytes, BytesMut};
-use futures_util::future::BoxFuture;
+use bytes::BytesMut;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::containerd::Containerd;
 use super::content::{FRAME_BYTES_MAX, Ingest, Opened};
 use super::manifest::{Descriptor, Document};
 use super::registry::RegistrySession;
-use super::tree::walk;
+use super::tree::Documents;
 use super::{ImageStore, digest_of};
 use crate::platform::{OnProgress, PullProgress, RuntimeError};
 
@@ -40,27 +40,30 @@ impl ImageStore {
             Some(digest) => digest.to_owned(),
             None => session.digest(reference.tag().unwrap_or_default()).await?,
         };
-        let lease = format!("pull-{}", &digest_of(name.as_bytes())["sha256:".len()..][..16]);
+        let hash = digest_of(name.as_bytes());
+        let lease = format!("pull-{}-{}", &hash["sha256:".len()..][..16], self.instance);
         let containerd = self.containerd.with_lease(&lease).await?;
 
-        let (store, registry) = (&containerd, &session);
-        let read = |digest: String| -> BoxFuture<'_, _> {
-            Box::pin(async move { self.fetch_document(store, registry, &digest).await })
-        };
-        let (_, _, manifest) = walk(&digest, &self.platform, read).await?;
+        let documents = Documents { containerd: &containerd, registry: Some(&session) };
+        let (_, _, manifest) = documents.walk(&digest, &self.platform).await?;
         let blobs = manifest.blobs();
         let progress = Progress::new(blobs.iter().map(|blob| blob.size).sum(), on_progress);
-        stream::iter(blobs)
-            .map(|blob| self.fetch_blob(&containerd, &session, blob, &progress))
-            .buffer_unordered(DOWNLOADS_MAX)
-            .try_collect::<()>()
-            .await?;
+        // What cannot run here shows in the configuration, before the layers are fetched.
+        self.fetch_blob(&containerd, &session, &manifest.config, &progress).await?;
+        manifest.configuration(&containerd.read_document(&manifest.config.digest).await?, &self.platform)?;
+        let mut downloads = Vec::with_capacity(blobs.len());
+        for blob in blobs.into_iter().filter(|blob| blob.digest != manifest.config.digest) {
+            downloads.push(self.fetch_blob(&containerd, &session, blob, &progress));
+        }
+        stream::iter(downloads).buffer_unordered(DOWNLOADS_MAX).try_collect::<()>().await?;
 
         let root = self.root(&containerd, &digest).await?;
         let tree = self.tree(&containerd, &root).await?;
         self.install(&containerd, &tree).await?;
         containerd.set_image(&name, &root).await?;
-        containerd.release(false).await?;
+        if let Err(err) = containerd.release(false).await {
+            tracing::warn!(%err, "a pull's lease stays until it expires");
+        }
         tracing::info!(image = name, digest, "image pulled");
         Ok(digest)
     }
@@ -79,25 +82,6 @@ impl ImageStore {
             platform: None,
             annotations: None,
         })
-    }
-
-    async fn fetch_document(
-        &self,
-        containerd: &Containerd,
-        session: &RegistrySession,
-        digest: &str,
-    ) -> Result<Bytes, RuntimeError> {
-        match containerd.read_document(digest).await {
-            Ok(bytes) => {
-                containerd.keep("content", digest).await?;
-                return Ok(bytes);
-            }
-            Err(RuntimeError::NotFound(_)) => {}
-            Err(err) => return Err(err),
-        }
-        let bytes = session.document(digest).await?;
-        containerd.write_document(&bytes).await?;
-        Ok(bytes)
     }
 
     async fn fetch_blob(

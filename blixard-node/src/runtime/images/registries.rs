@@ -288,7 +288,7 @@ mod tests {
         check("\u{0}\u{1}", "r.json:1:1: expected value");
         check(
             r#"{"registries": {"a.b": {"username": "u"}}}"#,
-            "r.json:1:40: username is set without password",
+            "r.json:1:41: username is set without password",
         );
         check(r#"{"registries": {"a.b": {"auth": "%%"}}}"#, "auth is not base64");
         check(r#"{"registries": {"a.b": {"auth": "dQ=="}}}"#, "auth is not base64");

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use blixard_core::image_reference::{ImageReference, is_digest};
 use bytes::{Bytes, BytesMut};
-use futures_util::future::BoxFuture;
 use futures_util::{Stream, TryStreamExt};
 use http::header::{ACCEPT, AUTHORIZATION, RANGE, WWW_AUTHENTICATE};
 use http::{Method, StatusCode};
@@ -65,10 +64,6 @@ enum Fault {
     Unavailable(String),
 }
 
-/// What one host answers, boxed: the compiler cannot see that an async closure's future is `Send` for
-/// every lifetime.
-type Answer<'a, T> = BoxFuture<'a, Result<T, Fault>>;
-
 impl RegistrySession {
     /// Prepares to ask for `reference`; sends nothing yet.
     ///
@@ -87,48 +82,39 @@ impl RegistrySession {
 
     /// The digest that a tag or digest stands for.
     pub(super) async fn digest(&self, tag_or_digest: &str) -> Result<String, RuntimeError> {
-        let path = format!("manifests/{tag_or_digest}");
-        let path = &path;
-        self.first(move |endpoint| -> Answer<'_, String> {
-            Box::pin(async move {
-                let url = self.url(endpoint, &path)?;
-                let response = endpoint.send(Method::HEAD, &url, None).await?;
-                if let Some(digest) = header(&response, "docker-content-digest")
-                    && is_digest(digest)
-                {
-                    return Ok(digest.to_owned());
-                }
-                Ok(digest_of(&endpoint.document(&url, None).await?))
-            })
+        let path = &format!("manifests/{tag_or_digest}");
+        self.first(|endpoint| async move {
+            let url = self.url(endpoint, path)?;
+            let response = endpoint.send(Method::HEAD, &url, None).await?;
+            match header(&response, "docker-content-digest") {
+                Some(digest) if is_digest(digest) => Ok(digest.to_owned()),
+                _ => Ok(digest_of(&endpoint.document(&url, None).await?)),
+            }
         })
         .await
     }
 
     /// The manifest or index of that digest.
     pub(super) async fn document(&self, digest: &str) -> Result<Bytes, RuntimeError> {
-        let path = format!("manifests/{digest}");
-        let path = &path;
-        self.first(move |endpoint| -> Answer<'_, Bytes> {
-            Box::pin(async move { endpoint.document(&self.url(endpoint, &path)?, Some(digest)).await })
-        })
+        let path = &format!("manifests/{digest}");
+        self.first(
+            |endpoint| async move { endpoint.document(&self.url(endpoint, path)?, Some(digest)).await },
+        )
         .await
     }
 
     /// A blob from `offset` on, or from its start when the host cannot skip. Not verified.
     pub(super) async fn blob(&self, digest: &str, offset: u64) -> Result<BlobStream, RuntimeError> {
-        let path = format!("blobs/{digest}");
-        let path = &path;
-        self.first(move |endpoint| -> Answer<'_, BlobStream> {
-            Box::pin(async move {
-                let range = (offset > 0).then(|| format!("bytes={offset}-"));
-                let response = endpoint.send(Method::GET, &self.url(endpoint, &path)?, range).await?;
-                let offset = if response.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
-                let host = endpoint.host.clone();
-                let bytes = response
-                    .bytes_stream()
-                    .map_err(move |err| format!("registry {host} broke off: {}", chain(&err.without_url())));
-                Ok(BlobStream { offset, bytes: Box::pin(bytes) as _ })
-            })
+        let path = &format!("blobs/{digest}");
+        self.first(|endpoint| async move {
+            let range = (offset > 0).then(|| format!("bytes={offset}-"));
+            let response = endpoint.send(Method::GET, &self.url(endpoint, path)?, range).await?;
+            let offset = if response.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
+            let host = endpoint.host.clone();
+            let bytes = response
+                .bytes_stream()
+                .map_err(move |err| format!("registry {host} broke off: {}", chain(&err.without_url())));
+            Ok(BlobStream { offset, bytes: Box::pin(bytes) })
         })
         .await
     }
@@ -148,10 +134,10 @@ impl RegistrySession {
     }
 
     /// Asks each host in order until one has it. The registry's own answer decides the error.
-    async fn first<'a, T>(
-        &'a self,
-        ask: impl Fn(&'a Endpoint) -> Answer<'a, T> + Send,
-    ) -> Result<T, RuntimeError> {
+    async fn first<'a, T, F>(&'a self, ask: impl Fn(&'a Endpoint) -> F) -> Result<T, RuntimeError>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
         let mut last = None;
         for endpoint in &self.endpoints {
             match ask(endpoint).await {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use oci_spec::image::ImageConfiguration;
 
-use futures_util::future::BoxFuture;
 use super::ImageStore;
 use super::containerd::{Containerd, SNAPSHOTTER};
 use super::manifest::{Descriptor, Document, Manifest, Platform, chain_ids};
+use super::registry::RegistrySession;
 use crate::platform::RuntimeError;
 
 /// Indexes may hold indexes; no sane image nests deeper.
@@ -36,25 +37,51 @@ impl Tree {
     }
 }
 
-/// Walks from a root document to this platform's manifest, reading each document by `read`.
-pub(super) async fn walk<'a>(
-    root: &str,
-    platform: &Platform,
-    read: impl Fn(String) -> BoxFuture<'a, Result<bytes::Bytes, RuntimeError>> + Send,
-) -> Result<(Vec<(String, String)>, String, Manifest), RuntimeError> {
-    let mut indexes = Vec::new();
-    let mut digest = root.to_owned();
-    loop {
-        match Document::parse(&read(digest.clone()).await?)? {
-            Document::Manifest(manifest) => return Ok((indexes, digest, manifest)),
-            Document::Index(_) if indexes.len() == INDEX_DEPTH_MAX => {
-                return Err(RuntimeError::Invalid(format!(
-                    "index {root} nests deeper than {INDEX_DEPTH_MAX}"
-                )));
+/// Where documents are read from: containerd, and what is not there, when given, from the registry.
+pub(super) struct Documents<'a> {
+    pub(super) containerd: &'a Containerd,
+    pub(super) registry: Option<&'a RegistrySession>,
+}
+
+impl Documents<'_> {
+    /// Walks from a root document to a platform's manifest. What came from the registry is in
+    /// containerd afterwards; with a registry everything read is kept by the lease.
+    pub(super) async fn walk(
+        &self,
+        root: &str,
+        platform: &Platform,
+    ) -> Result<(Vec<(String, String)>, String, Manifest), RuntimeError> {
+        let mut indexes = Vec::new();
+        let mut digest = root.to_owned();
+        loop {
+            match Document::parse(&self.read(&digest).await?)? {
+                Document::Manifest(manifest) => return Ok((indexes, digest, manifest)),
+                Document::Index(_) if indexes.len() == INDEX_DEPTH_MAX => {
+                    return Err(RuntimeError::Invalid(format!(
+                        "index {root} nests deeper than {INDEX_DEPTH_MAX}"
+                    )));
+                }
+                Document::Index(index) => {
+                    let chosen = index.select(platform)?.digest.clone();
+                    indexes.push((std::mem::replace(&mut digest, chosen.clone()), chosen));
+                }
             }
-            Document::Index(index) => {
-                let chosen = index.select(platform)?.digest.clone();
-                indexes.push((std::mem::replace(&mut digest, chosen.clone()), chosen));
+        }
+    }
+
+    async fn read(&self, digest: &str) -> Result<Bytes, RuntimeError> {
+        let here = self.containerd.read_document(digest).await;
+        let Some(registry) = self.registry else { return here };
+        match here {
+            Err(RuntimeError::NotFound(_)) => {
+                let bytes = registry.document(digest).await?;
+                self.containerd.write_document(&bytes).await?;
+                Ok(bytes)
+            }
+            here => {
+                let bytes = here?;
+                self.containerd.keep("content", digest).await?;
+                Ok(bytes)
             }
         }
     }
@@ -70,10 +97,8 @@ impl ImageStore {
         containerd: &Containerd,
         root: &Descriptor,
     ) -> Result<Tree, RuntimeError> {
-        let read = |digest: String| -> BoxFuture<'_, _> {
-            Box::pin(async move { containerd.read_document(&digest).await })
-        };
-        let (indexes, manifest_digest, manifest) = walk(&root.digest, &self.platform, read).await?;
+        let documents = Documents { containerd, registry: None };
+        let (indexes, manifest_digest, manifest) = documents.walk(&root.digest, &self.platform).await?;
         let config = containerd.read_document(&manifest.config.digest).await?;
         let config = manifest.configuration(&config, &self.platform)?;
         let chains = chain_ids(config.rootfs().diff_ids());

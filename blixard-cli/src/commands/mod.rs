@@ -1,0 +1,53 @@
+//! The commands, one file each.
+
+pub(crate) mod cluster;
+pub(crate) mod events;
+pub(crate) mod exec;
+pub(crate) mod image;
+pub(crate) mod inspect;
+pub(crate) mod logs;
+pub(crate) mod node;
+pub(crate) mod ps;
+pub(crate) mod run;
+pub(crate) mod service;
+
+use std::process::ExitCode;
+
+use crate::cli::{Cli, Command, Connection};
+use crate::client::Client;
+
+/// Runs the command and gives the process's exit code.
+pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    let node = &cli.connection;
+    match cli.command {
+        Command::Run(args) => ask(node, async |client| run::run(client, args).await),
+        Command::Ps(args) => ask(node, async |client| ps::ps(client, args).await),
+        Command::Stop(args) => ask(node, async |client| service::stop(client, args).await),
+        Command::Start(args) => ask(node, async |client| service::start(client, args).await),
+        Command::Rm(args) => ask(node, async |client| service::remove(client, args).await),
+        Command::Logs(args) => ask(node, async |client| logs::logs(client, args).await),
+        Command::Exec(args) => ask(node, async |client| exec::exec(client, args).await),
+        Command::Inspect(args) => ask(node, async |client| inspect::inspect(client, args).await),
+        Command::Events(args) => ask(node, async |client| events::events(client, args).await),
+        Command::Service(args) => ask(node, async |client| service::service(client, args).await),
+        Command::Image(args) => ask(node, async |client| image::image(client, args).await),
+        Command::Cluster(args) => ask(node, async |client| cluster::cluster(client, args).await),
+        Command::Node(args) => match args.task(node) {
+            node::Task::Here(local) => local.run(),
+            node::Task::Ask(question) => ask(node, async |client| node::ask(client, question).await),
+        },
+    }
+}
+
+/// Runs a command that asks a node, on a runtime of its own. A thread that still reads the
+/// terminal's input does not hold up the end.
+fn ask(
+    connection: &Connection,
+    command: impl AsyncFnOnce(&Client) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
+    let client = Client::new(connection)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(command(&client));
+    runtime.shutdown_background();
+    result
+}
