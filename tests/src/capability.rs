@@ -52,8 +52,8 @@ fn network() -> Result<()> {
     let name = format!("{}probe", cleanup::prefix(std::process::id()));
     run("ip", &["netns", "add", &name])?;
     let try_all = || {
-        run("ip", &["-n", &name, "link", "add", "br", "type", "bridge"])?;
-        run("ip", &["-n", &name, "link", "add", "a", "type", "veth", "peer", "name", "b"])?;
+        run("ip", &["-n", &name, "link", "add", "bridge0", "type", "bridge"])?;
+        run("ip", &["-n", &name, "link", "add", "veth0", "type", "veth", "peer", "name", "veth1"])?;
         let namespace = format!("--net=/run/netns/{name}");
         let rule = "add table ip probe; add chain ip probe nat { type nat hook prerouting priority -100; }; \
                     add rule ip probe nat tcp dport 80 dnat to numgen inc mod 2 map { 0 : 10.0.0.1, 1 : 10.0.0.2 }";
