@@ -1,2 +1,34 @@
-//! x
-fn main() {}
+//! The `blixard` binary: `blixard node` runs the daemon, everything else asks one over its API.
+
+mod bundle;
+mod cli;
+mod client;
+mod commands;
+mod failure;
+mod render;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::Cli;
+
+fn main() -> ExitCode {
+    // containerd starts this program as a container's logger, on the container's start path.
+    if let Some(ended) = blixard_node::runtime::logger::dispatch() {
+        return ended;
+    }
+    let cli = Cli::parse();
+    commands::dispatch(cli).unwrap_or_else(|error| report(&error))
+}
+
+/// Says on stderr what failed and what to try.
+fn report(error: &anyhow::Error) -> ExitCode {
+    if failure::is_broken_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    // Nothing is left to be done when stderr is closed as well.
+    drop(std::io::stderr().write_all(failure::text(error, render::color::stderr()).as_bytes()));
+    ExitCode::FAILURE
+}

@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod cluster;
 pub mod discovery;
 pub mod id;
+pub mod image_reference;
 pub mod limits;
 pub mod orchestrator;
 pub mod scheduler;

@@ -102,7 +102,7 @@ struct Admission {
     cluster: ClusterId,
     node: NodeId,
     /// The token others join by, in the registry file this node writes.
-    token: (TokenId, Vec<u8>),
+    token: (TokenId, [u8; 32]),
     /// Present on the founder: where container networks are cut from.
     founding: Option<SubnetRange>,
     /// Members to link to until their rows arrive.
@@ -169,7 +169,7 @@ impl Identity {
             founding: admission.founding.map(|subnets| Founding {
                 subnets,
                 token: admission.token.0,
-                secret: admission.token.1.clone(),
+                secret: admission.token.1,
             }),
             peers: admission.peers.clone(),
         })
@@ -177,8 +177,8 @@ impl Identity {
 
     /// The token others join by, for this node's registry file and tickets.
     pub fn token(&self) -> Option<Secret> {
-        let (id, secret) = self.admission.as_ref()?.token.clone();
-        secret.try_into().ok().map(|secret| Secret { id, secret })
+        let (id, secret) = self.admission.as_ref()?.token;
+        Some(Secret { id, secret })
     }
 
     /// Records durably what this node was admitted as, and the token it was admitted by or founded
@@ -200,7 +200,7 @@ impl Identity {
         let admission = Admission {
             cluster: membership.cluster,
             node: membership.node,
-            token: (token.id, token.secret.to_vec()),
+            token: (token.id, token.secret),
             founding: membership.founding.as_ref().map(|founding| founding.subnets),
             peers: membership.peers.clone(),
         };
@@ -250,7 +250,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let token = Secret { id: TokenId([5; 8]), secret: [6; 32] };
         let founding =
-            Founding { subnets: SubnetRange::default(), token: token.id, secret: token.secret.to_vec() };
+            Founding { subnets: SubnetRange::default(), token: token.id, secret: token.secret };
         let peer = Peer {
             key: NodeKey([3; 32]),
             addresses: vec!["10.0.0.1:7001".parse().unwrap()],

@@ -56,7 +56,7 @@ pub struct Founding {
     /// The first join token's public half.
     pub token: TokenId,
     /// Its secret half.
-    pub secret: Vec<u8>,
+    pub secret: [u8; 32],
 }
 
 /// A node's settings.
@@ -141,6 +141,9 @@ async fn keep_raft(context: NodeContext, shared: Shared, config: RaftConfig, fir
         let opened = context.clock.now();
         shared.set_raft(Some(raft.clone()));
         let why = follow(&shared, &raft).await;
+        if shared.is_stopping() {
+            return;
+        }
         tracing::error!(node.id = %shared.id, err = why, "the store failed; reopening it, containers go on");
         shared.set_raft(None);
         raft.shutdown().await;
@@ -197,7 +200,7 @@ async fn try_to_found(shared: &Shared, founding: &Founding, facts: &NodeFacts) -
         return Err("no election was won".to_owned());
     }
     let token = Token {
-        secret_sha256: Sha256::digest(&founding.secret).into(),
+        secret_sha256: Sha256::digest(founding.secret).into(),
         scope: TokenScope::Join,
         expires_at: None,
         uses_left: None,
@@ -277,6 +280,7 @@ async fn stop(shared: Shared) {
                 Err(_) => tracing::warn!(node.id = %shared.id, "leadership could not be handed over"),
             }
         }
+        shared.set_stopping();
         raft.shutdown().await;
     }
     shared.platform.transport.shutdown().await;

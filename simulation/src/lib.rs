@@ -7,7 +7,6 @@
 
 pub mod containers;
 pub mod disk;
-pub mod machine;
 pub mod net;
 pub mod random;
 pub mod scenario;

@@ -265,7 +265,8 @@ pub enum PlanStep {
         /// Not placed again before this log time.
         not_before: UtcMs,
     },
-    /// Records why a slot is empty, or (absent) that it no longer is.
+    /// Records why a slot is empty or its replica cannot be replaced, or (absent) that it is as it
+    /// should be.
     Pending {
         /// Whose slot.
         service: ServiceName,

@@ -11,9 +11,13 @@
 mod apply;
 pub mod command;
 pub mod event;
+#[cfg(test)]
+mod golden;
 pub mod index;
 pub mod invariants;
 pub mod node;
+#[cfg(test)]
+mod properties;
 pub mod replica;
 pub mod service;
 pub mod snapshot;

@@ -26,7 +26,7 @@ pub struct Service {
     pub origin: NodeId,
     /// Slots whose replicas failed, and when they may be placed again.
     pub backoff: BTreeMap<u32, SlotBackoff>,
-    /// Why slots that should hold a replica hold none, as the leader last found.
+    /// Why slots are empty, or keep a replica that should be replaced, as the leader last found.
     pub pending: BTreeMap<u32, String>,
     /// When it was first submitted.
     pub created_at: UtcMs,

@@ -177,3 +177,131 @@ fn decode_as<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<(u
         _ => Err(corrupt("something follows its end".to_owned())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cluster::testing::{Cluster, START, bootstrap, name, place, spec};
+    use crate::wire::HeartbeatAck;
+
+    fn entry() -> Vec<u8> {
+        encode_entry(&Entry::new(START, vec![bootstrap()]))
+    }
+
+    fn with_header(format: u16, level: u16, body: &[u8]) -> Vec<u8> {
+        [&format.to_be_bytes()[..], &level.to_be_bytes()[..], body].concat()
+    }
+
+    #[test]
+    fn what_is_newer_is_refused_before_it_is_read() {
+        let check = |bytes: &[u8], expect: &str| {
+            let found = decode_entry(bytes).expect_err("it is refused").to_string();
+            assert!(found.contains(expect), "`{found}` lacks `{expect}`");
+        };
+        check(&with_header(2, 1, &[0xc1]), "the log entry is in format 2, this software reads 1");
+        check(
+            &with_header(1, 7, &[0xc1]),
+            "the log entry needs feature level 7, this software knows 1: upgrade it",
+        );
+        check(&[0, 1, 0], "ends after 3 bytes");
+        check(&with_header(1, 1, &[0xc1]), "the log entry is damaged");
+        check(&[entry(), vec![0]].concat(), "something follows its end");
+        check(&[entry(), vec![0xc0]].concat(), "something follows its end");
+        check(&entry()[..entry().len() - 1], "the log entry is damaged");
+    }
+
+    #[test]
+    fn an_unknown_command_is_an_error() {
+        #[derive(Serialize)]
+        enum Newer {
+            Teleport { node: u64 },
+        }
+        #[derive(Serialize)]
+        struct Body {
+            at: UtcMs,
+            commands: Vec<Newer>,
+        }
+        let body = Body { at: START, commands: vec![Newer::Teleport { node: 1 }] };
+        let found =
+            decode_entry(&encode_as(FORMAT, FIRST_LEVEL, &body)).expect_err("it is unknown").to_string();
+        assert!(found.contains("Teleport"), "{found}");
+    }
+
+    #[test]
+    fn fields_that_are_not_known_are_passed_over() {
+        #[derive(Serialize)]
+        struct Newer {
+            term: u64,
+            mood: &'static str,
+            generation: u64,
+        }
+        let bytes = encode(&Newer { term: 3, mood: "good", generation: 4 });
+        assert_eq!(decode(&bytes), Ok(HeartbeatAck { term: 3, generation: 4 }));
+    }
+
+    #[test]
+    fn lengths_that_nothing_follows_allocate_nothing() {
+        let huge_array = [0xdd, 0xff, 0xff, 0xff, 0xff];
+        let huge_map = [0xdf, 0xff, 0xff, 0xff, 0xff];
+        for huge in [huge_array, huge_map] {
+            for field in ["nodes", "services", "replicas", "requests", "events", "commands"] {
+                let mut body = vec![0x81, 0xa0 | u8::try_from(field.len()).expect("a short name")];
+                body.extend_from_slice(field.as_bytes());
+                body.extend_from_slice(&huge);
+                let bytes = with_header(1, 1, &body);
+                assert!(decode_state(&bytes).is_err());
+                assert!(decode_entry(&bytes).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_snapshot_with_a_replica_of_nothing_is_refused() {
+        let mut cluster = Cluster::of(1);
+        cluster.submit(spec("web", 1, 1));
+        cluster.planned(vec![place("web", 0, 1, 1)]);
+        let mut state = cluster.state;
+        assert_eq!(decode_state(&encode_state(&state)), Ok(state.clone()));
+        state.services.remove(&name("web"));
+        let found = decode_state(&encode_state(&state)).expect_err("it is refused").to_string();
+        assert!(found.contains("replica 1 runs no known version"), "{found}");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_no_fault_of_the_decoder(mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            for headed in [false, true] {
+                if headed {
+                    bytes.splice(0..0, [0, 1, 0, 1]);
+                }
+                let _ = decode_entry(&bytes);
+                let _ = decode_state(&bytes);
+                let _ = decode::<crate::wire::Heartbeat>(&bytes);
+            }
+        }
+
+        #[test]
+        fn damaged_bytes_are_no_fault_of_the_decoder(
+            hits in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+        ) {
+            let mut cluster = Cluster::of(3);
+            cluster.submit(spec("web", 1, 3));
+            cluster.planned(vec![place("web", 0, 1, 2)]);
+            for mut bytes in [entry(), encode_state(&cluster.state)] {
+                for (at, byte) in &hits {
+                    let at = at.index(bytes.len());
+                    bytes[at] = *byte;
+                }
+                let _ = decode_entry(&bytes);
+                if let Ok(mut state) = decode_state(&bytes) {
+                    let next = state.applied.saturating_add(1);
+                    if next > state.applied {
+                        state.apply(next, &Entry::new(START, vec![bootstrap()]));
+                    }
+                }
+            }
+        }
+    }
+}

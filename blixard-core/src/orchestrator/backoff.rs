@@ -13,16 +13,10 @@ pub(super) fn delay(failures: u32) -> Duration {
     RESTART_BACKOFF_MIN.saturating_mul(doubled).min(RESTART_BACKOFF_MAX)
 }
 
-/// A slot's back-off, if it is about the current version: what failed before that was submitted
-/// says nothing about it, so a corrected bundle runs at once.
-pub(super) fn current(service: &Service, slot: u32) -> Option<SlotBackoff> {
-    let backoff = *service.backoff.get(&slot)?;
-    (backoff.not_before >= service.current().submitted_at.after(delay(backoff.failures))).then_some(backoff)
-}
-
-/// The back-off of a slot of which one more replica of the current version failed at `now`.
+/// The back-off of a slot of which one more replica failed at `now`. A new version begins without:
+/// `apply` clears what earlier ones left.
 pub(super) fn after_failure(service: &Service, slot: u32, now: UtcMs) -> SlotBackoff {
-    let failures = current(service, slot).map_or(0, |backoff| backoff.failures).saturating_add(1);
+    let failures = service.backoff.get(&slot).map_or(0, |backoff| backoff.failures).saturating_add(1);
     SlotBackoff { failures, not_before: now.after(delay(failures)) }
 }
 

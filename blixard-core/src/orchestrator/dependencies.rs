@@ -20,7 +20,8 @@ fn wait_for(draft: &Draft<'_>, name: &ServiceName) -> Option<String> {
         return Some(format!("waits for service {name}, which does not exist"));
     };
     let running = draft
-        .replicas(name)
+        .state()
+        .replicas_of(name)
         .filter(|(_, replica)| replica.counts())
         .filter(|(_, replica)| matches!(runs(draft, replica), Runs::Yes | Runs::Ended))
         .count();

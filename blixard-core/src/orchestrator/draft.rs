@@ -1,92 +1,34 @@
 //! The state as it will be once the steps planned so far are applied.
 
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdMap;
 
 use super::observations::Observations;
-use crate::cluster::replica::Desired;
-use crate::cluster::service::SlotBackoff;
-use crate::cluster::{ClusterState, Node, PlanStep, Replica, ReplicaStatus, Service};
+use crate::cluster::{ClusterState, Node, PlanStep, Replica, Service};
 use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::scheduler::{Named, NodeUsage};
 use crate::spec::ServiceSpec;
 use crate::time::UtcMs;
 
-/// Which replicas each service has, by slot, and what the nodes hold. A copy costs nothing.
-///
-/// # Invariants
-/// Every replica of the state it was made from is in it, and no other.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Index {
-    services: OrdMap<ServiceName, OrdSet<(u32, ReplicaId)>>,
-    usage: NodeUsage,
-}
-
-impl Index {
-    /// The index of a state: costs a walk over all its replicas.
-    pub fn of(state: &ClusterState) -> Self {
-        let mut index = Self::default();
-        for (&id, replica) in &state.replicas {
-            index.set(id, replica, crate::scheduler::spec_of(state, replica));
-        }
-        index
-    }
-
-    /// What the nodes hold.
-    pub fn usage(&self) -> &NodeUsage {
-        &self.usage
-    }
-
-    /// A service's replicas, by slot and then by age.
-    pub fn replicas(&self, service: &ServiceName) -> impl Iterator<Item = (u32, ReplicaId)> + '_ {
-        self.services.get(service).into_iter().flat_map(|rows| rows.iter().copied())
-    }
-
-    /// One slot's replicas, oldest first.
-    pub fn slot(&self, service: &ServiceName, slot: u32) -> impl Iterator<Item = ReplicaId> + '_ {
-        let range = (slot, ReplicaId(0))..=(slot, ReplicaId(u64::MAX));
-        self.services
-            .get(service)
-            .into_iter()
-            .flat_map(move |rows| rows.range(range.clone()))
-            .map(|&(_, id)| id)
-    }
-
-    /// Takes in a replica as it is now.
-    pub(super) fn set(&mut self, id: ReplicaId, replica: &Replica, spec: Option<&ServiceSpec>) {
-        let rows = self.services.entry(replica.service.clone()).or_default();
-        rows.insert((replica.slot, id));
-        self.usage.set(id, replica, spec);
-    }
-
-    /// Drops a replica.
-    pub(super) fn remove(&mut self, id: ReplicaId, replica: &Replica) {
-        if let Some(rows) = self.services.get_mut(&replica.service) {
-            rows.remove(&(replica.slot, id));
-            if rows.is_empty() {
-                self.services.remove(&replica.service);
-            }
-        }
-        self.usage.remove(id);
-    }
-}
-
-/// A copy of the state that planned steps are tried on.
+/// A copy of the state that planned steps are applied to.
 pub(super) struct Draft<'a> {
     state: ClusterState,
-    index: Index,
+    usage: NodeUsage,
     steps: Vec<PlanStep>,
     observations: &'a Observations,
     now: UtcMs,
 }
 
 impl<'a> Draft<'a> {
+    /// `usage` is that of `state`.
     pub(super) fn new(
         state: &ClusterState,
-        index: &Index,
+        usage: &NodeUsage,
         observations: &'a Observations,
         now: UtcMs,
     ) -> Self {
-        Self { state: state.clone(), index: index.clone(), steps: Vec::new(), observations, now }
+        let mut state = state.clone();
+        state.time = state.stamp(now);
+        Self { state, usage: usage.clone(), steps: Vec::new(), observations, now }
     }
 
     pub(super) fn steps(&self) -> &[PlanStep] {
@@ -103,6 +45,10 @@ impl<'a> Draft<'a> {
 
     pub(super) fn observations(&self) -> &Observations {
         self.observations
+    }
+
+    pub(super) fn state(&self) -> &ClusterState {
+        &self.state
     }
 
     pub(super) fn nodes(&self) -> &OrdMap<NodeId, Node> {
@@ -122,89 +68,47 @@ impl<'a> Draft<'a> {
         self.state.services.get(name)
     }
 
+    /// What the nodes hold.
     pub(super) fn usage(&self) -> &NodeUsage {
-        &self.index.usage
+        &self.usage
     }
 
     pub(super) fn spec_of(&self, replica: &Replica) -> Option<&ServiceSpec> {
-        crate::scheduler::spec_of(&self.state, replica)
+        self.state.spec_of(replica).map(AsRef::as_ref)
     }
 
-    /// A service's replicas, by slot and then by age.
-    pub(super) fn replicas(&self, service: &ServiceName) -> impl Iterator<Item = (ReplicaId, &Replica)> + '_ {
-        self.index.replicas(service).filter_map(|(_, id)| Some((id, self.state.replicas.get(&id)?)))
-    }
-
-    /// One slot's replicas, oldest first.
-    pub(super) fn slot(&self, service: &ServiceName, slot: u32) -> Vec<(ReplicaId, &Replica)> {
-        self.index.slot(service, slot).filter_map(|id| Some((id, self.state.replicas.get(&id)?))).collect()
-    }
-
-    /// Adds a step to the plan and makes its change, as `apply` will.
-    pub(super) fn push(&mut self, step: PlanStep) {
-        match &step {
-            PlanStep::Place { service, slot, version, node, after } => {
-                let id = self.state.next_replica;
-                self.state.next_replica = ReplicaId(id.0 + 1);
-                let replica = Replica {
-                    service: service.clone(),
-                    slot: *slot,
-                    version: *version,
-                    node: *node,
-                    desired: Desired::Run,
-                    lost_since: None,
-                    after: *after,
-                    status: ReplicaStatus::assigned(),
-                    created_at: self.now,
-                };
-                self.state.replicas.insert(id, replica);
-                self.reindex(id);
+    /// Adds steps to the plan, all or none, and applies them.
+    ///
+    /// # Errors
+    /// Why `apply` would drop one of them.
+    pub(super) fn take(&mut self, steps: impl IntoIterator<Item = PlanStep>) -> Result<(), String> {
+        let (state, usage, taken) = (self.state.clone(), self.usage.clone(), self.steps.len());
+        for step in steps {
+            let replica = match &step {
+                PlanStep::Place { .. } => Some(self.state.next_replica),
+                PlanStep::SetDesired { replica, .. }
+                | PlanStep::SetLost { replica, .. }
+                | PlanStep::Forget { replica } => Some(*replica),
+                _ => None,
+            };
+            if let Err(reason) = self.state.step(&step) {
+                (self.state, self.usage) = (state, usage);
+                self.steps.truncate(taken);
+                return Err(reason);
             }
-            PlanStep::SetDesired { replica, desired } => {
-                if let Some(row) = self.state.replicas.get_mut(replica) {
-                    row.desired = *desired;
-                }
-                self.reindex(*replica);
+            if let Some(replica) = replica {
+                self.count(replica);
             }
-            PlanStep::SetLost { replica, lost } => {
-                if let Some(row) = self.state.replicas.get_mut(replica) {
-                    row.lost_since = lost.then_some(self.now);
-                }
-                self.reindex(*replica);
-            }
-            PlanStep::Forget { replica } => {
-                if let Some(row) = self.state.replicas.remove(replica) {
-                    self.index.remove(*replica, &row);
-                }
-            }
-            PlanStep::Backoff { service, slot, failures, not_before } => {
-                if let Some(row) = self.state.services.get_mut(service) {
-                    if *failures == 0 {
-                        row.backoff.remove(slot);
-                    } else {
-                        let backoff = SlotBackoff { failures: *failures, not_before: *not_before };
-                        row.backoff.insert(*slot, backoff);
-                    }
-                }
-            }
-            PlanStep::Pending { service, slot, reason } => {
-                if let Some(row) = self.state.services.get_mut(service) {
-                    match reason {
-                        Some(reason) => row.pending.insert(*slot, reason.clone()),
-                        None => row.pending.remove(slot),
-                    };
-                }
-            }
-            PlanStep::ForgetService { service } => {
-                self.state.services.remove(service);
-            }
+            self.steps.push(step);
         }
-        self.steps.push(step);
+        Ok(())
     }
 
-    fn reindex(&mut self, id: ReplicaId) {
-        let Some(replica) = self.state.replicas.get(&id) else { return };
-        let spec = crate::scheduler::spec_of(&self.state, replica);
-        self.index.set(id, replica, spec);
+    /// Brings the usage in line with one replica's row.
+    fn count(&mut self, id: ReplicaId) {
+        match self.state.replicas.get(&id) {
+            Some(row) => self.usage.set(id, row, self.state.spec_of(row).map(AsRef::as_ref)),
+            None => self.usage.remove(id),
+        }
     }
 }

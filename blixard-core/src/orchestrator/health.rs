@@ -66,10 +66,9 @@ impl Liveness {
         for (&id, node) in &state.nodes {
             let heard = self.nodes.entry(id).or_insert(Heard { at: now, boot: None, restarted: false });
             let status = if id == self.leader { NodeStatus::Up } else { believe(heard, node, now, utc) };
-            let returned = heard.boot.is_some() && node.status != NodeStatus::Up && status == NodeStatus::Up;
             if node.hold_until.is_none() {
                 heard.restarted = false;
-            } else if returned || heard.restarted {
+            } else if heard.restarted {
                 commands.push(Command::Hold { node: id, until: None });
             }
             if status != node.status {

@@ -115,7 +115,7 @@ impl Cluster<'_> {
         let ready = learning.into_iter().filter(|&id| self.up(id) && self.caught_up(id));
         let preferred = leader.into_iter().chain(present).chain(ready).chain(down);
         let mut chosen: Vec<NodeId> = preferred.take(target).collect();
-        if chosen.len() % 2 == 0 {
+        if chosen.len().is_multiple_of(2) {
             chosen.pop();
         }
         let waits = chosen.len() < target && chosen.len() < self.raft.voters.len();

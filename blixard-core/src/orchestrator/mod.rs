@@ -6,38 +6,41 @@
 //! proposes the steps as one log entry and plans again when the state has changed or when
 //! [`Report::wake_at`] has come.
 //!
-//! Planning is confluent by construction: each service is planned on a draft of the state until
-//! nothing more is to be done, so a plan made right after a plan is applied is empty. Services
+//! A plan made right after a plan is applied is empty, by construction: each service is planned
+//! on a copy of the state, to which every step is applied as it will be, until nothing more is to
+//! be done. Services
 //! are taken in the order of their names, slots in the order of their numbers.
 //!
-//! Where the rules are: `slot` (one slot's replicas), `moves` (updates and drains),
-//! `dependencies`, `backoff`, [`health`] (which nodes are up) and [`membership`] (which nodes
-//! vote).
+//! Where the rules are: `rules` (what happens to a slot's replicas), `fill` (empty slots), `moves`
+//! (updates and drains), `dependencies`, `backoff`; [`health`] (which nodes are up) and
+//! [`membership`] (which nodes vote) are apart.
 
 mod backoff;
 mod dependencies;
 mod draft;
+mod fill;
 pub mod health;
 pub mod membership;
 mod moves;
 mod observations;
 mod planner;
 mod report;
+mod rules;
 mod service;
 mod slot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 
 use self::draft::Draft;
-pub use self::draft::Index;
 pub use self::observations::Observations;
 pub use self::planner::Planner;
 pub use self::report::{Report, ServiceReport};
 use self::service::{Findings, plan_service};
 use crate::cluster::{ClusterState, Plan, PlanStep};
 use crate::id::ServiceName;
+use crate::scheduler::NodeUsage;
 use crate::time::UtcMs;
 
 /// How often services that wait are tried again within one plan, because a later service freed
@@ -47,19 +50,19 @@ const PASSES_MAX: usize = 8;
 /// What to change so that every service is as it should be at log time `now`.
 pub fn plan(state: &ClusterState, observations: &Observations, now: UtcMs) -> (Plan, Report) {
     let services = state.services.keys().cloned();
-    plan_for(state, &Index::of(state), services, observations, now)
+    plan_for(state, &NodeUsage::of(state), services, observations, now)
 }
 
 /// What to change so that `services` are as they should be at log time `now`; the others are left
-/// alone and absent from the report. `index` is that of `state`.
+/// alone and absent from the report. `usage` is that of `state`.
 pub fn plan_for(
     state: &ClusterState,
-    index: &Index,
+    usage: &NodeUsage,
     services: impl IntoIterator<Item = ServiceName>,
     observations: &Observations,
     now: UtcMs,
 ) -> (Plan, Report) {
-    let mut draft = Draft::new(state, index, observations, now);
+    let mut draft = Draft::new(state, usage, observations, now);
     let mut found: BTreeMap<ServiceName, Findings> = BTreeMap::new();
     let mut queue: Vec<ServiceName> = services.into_iter().collect();
     queue.sort();
@@ -97,6 +100,7 @@ fn record_waits(draft: &mut Draft<'_>, name: &ServiceName, findings: &Findings) 
     let mut changes: Vec<(u32, Option<String>)> = cleared.chain(changed).collect();
     changes.sort();
     for (slot, reason) in changes {
-        draft.push(PlanStep::Pending { service: name.clone(), slot, reason });
+        let step = PlanStep::Pending { service: name.clone(), slot, reason };
+        draft.take([step]).expect("reasons are recorded for wanted slots of services that exist");
     }
 }

@@ -10,14 +10,13 @@
 //! version that does not start replaces one slot at most. A drain does not wait for that: a node
 //! can be emptied of a service that fails elsewhere.
 
-use super::backoff;
 use super::draft::Draft;
 use super::service::Pass;
 use super::slot::{Decision, Runs, Slot, exclusive, runs, set_desired};
 use crate::cluster::replica::Desired;
 use crate::cluster::{Availability, NodeStatus, Phase, PlanStep, Replica};
-use crate::id::{ReplicaId, ServiceName};
-use crate::scheduler;
+use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::scheduler::{self, NoFit};
 
 /// What keeps a service from touching another slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,19 +33,19 @@ impl Gate {
         let Some(service) = draft.service(name) else { return Self { busy: true, unsettled: Vec::new() } };
         let away =
             |replica: &Replica| draft.node(replica.node).is_none_or(|node| node.status == NodeStatus::Down);
-        let busy = draft.replicas(name).any(|(_, replica)| match replica.desired {
+        let busy = draft.state().replicas_of(name).any(|(_, replica)| match replica.desired {
             Desired::Run => false,
             Desired::Retire => true,
             Desired::Stop => !away(replica),
         });
         let current = service.current().version;
         let starting = draft
-            .replicas(name)
+            .state()
+            .replicas_of(name)
             .filter(|(_, replica)| replica.counts() && replica.version == current)
             .filter(|(_, replica)| matches!(runs(draft, replica), Runs::No | Runs::Unsure))
             .map(|(_, replica)| replica.slot);
-        let failing =
-            service.backoff.keys().copied().filter(|&slot| backoff::current(service, slot).is_some());
+        let failing = service.backoff.keys().copied();
         let mut unsettled: Vec<u32> = starting.chain(failing).collect();
         unsettled.sort_unstable();
         unsettled.dedup();
@@ -86,7 +85,7 @@ fn drain(
     replica: &Replica,
     availability: Availability,
 ) -> Decision {
-    match pass.choice(slot, || scheduler::choose(slot.draft.nodes(), slot.draft.usage(), &slot.request())) {
+    match elsewhere(slot, pass, id) {
         Ok(node) => start_first(slot, id, node),
         Err(no_fit) => {
             let doing = if availability == Availability::Leaving { "leaving" } else { "draining" };
@@ -103,7 +102,7 @@ fn update(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &Replica) ->
     let apart = exclusive(slot.service.spec()) || slot.draft.spec_of(replica).is_some_and(exclusive);
     let mut no_fit = None;
     if !apart {
-        match pass.choice(slot, || scheduler::choose(slot.draft.nodes(), slot.draft.usage(), &request)) {
+        match elsewhere(slot, pass, id) {
             Ok(node) => return start_first(slot, id, node),
             Err(reason) => no_fit = Some(reason),
         }
@@ -123,7 +122,16 @@ fn update(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &Replica) ->
     }
 }
 
-fn start_first(slot: &Slot<'_>, old: ReplicaId, node: crate::id::NodeId) -> Decision {
+/// The node for a replacement that starts while `old`, superseded, runs on.
+fn elsewhere(slot: &Slot<'_>, pass: &mut Pass, old: ReplicaId) -> Result<NodeId, NoFit> {
+    pass.choice(slot, || {
+        let mut usage = slot.draft.usage().clone();
+        usage.supersede(old);
+        scheduler::choose(slot.draft.nodes(), &usage, &slot.request())
+    })
+}
+
+fn start_first(slot: &Slot<'_>, old: ReplicaId, node: NodeId) -> Decision {
     Decision::Act(vec![set_desired(old, Desired::Retire), slot.place(node, None)])
 }
 

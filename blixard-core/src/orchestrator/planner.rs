@@ -1,7 +1,7 @@
 //! Planning only what changed.
 //!
 //! The leader plans after every batch of writes, and a state may hold ten thousand services. The
-//! planner keeps the last state it saw and its index; the difference to the next state, which
+//! planner keeps the last state it saw and what its nodes hold; the difference to the next state, which
 //! shares almost all of its memory with it, says which services to plan.
 //!
 //! What it plans is what [`plan`](super::plan) would: a service nothing of which changed, that
@@ -13,20 +13,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use imbl::ordmap::DiffItem;
 
-use super::draft::Index;
 use super::observations::Observations;
 use super::plan_for;
 use super::report::Report;
 use crate::cluster::{ClusterState, Plan, PlanStep, Replica};
 use crate::id::{ReplicaId, ServiceName};
-use crate::scheduler::spec_of;
+use crate::scheduler::NodeUsage;
 use crate::time::UtcMs;
 
 /// The leader's planner. A new leader makes a new one.
 #[derive(Debug, Clone)]
 pub struct Planner {
     seen: ClusterState,
-    index: Index,
+    usage: NodeUsage,
     observations: Observations,
     /// Services to plan because something of theirs changed, or because the last plan had steps
     /// for them and nobody knows yet whether it was applied.
@@ -42,7 +41,7 @@ impl Planner {
     pub fn new(state: &ClusterState, now: UtcMs) -> Self {
         Self {
             seen: state.clone(),
-            index: Index::of(state),
+            usage: NodeUsage::of(state),
             observations: Observations::new(state, now),
             dirty: state.services.keys().cloned().collect(),
             waiting: BTreeSet::new(),
@@ -59,7 +58,7 @@ impl Planner {
             self.wakes.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
         let mut services = std::mem::take(&mut self.dirty);
         services.extend(due);
-        let (plan, report) = plan_for(state, &self.index, services.clone(), &self.observations, now);
+        let (plan, report) = plan_for(state, &self.usage, services.clone(), &self.observations, now);
         for name in services {
             self.wakes.remove(&name);
             self.waiting.remove(&name);
@@ -76,9 +75,16 @@ impl Planner {
         self.wakes.values().min().copied()
     }
 
-    /// The index of the last state planned: what the nodes hold.
-    pub fn index(&self) -> &Index {
-        &self.index
+    /// What the nodes of the last state planned hold.
+    pub fn usage(&self) -> &NodeUsage {
+        &self.usage
+    }
+
+    /// Takes in a state without planning; answers what has been observed up to it.
+    #[cfg(test)]
+    pub(super) fn look(&mut self, state: &ClusterState, now: UtcMs) -> &Observations {
+        self.observe(state, now);
+        &self.observations
     }
 
     /// Takes in what changed since the last state and marks the services it concerns.
@@ -98,14 +104,11 @@ impl Planner {
                 DiffItem::Update { old: (id, old), new: (_, new) } => {
                     room |= (old.desired, old.lost_since) != (new.desired, new.lost_since);
                     room |= (old.status.phase, old.status.healthy) != (new.status.phase, new.status.healthy);
-                    if (old.slot, &old.service) != (new.slot, &new.service) {
-                        self.index.remove(*id, old);
-                    }
                     self.take_in(state, *id, new, now);
                 }
                 DiffItem::Remove(id, old) => {
                     room = true;
-                    self.index.remove(*id, old);
+                    self.usage.remove(*id);
                     self.observations.forget(*id);
                     self.touch(&old.service);
                 }
@@ -134,7 +137,7 @@ impl Planner {
     }
 
     fn take_in(&mut self, state: &ClusterState, id: ReplicaId, replica: &Replica, now: UtcMs) {
-        self.index.set(id, replica, spec_of(state, replica));
+        self.usage.set(id, replica, state.spec_of(replica).map(AsRef::as_ref));
         self.observations.note(id, replica, now);
         self.touch(&replica.service);
     }

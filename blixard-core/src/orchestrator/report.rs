@@ -6,13 +6,14 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::draft::{Draft, Index};
+use super::draft::Draft;
 use super::observations::Observations;
 use super::service::Findings;
 use super::slot::{Runs, runs};
 use crate::cluster::ClusterState;
 use crate::cluster::replica::Desired;
 use crate::id::ServiceName;
+use crate::scheduler::NodeUsage;
 use crate::time::UtcMs;
 
 /// What planning found.
@@ -62,8 +63,9 @@ pub struct ServiceReport {
 impl ServiceReport {
     /// A service in numbers, from the state alone: any member can tell. Absent when there is no
     /// such service.
-    pub fn of(state: &ClusterState, index: &Index, service: &ServiceName) -> Option<Self> {
-        summarise(&Draft::new(state, index, &Observations::default(), state.time), service)
+    pub fn of(state: &ClusterState, service: &ServiceName) -> Option<Self> {
+        let observations = Observations::default();
+        summarise(&Draft::new(state, &NodeUsage::default(), &observations, state.time), service)
     }
 }
 
@@ -91,7 +93,7 @@ fn summarise(draft: &Draft<'_>, name: &ServiceName) -> Option<ServiceReport> {
     let current = service.current().version;
     let mut report =
         ServiceReport { wanted: service.wanted(), waits: service.pending.clone(), ..Default::default() };
-    for (_, replica) in draft.replicas(name) {
+    for (_, replica) in draft.state().replicas_of(name) {
         if replica.desired != Desired::Run {
             report.leaving += 1;
         } else if replica.lost_since.is_some() {

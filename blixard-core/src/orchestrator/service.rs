@@ -8,7 +8,6 @@ use super::slot::{Decision, Slot, decide};
 use crate::cluster::PlanStep;
 use crate::id::{NodeId, ServiceName};
 use crate::scheduler::NoFit;
-use crate::spec::NetworkMode;
 use crate::time::UtcMs;
 
 /// How often one slot is looked at in one pass: more than any sequence of its rules needs.
@@ -63,7 +62,7 @@ impl Pass {
         }
         let choice = choose();
         if let Err(no_fit) = &choice
-            && slot.service.spec().network != NetworkMode::Host
+            && !slot.knows_host_network()
         {
             self.no_fit = Some(no_fit.clone());
         }
@@ -93,9 +92,9 @@ pub(super) fn plan_service(draft: &mut Draft<'_>, name: &ServiceName) -> Option<
             break;
         }
     }
-    if draft.service(name)?.removing && draft.replicas(name).next().is_none() {
-        draft.push(PlanStep::ForgetService { service: name.clone() });
-        return None;
+    if draft.service(name)?.removing && draft.state().replicas_of(name).next().is_none() {
+        let forgotten = draft.take([PlanStep::ForgetService { service: name.clone() }]);
+        return forgotten.is_err().then_some(findings);
     }
     Some(findings)
 }
@@ -105,12 +104,8 @@ pub(super) fn plan_service(draft: &mut Draft<'_>, name: &ServiceName) -> Option<
 fn one_pass(draft: &mut Draft<'_>, name: &ServiceName) -> Option<Findings> {
     let service = draft.service(name)?;
     let wanted = service.wanted();
-    let surplus: BTreeSet<u32> = draft
-        .replicas(name)
-        .map(|(_, replica)| replica.slot)
-        .chain(service.backoff.keys().copied())
-        .filter(|&slot| slot >= wanted)
-        .collect();
+    let slots = draft.state().replicas_of(name).map(|(_, replica)| replica.slot);
+    let surplus: BTreeSet<u32> = slots.filter(|&slot| slot >= wanted).collect();
     let mut pass = Pass::new(name);
     let mut waits = BTreeMap::new();
     for number in surplus.into_iter().chain(0..wanted) {
@@ -125,13 +120,15 @@ fn one_pass(draft: &mut Draft<'_>, name: &ServiceName) -> Option<Findings> {
 fn settle(draft: &mut Draft<'_>, name: &ServiceName, number: u32, pass: &mut Pass) -> Option<String> {
     for _ in 0..ROUNDS_MAX {
         let service = draft.service(name)?;
-        let slot = Slot { draft, name, service, number, rows: draft.slot(name, number) };
+        let slot =
+            Slot { draft, name, service, number, rows: draft.state().replicas_in(name, number).collect() };
         match decide(&slot, pass) {
             Decision::Settled => return None,
             Decision::Wait(reason) => return Some(reason),
             Decision::Act(steps) => {
-                for step in steps {
-                    draft.push(step);
+                if let Err(refused) = draft.take(steps) {
+                    debug_assert!(false, "slot {number} of {name}: {refused}");
+                    return Some(refused);
                 }
                 pass.stepped();
             }

@@ -126,9 +126,6 @@ impl fmt::Display for Predicate<'_> {
             Misfit::PortReserved(port, protocol) => {
                 write!(f, "{has} port {port}/{protocol} in use by something else")
             }
-            Misfit::PortTaken(port, protocol, service) => {
-                write!(f, "{has} port {port}/{protocol} in use by service {service}")
-            }
             Misfit::NetworkHeld(replica) => {
                 write!(f, "{} replica {replica} of it on its own network", pick("runs", "run"))
             }
@@ -165,7 +162,7 @@ impl fmt::Display for Bytes {
         match unit.into_iter().find(|(shift, _)| self.0 >> shift > 0) {
             None => write!(f, "{} B", self.0),
             Some((shift, name)) => {
-                let tenths = u128::from(self.0) * 10 >> shift;
+                let tenths = (u128::from(self.0) * 10) >> shift;
                 match tenths % 10 {
                     0 => write!(f, "{} {name}", tenths / 10),
                     tenth => write!(f, "{}.{tenth} {name}", tenths / 10),

@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::{Request, Used, claimed_ports};
+use super::{Request, Used};
+use crate::cluster::index::claims;
 use crate::cluster::{Availability, Node, NodeStatus};
-use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::id::{NodeId, ReplicaId};
 use crate::spec::{Constraint, ConstraintOperator, Protocol};
 
 /// The first thing that keeps a replica off a node.
@@ -22,9 +23,7 @@ pub(super) enum Misfit {
     Constraint(Constraint),
     /// Something outside blixard holds a port on it.
     PortReserved(u16, Protocol),
-    /// Another service's replica holds a port on it.
-    PortTaken(u16, Protocol, ServiceName),
-    /// Another replica of the service is in its own network.
+    /// Another replica of the service is in the way, on the node's own network.
     NetworkHeld(ReplicaId),
     /// Too little CPU, in thousandths.
     Cpu {
@@ -47,7 +46,7 @@ pub(super) enum Misfit {
 pub(super) fn misfit(request: &Request<'_>, node: &Node, used: Option<&Used>, id: NodeId) -> Option<Misfit> {
     unready(node)
         .or_else(|| constraint(request, node, id))
-        .or_else(|| port(request, node, used))
+        .or_else(|| port(request, node))
         .or_else(|| network(request, id))
         .or_else(|| resources(request, node, used))
 }
@@ -70,18 +69,14 @@ fn constraint(request: &Request<'_>, node: &Node, id: NodeId) -> Option<Misfit> 
     request.spec.placement.constraints.iter().find(broken).cloned().map(Misfit::Constraint)
 }
 
-fn port(request: &Request<'_>, node: &Node, used: Option<&Used>) -> Option<Misfit> {
-    claimed_ports(request.spec).find_map(|(port, protocol)| {
-        if node.facts.reserved_ports.contains(&port) {
-            return Some(Misfit::PortReserved(port, protocol));
-        }
-        let holder = used?.port_taken_by_other(port, protocol, request.service)?;
-        Some(Misfit::PortTaken(port, protocol, holder.clone()))
-    })
+fn port(request: &Request<'_>, node: &Node) -> Option<Misfit> {
+    claims(request.spec)
+        .find(|(port, _)| node.facts.reserved_ports.contains(port))
+        .map(|(port, protocol)| Misfit::PortReserved(port, protocol))
 }
 
 fn network(request: &Request<'_>, id: NodeId) -> Option<Misfit> {
-    request.network_held.get(&id).filter(|_| request.on_host_network()).copied().map(Misfit::NetworkHeld)
+    request.network_held.get(&id).copied().map(Misfit::NetworkHeld)
 }
 
 fn resources(request: &Request<'_>, node: &Node, used: Option<&Used>) -> Option<Misfit> {

@@ -17,11 +17,10 @@ use imbl::OrdMap;
 
 pub(crate) use self::explain::Named;
 pub use self::filter::label;
-pub(crate) use self::usage::spec_of;
-pub use self::usage::{Claim, NodeUsage, Used, claimed_ports};
+pub use self::usage::{Claim, NodeUsage, Used};
 use crate::cluster::Node;
 use crate::id::{NodeId, ReplicaId, ServiceName};
-use crate::spec::{NetworkMode, ServiceSpec};
+use crate::spec::ServiceSpec;
 
 /// One replica that needs a node.
 #[derive(Debug, Clone)]
@@ -32,8 +31,8 @@ pub struct Request<'a> {
     pub spec: &'a ServiceSpec,
     /// The node its host volumes are on; matters only when it has any.
     pub origin: NodeId,
-    /// Nodes whose own network another replica of the service still uses, and which; matters
-    /// only on the host network.
+    /// Nodes on which another replica of the service is in the way, and which: one of the two is
+    /// on the node's own network.
     pub network_held: BTreeMap<NodeId, ReplicaId>,
 }
 
@@ -41,11 +40,6 @@ impl Request<'_> {
     /// Whether only the origin can run it.
     fn pinned(&self) -> bool {
         !self.spec.volumes.is_empty()
-    }
-
-    /// Whether it runs in the node's own network, of which a service uses one a node.
-    fn on_host_network(&self) -> bool {
-        self.spec.network == NetworkMode::Host
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the nodes hold: reserved resources, replicas and ports, node by node.
+//! What the nodes hold: reserved resources and replicas, node by node.
 //!
 //! Built once from a state and kept up to date replica by replica, so that placing many replicas
 //! never counts the whole cluster again. A copy costs nothing.
@@ -6,14 +6,14 @@
 use imbl::OrdMap;
 
 use crate::cluster::replica::Desired;
-use crate::cluster::{ClusterState, Phase, Replica};
+use crate::cluster::{ClusterState, Replica};
 use crate::id::{NodeId, ReplicaId, ServiceName};
-use crate::spec::{NetworkMode, Protocol, ServiceSpec};
+use crate::spec::ServiceSpec;
 
 /// What one replica takes of its node.
 ///
 /// A replica that should run or is superseded holds its reservations, also while it is lost: it
-/// may come back. One told to stop holds none, but its ports until it is gone.
+/// may come back. One told to stop holds none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// Whose replica.
@@ -28,8 +28,6 @@ pub struct Claim {
     pub live: bool,
     /// Whether it counts against its service's bounds.
     pub counts: bool,
-    /// The node's ports that it occupies.
-    pub ports: Vec<(u16, Protocol)>,
 }
 
 impl Claim {
@@ -37,7 +35,6 @@ impl Claim {
     pub fn of(replica: &Replica, spec: Option<&ServiceSpec>) -> Self {
         let live = replica.desired != Desired::Stop;
         let reserved = spec.filter(|_| live).map(|spec| spec.reservations).unwrap_or_default();
-        let present = replica.status.phase != Phase::Gone;
         Self {
             service: replica.service.clone(),
             node: replica.node,
@@ -45,19 +42,8 @@ impl Claim {
             memory_bytes: reserved.memory_bytes,
             live,
             counts: replica.counts(),
-            ports: spec.filter(|_| present).map(|spec| claimed_ports(spec).collect()).unwrap_or_default(),
         }
     }
-}
-
-/// The node's ports that a replica with this specification occupies: the published ones, and on
-/// the host network also those its process listens on.
-pub fn claimed_ports(spec: &ServiceSpec) -> impl Iterator<Item = (u16, Protocol)> + '_ {
-    spec.ports.iter().flat_map(|port| {
-        let listened = (spec.network == NetworkMode::Host).then_some(port.container_port);
-        let published = port.host_port.filter(|&published| Some(published) != listened);
-        published.into_iter().chain(listened).map(|number| (number, port.protocol))
-    })
 }
 
 /// What one node holds.
@@ -71,8 +57,6 @@ pub struct Used {
     pub replicas: u32,
     /// Counting replicas of each service.
     services: OrdMap<ServiceName, u32>,
-    /// How many replicas of a service occupy a port.
-    ports: OrdMap<(u16, Protocol, ServiceName), u32>,
 }
 
 impl Used {
@@ -81,29 +65,12 @@ impl Used {
         self.services.get(service).copied().unwrap_or(0)
     }
 
-    /// A service other than `service` that occupies a port.
-    pub fn port_taken_by_other(
-        &self,
-        port: u16,
-        protocol: Protocol,
-        service: &ServiceName,
-    ) -> Option<&ServiceName> {
-        self.ports
-            .keys()
-            .filter(|(number, kind, _)| (*number, *kind) == (port, protocol))
-            .map(|(_, _, holder)| holder)
-            .find(|holder| *holder != service)
-    }
-
     fn add(&mut self, claim: &Claim) {
         self.cpu_millis = self.cpu_millis.saturating_add(claim.cpu_millis);
         self.memory_bytes = self.memory_bytes.saturating_add(claim.memory_bytes);
         self.replicas += u32::from(claim.live);
         if claim.counts {
             *self.services.entry(claim.service.clone()).or_default() += 1;
-        }
-        for &(port, protocol) in &claim.ports {
-            *self.ports.entry((port, protocol, claim.service.clone())).or_default() += 1;
         }
     }
 
@@ -114,13 +81,10 @@ impl Used {
         if claim.counts {
             decrease(&mut self.services, &claim.service);
         }
-        for &(port, protocol) in &claim.ports {
-            decrease(&mut self.ports, &(port, protocol, claim.service.clone()));
-        }
     }
 }
 
-fn decrease<K: Ord + Clone>(counts: &mut OrdMap<K, u32>, key: &K) {
+fn decrease(counts: &mut OrdMap<ServiceName, u32>, key: &ServiceName) {
     match counts.get(key).copied() {
         Some(count) if count > 1 => {
             counts.insert(key.clone(), count - 1);
@@ -146,7 +110,7 @@ impl NodeUsage {
     pub fn of(state: &ClusterState) -> Self {
         let mut usage = Self::default();
         for (&id, replica) in &state.replicas {
-            usage.set(id, replica, spec_of(state, replica));
+            usage.set(id, replica, state.spec_of(replica).map(AsRef::as_ref));
         }
         usage
     }
@@ -167,6 +131,15 @@ impl NodeUsage {
         self.claims.insert(id, claim);
     }
 
+    /// Counts a replica as superseded: it holds what it held, and spreading disregards it.
+    pub fn supersede(&mut self, id: ReplicaId) {
+        let Some(claim) = self.claims.get(&id).filter(|claim| claim.counts).cloned() else { return };
+        self.remove(id);
+        let claim = Claim { counts: false, ..claim };
+        self.nodes.entry(claim.node).or_default().add(&claim);
+        self.claims.insert(id, claim);
+    }
+
     /// Counts a replica no more.
     pub fn remove(&mut self, id: ReplicaId) {
         let Some(claim) = self.claims.remove(&id) else { return };
@@ -176,9 +149,4 @@ impl NodeUsage {
             self.nodes.remove(&claim.node);
         }
     }
-}
-
-/// The specification a replica runs, while it is kept.
-pub(crate) fn spec_of<'a>(state: &'a ClusterState, replica: &Replica) -> Option<&'a ServiceSpec> {
-    state.services.get(&replica.service)?.spec_of(replica.version).map(AsRef::as_ref)
 }

@@ -48,26 +48,35 @@ pub enum ServeError {
     },
 }
 
-/// Serves `router` on a Unix socket that only its owner may use, until `shutdown`; the file goes
-/// with it. A file left by a daemon that died is replaced; one that answers is not.
-///
-/// # Errors
-/// When the socket cannot be opened.
-pub async fn serve_unix(
-    path: &Path,
-    router: Router,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), ServeError> {
-    let listener = listen_unix(path).await?;
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
-        shutdown.await;
-        let _ = stop.send(());
-    });
-    serve_until(server.into_future(), stopped, &path.display().to_string()).await;
-    // Another daemon may have replaced the file; then there is nothing of ours to remove.
-    drop(std::fs::remove_file(path));
-    Ok(())
+/// The API's Unix socket, open.
+pub struct UnixApi {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl UnixApi {
+    /// Opens a socket that only its owner may use. A file left by a daemon that died is replaced;
+    /// one that answers is not.
+    ///
+    /// # Errors
+    /// When the path is too long, another daemon answers there, or it cannot be listened on.
+    pub async fn bind(path: &Path) -> Result<Self, ServeError> {
+        Ok(Self { listener: listen_unix(path).await?, path: path.to_owned() })
+    }
+
+    /// Serves `router` until `shutdown`; the file goes with it.
+    pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send + 'static) {
+        let Self { listener, path } = self;
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+            shutdown.await;
+            // The receiver is gone when the server has ended by itself.
+            stop.send(()).ok();
+        });
+        serve_until(server.into_future(), stopped, &path.display().to_string()).await;
+        // Another daemon may have replaced the file; then there is nothing of ours to remove.
+        drop(std::fs::remove_file(path));
+    }
 }
 
 async fn listen_unix(path: &Path) -> Result<UnixListener, ServeError> {
@@ -93,25 +102,33 @@ async fn listen_unix(path: &Path) -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-/// Serves `router` on TCP until `shutdown`.
-///
-/// # Errors
-/// When the address cannot be listened on: taken, or not this machine's.
-pub async fn serve_tcp(
-    addr: SocketAddr,
-    router: Router,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), ServeError> {
-    let listener = TcpListener::bind(addr)
-        .await
-        .map_err(|source| ServeError::Listen { at: addr.to_string(), source })?;
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
-        shutdown.await;
-        let _ = stop.send(());
-    });
-    serve_until(server.into_future(), stopped, &addr.to_string()).await;
-    Ok(())
+/// The API's TCP listener, open.
+pub struct TcpApi {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl TcpApi {
+    /// Listens on `address`.
+    ///
+    /// # Errors
+    /// When it is taken, or not this machine's.
+    pub async fn bind(address: SocketAddr) -> Result<Self, ServeError> {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|source| ServeError::Listen { at: address.to_string(), source })?;
+        Ok(Self { listener, address })
+    }
+
+    /// Serves `router` until `shutdown`.
+    pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send + 'static) {
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let server = axum::serve(self.listener, router).with_graceful_shutdown(async move {
+            shutdown.await;
+            // The receiver is gone when the server has ended by itself.
+            stop.send(()).ok();
+        });
+        serve_until(server.into_future(), stopped, &self.address.to_string()).await;
+    }
 }
 
 /// Runs a server to its end; once it was told to stop, streams that stay open have a grace.

@@ -39,6 +39,8 @@ pub struct Admitted {
     pub cluster: ClusterId,
     /// The members to link to.
     pub peers: BTreeMap<NodeId, Peer>,
+    /// The token that admitted it.
+    pub token: Secret,
 }
 
 /// Why joining ended without being admitted.
@@ -80,12 +82,13 @@ pub enum JoinStatus {
 ///
 /// # Errors
 /// When the cluster refuses for good, or there is no token to show.
-pub async fn join(
-    seams: Seams<'_>,
+pub async fn join<'a>(
+    seams: impl Into<Seams<'a>>,
     sources: &Refresher,
     wish: &JoinWish,
     status: &(dyn Fn(JoinStatus) + Send + Sync),
 ) -> Result<Admitted, JoinError> {
+    let seams = seams.into();
     let mut reading = sources.read(seams).await;
     let mut plan = JoinPlan::new(&reading.contacts);
     let mut deadline = FIRST_ASK_DEADLINE;
@@ -104,10 +107,10 @@ pub async fn join(
                     break;
                 }
             };
-            let Some(request) = request(wish, &reading.contacts, &candidate) else { continue };
+            let Some((request, token)) = request(wish, &reading.contacts, &candidate) else { continue };
             let reason = match ask(seams, &candidate, &request, deadline).await {
                 Ok(JoinResponse::Admitted { node, cluster, peers }) => {
-                    return Ok(Admitted { node, cluster, peers });
+                    return Ok(Admitted { node, cluster, peers, token });
                 }
                 Ok(JoinResponse::Refused { message }) => return Err(JoinError::Refused { reason: message }),
                 Ok(JoinResponse::Redirect { leader }) => {
@@ -128,16 +131,17 @@ pub async fn join(
 }
 
 /// What to ask a candidate; a leader that was named and is in no source is asked as the others.
-fn request(wish: &JoinWish, contacts: &[Contact], candidate: &Peer) -> Option<JoinRequest> {
+fn request(wish: &JoinWish, contacts: &[Contact], candidate: &Peer) -> Option<(JoinRequest, Secret)> {
     let contact = contacts.iter().find(|contact| contact.key == candidate.key).or(contacts.first())?;
-    let token = wish.token.as_ref().or(contact.token.as_ref())?;
-    Some(JoinRequest {
+    let token = wish.token.clone().or(contact.token.clone())?;
+    let request = JoinRequest {
         cluster: contact.cluster,
         node: wish.node,
         token: token.id,
         secret: hex::encode(token.secret),
         facts: wish.facts.clone(),
-    })
+    };
+    Some((request, token))
 }
 
 async fn ask(

@@ -99,3 +99,93 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cluster::testing::{Cluster, START, assert_refused, facts};
+    use crate::cluster::{Command, Write};
+
+    const TWO: NodeId = NodeId(2);
+
+    #[test]
+    fn what_changes_is_told_once() {
+        let mut cluster = Cluster::of(2);
+        let mut check = |command: Command, expect: &[&str]| {
+            for expect in [expect, &[]] {
+                assert_eq!(cluster.command(command.clone()), Outcome::Done, "{command:?}");
+                assert_eq!(cluster.events(), expect, "{command:?}");
+            }
+        };
+        let until = UtcMs(1_795_219_260_000);
+        check(
+            Command::Hold { node: TWO, until: Some(until) },
+            &["node 2 (joiner) stops for a while: nothing moves until 2026-11-21T00:01:00.000Z"],
+        );
+        check(
+            Command::Hold { node: TWO, until: None },
+            &["node 2 (joiner) is no longer expected to be away"],
+        );
+        check(
+            Command::Health { node: TWO, status: NodeStatus::Unknown },
+            &["node 2 (joiner) stopped answering"],
+        );
+        check(Command::Health { node: TWO, status: NodeStatus::Down }, &["node 2 (joiner) is down"]);
+        check(Command::Health { node: TWO, status: NodeStatus::Up }, &["node 2 (joiner) is up"]);
+        check(
+            Command::Facts { node: TWO, facts: facts("two") },
+            &["node 2 (two) started with changed facts, version 0.1.0"],
+        );
+        let address = "10.77.0.9:7001".parse().expect("an address");
+        check(
+            Command::Addresses { node: TWO, addresses: vec![address] },
+            &["node 2 (two) now listens on 10.77.0.9:7001"],
+        );
+    }
+
+    #[test]
+    fn what_is_said_of_a_stranger_changes_nothing() {
+        let mut cluster = Cluster::of(1);
+        let before = cluster.state.nodes.clone();
+        assert_refused(cluster.command(Command::Health { node: TWO, status: NodeStatus::Up }), "no node `2`");
+        assert_refused(cluster.command(Command::Facts { node: TWO, facts: facts("two") }), "no node `2`");
+        assert_refused(cluster.command(Command::Hold { node: TWO, until: None }), "no node `2`");
+        assert_eq!(cluster.state.nodes, before);
+    }
+
+    #[test]
+    fn coming_up_ends_a_hold() {
+        let mut cluster = Cluster::of(2);
+        let until = Some(START.after(Duration::from_secs(60)));
+        cluster.command(Command::Hold { node: TWO, until });
+        cluster.health(2, NodeStatus::Unknown);
+        assert_eq!(cluster.state.nodes[&TWO].hold_until, until);
+        cluster.now = START.after(Duration::from_secs(5));
+        cluster.health(2, NodeStatus::Up);
+        assert_eq!(cluster.state.nodes[&TWO].hold_until, None);
+        assert_eq!(cluster.state.nodes[&TWO].status_since, cluster.now);
+    }
+
+    #[test]
+    fn the_feature_level_rises_once_every_member_knows_it() {
+        let mut cluster = Cluster::of(2);
+        let with_level = |node, level| Command::Facts { node, facts: NodeFacts { level, ..facts("n") } };
+        cluster.command(with_level(NodeId(1), 2));
+        assert_refused(cluster.command(Command::Level { level: 2 }), "node 2 (joiner) knows feature level 1");
+        cluster.command(with_level(TWO, 4));
+        assert_eq!(cluster.command(Command::Level { level: 2 }), Outcome::Done);
+        assert_refused(cluster.command(Command::Level { level: 2 }), "only raised");
+        assert_eq!(cluster.state.level, 2);
+    }
+
+    #[test]
+    fn a_drain_can_be_taken_back() {
+        let mut cluster = Cluster::of(2);
+        for availability in [Availability::Draining, Availability::Leaving, Availability::Active] {
+            cluster.write(Write::SetAvailability { node: TWO, availability });
+            assert_eq!(cluster.state.nodes[&TWO].availability, availability);
+        }
+    }
+}

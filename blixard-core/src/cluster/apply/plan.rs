@@ -2,27 +2,16 @@
 //! it no longer holds. A dropped step stops no other.
 
 use super::About;
-use crate::cluster::index::claims;
+use super::placement::Placement;
 use crate::cluster::service::SlotBackoff;
 use crate::cluster::{
-    Availability, ClusterState, Desired, EventKind, Node, NodeStatus, Outcome, Phase, Plan, PlanStep,
-    Replica, ReplicaStatus, Service,
+    ClusterState, Desired, EventKind, NodeStatus, Outcome, Phase, Plan, PlanStep, Replica, Service,
 };
-use crate::id::{NodeId, ReplicaId, ServiceName};
-use crate::spec::{NetworkMode, ServiceSpec};
+use crate::id::{ReplicaId, ServiceName};
 use crate::time::UtcMs;
 
 /// Whether a step was applied, or why it was dropped.
-type Step = Result<(), String>;
-
-/// A replica to be made.
-struct Placement<'a> {
-    service: &'a ServiceName,
-    slot: u32,
-    version: u64,
-    node: NodeId,
-    after: Option<ReplicaId>,
-}
+pub(super) type Step = Result<(), String>;
 
 impl ClusterState {
     pub(super) fn plan(&mut self, plan: &Plan) -> Outcome {
@@ -35,7 +24,11 @@ impl ClusterState {
         Outcome::Planned { dropped }
     }
 
-    fn step(&mut self, step: &PlanStep) -> Step {
+    /// Applies one step of a plan; the leader's planner tries its steps on a copy with it.
+    ///
+    /// # Errors
+    /// Why the step does not hold; then nothing changed.
+    pub(crate) fn step(&mut self, step: &PlanStep) -> Step {
         match step {
             PlanStep::Place { service, slot, version, node, after } => {
                 let placement =
@@ -53,113 +46,6 @@ impl ClusterState {
                 self.set_pending(service, *slot, reason.as_deref())
             }
             PlanStep::ForgetService { service } => self.forget_service(service),
-        }
-    }
-
-    fn place(&mut self, placement: &Placement<'_>) -> Step {
-        let Placement { service, slot, version, node, .. } = *placement;
-        let after = self.check_placement(placement)?;
-        let id = self.next_replica;
-        self.next_replica = ReplicaId(id.0 + 1);
-        let row = Replica {
-            service: service.clone(),
-            slot,
-            version,
-            node,
-            desired: Desired::Run,
-            lost_since: None,
-            after,
-            status: ReplicaStatus::assigned(),
-            created_at: self.time,
-        };
-        self.insert_replica(id, row);
-        if let Some(service) = self.services.get_mut(service) {
-            service.pending.remove(&slot);
-        }
-        self.tell_replica(EventKind::ReplicaPlaced, id, &format!("is placed, version {version}"));
-        Ok(())
-    }
-
-    /// Checks a placement and answers which replica it is to wait for, if that is still there.
-    fn check_placement(&self, placement: &Placement<'_>) -> Result<Option<ReplicaId>, String> {
-        let Placement { service: name, slot, version, node: node_id, after } = *placement;
-        let service = self.wanted_slot(name, slot)?;
-        let current = service.current();
-        if version != current.version {
-            return Err(format!("`{name}` is at version {}, not {version}", current.version));
-        }
-        if let Some((holder, _)) = self.counting_in(name, slot) {
-            return Err(format!("slot {slot} of `{name}` is held by replica {holder}"));
-        }
-        let node = self.placeable(node_id)?;
-        if !current.spec.volumes.is_empty() && node_id != service.origin {
-            return Err(format!("the host volumes of `{name}` are on node {}", service.origin));
-        }
-        self.check_fits(node_id, node, &current.spec)?;
-        let after = self.check_after(placement, after)?;
-        self.check_ports(placement, &current.spec, after)?;
-        Ok(after)
-    }
-
-    fn placeable(&self, id: NodeId) -> Result<&Node, String> {
-        let node = self.nodes.get(&id).ok_or_else(|| format!("there is no node {id}"))?;
-        if node.status != NodeStatus::Up {
-            return Err(format!("node {id} is not up"));
-        }
-        if node.availability != Availability::Active {
-            return Err(format!("node {id} takes no replicas"));
-        }
-        Ok(node)
-    }
-
-    fn check_fits(&self, id: NodeId, node: &Node, spec: &ServiceSpec) -> Step {
-        let (reserved, asked, facts) = (self.reserved_on(id), spec.reservations, &node.facts);
-        let check = |what: &str, reserved: u64, asked: u64, capacity: u64| {
-            let free = capacity.saturating_sub(reserved);
-            if asked > free {
-                return Err(format!("node {id} has {free} {what} free, `{}` reserves {asked}", spec.name));
-            }
-            Ok(())
-        };
-        check("thousandths of a CPU", reserved.cpu_millis, asked.cpu_millis, facts.cpu_millis)?;
-        check("bytes of memory", reserved.memory_bytes, asked.memory_bytes, facts.memory_bytes)
-    }
-
-    fn check_after(
-        &self,
-        placement: &Placement<'_>,
-        after: Option<ReplicaId>,
-    ) -> Result<Option<ReplicaId>, String> {
-        let Some((id, row)) = after.and_then(|id| Some((id, self.replicas.get(&id)?))) else {
-            return Ok(None);
-        };
-        if row.service != *placement.service || row.slot != placement.slot {
-            return Err(format!("replica {id} is in another slot than the one that is to follow it"));
-        }
-        Ok(Some(id))
-    }
-
-    /// Replicas of one service share a published port on a node, unless one of them listens on
-    /// the node's own network: then the other must have ended, or be the one it waits for.
-    fn check_ports(&self, placement: &Placement<'_>, spec: &ServiceSpec, after: Option<ReplicaId>) -> Step {
-        let Placement { service: name, node, .. } = *placement;
-        for (port, protocol) in claims(spec) {
-            if self.port_claim(port, protocol) != Some(name) {
-                return Err(format!("port {port}/{protocol} is not `{name}`'s"));
-            }
-        }
-        if claims(spec).next().is_none() {
-            return Ok(());
-        }
-        let rival = self.replicas_of(name).find(|(id, row)| {
-            row.node == node
-                && Some(*id) != after
-                && !row.status.phase.is_final()
-                && self.spec_of(row).is_some_and(|other| collide(spec, other))
-        });
-        match rival {
-            Some((id, _)) => Err(format!("replica {id} listens on node {node} itself, on the same port")),
-            None => Ok(()),
         }
     }
 
@@ -196,10 +82,12 @@ impl ClusterState {
         if self.nodes.get(&row.node).is_none_or(|node| node.status != NodeStatus::Up) {
             return Err(format!("node {} is not up", row.node));
         }
-        if row.desired == Desired::Run
-            && let Some((holder, _)) = self.counting_in(&row.service, row.slot)
-        {
-            return Err(format!("replica {holder} has taken the place of replica {id}"));
+        if row.desired == Desired::Run {
+            if let Some((holder, _)) = self.counting_in(&row.service, row.slot) {
+                return Err(format!("replica {holder} has taken the place of replica {id}"));
+            }
+            let (service, slot) = (row.service.clone(), row.slot);
+            self.clear_pending(&service, slot);
         }
         self.set_lost_since(id, None);
         self.tell_replica(EventKind::ReplicaChanged, id, "is back: the node returned");
@@ -239,23 +127,24 @@ impl ClusterState {
 
     fn set_pending(&mut self, name: &ServiceName, slot: u32, reason: Option<&str>) -> Step {
         let Some(reason) = reason else {
-            if let Some(service) = self.services.get_mut(name) {
-                service.pending.remove(&slot);
-            }
+            self.clear_pending(name, slot);
             return Ok(());
         };
         let service = self.wanted_slot(name, slot)?;
         if service.pending.get(&slot).is_some_and(|known| known == reason) {
             return Ok(());
         }
-        if let Some((holder, _)) = self.counting_in(name, slot) {
-            return Err(format!("slot {slot} of `{name}` is held by replica {holder}"));
-        }
         if let Some(service) = self.services.get_mut(name) {
             service.pending.insert(slot, reason.to_owned());
         }
         self.emit(EventKind::SlotPending, About::service(name), format!("{name}.{slot} waits: {reason}"));
         Ok(())
+    }
+
+    pub(super) fn clear_pending(&mut self, name: &ServiceName, slot: u32) {
+        if let Some(service) = self.services.get_mut(name) {
+            service.pending.remove(&slot);
+        }
     }
 
     fn forget_service(&mut self, name: &ServiceName) -> Step {
@@ -277,7 +166,7 @@ impl ClusterState {
     }
 
     /// The service, when a replica should run in `slot` of it.
-    fn wanted_slot(&self, name: &ServiceName, slot: u32) -> Result<&Service, String> {
+    pub(super) fn wanted_slot(&self, name: &ServiceName, slot: u32) -> Result<&Service, String> {
         let service = self.services.get(name).ok_or_else(|| format!("there is no service `{name}`"))?;
         if service.removing {
             return Err(format!("`{name}` is being removed"));
@@ -295,16 +184,128 @@ impl ClusterState {
     }
 }
 
-/// Whether two replicas of a service cannot listen on one node at once.
-fn collide(a: &ServiceSpec, b: &ServiceSpec) -> bool {
-    let shares_network = a.network == NetworkMode::Bridge && b.network == NetworkMode::Bridge;
-    !shares_network && claims(a).any(|claim| claims(b).any(|other| other == claim))
-}
-
 fn verb(desired: Desired) -> &'static str {
     match desired {
         Desired::Run => "run",
         Desired::Retire => "retire",
         Desired::Stop => "stop",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Command;
+    use crate::cluster::testing::{Cluster, desire, name, place, spec, status, two_nodes};
+    use crate::spec::{Reservations, ServiceSpec};
+
+    fn web(cluster: &Cluster) -> &Service {
+        &cluster.state.services[&name("web")]
+    }
+
+    fn lost(replica: u64, lost: bool) -> PlanStep {
+        PlanStep::SetLost { replica: ReplicaId(replica), lost }
+    }
+
+    #[test]
+    fn a_dropped_step_stops_no_other() {
+        let mut cluster = two_nodes();
+        let steps = vec![place("web", 0, 1, 2), place("web", 1, 1, 2)];
+        let outcome = cluster.command(Command::Plan(Plan { steps: steps.clone() }));
+        let dropped = vec![(0, "slot 0 of `web` is held by replica 1".to_owned())];
+        assert_eq!(outcome, Outcome::Planned { dropped });
+        assert_eq!(cluster.events(), ["web.1 on node 2 is placed, version 1"]);
+        assert_eq!(cluster.plan(steps).len(), 2, "the same plan again places nothing");
+    }
+
+    #[test]
+    fn desired_is_only_lowered() {
+        let mut cluster = two_nodes();
+        cluster.planned(vec![desire(1, Desired::Retire), desire(1, Desired::Retire)]);
+        let kept = "replica 1 is to retire, and that is not taken back";
+        assert_eq!(cluster.plan(vec![desire(1, Desired::Run)]), [kept]);
+        cluster.planned(vec![desire(1, Desired::Stop)]);
+        assert_eq!(cluster.plan(vec![desire(9, Desired::Stop)]), ["there is no replica 9"]);
+    }
+
+    #[test]
+    fn a_lost_replica_gives_way_and_comes_back_only_to_an_empty_slot() {
+        let mut cluster = two_nodes();
+        assert_eq!(cluster.plan(vec![lost(1, true)]), ["node 1 is not down"]);
+        cluster.health(1, NodeStatus::Down);
+        cluster.planned(vec![lost(1, true), place("web", 0, 1, 2)]);
+        assert!(cluster.state.replicas[&ReplicaId(1)].lost_since.is_some());
+        assert_eq!(cluster.plan(vec![lost(1, false)]), ["node 1 is not up"]);
+        cluster.health(1, NodeStatus::Up);
+        assert_eq!(cluster.plan(vec![lost(1, false)]), ["replica 2 has taken the place of replica 1"]);
+        cluster.planned(vec![desire(2, Desired::Stop), lost(1, false)]);
+        assert_eq!(cluster.state.counting_in(&name("web"), 0).map(|(id, _)| id), Some(ReplicaId(1)));
+    }
+
+    #[test]
+    fn a_slot_whose_replica_came_back_waits_no_more() {
+        let mut cluster = two_nodes();
+        cluster.health(1, NodeStatus::Down);
+        let reason = Some("no node fits".to_owned());
+        cluster.planned(vec![lost(1, true), PlanStep::Pending { service: name("web"), slot: 0, reason }]);
+        cluster.health(1, NodeStatus::Up);
+        cluster.planned(vec![lost(1, false)]);
+        assert!(web(&cluster).pending.is_empty());
+    }
+
+    #[test]
+    fn a_lost_replica_keeps_its_place_on_its_node() {
+        let mut cluster = Cluster::of(2);
+        let reservations = Reservations { cpu_millis: 3_000, memory_bytes: 0 };
+        cluster.submit(ServiceSpec { reservations, ..spec("web", 1, 1) });
+        cluster.submit(ServiceSpec { reservations, ..spec("api", 1, 1) });
+        cluster.planned(vec![place("web", 0, 1, 1)]);
+        cluster.health(1, NodeStatus::Down);
+        cluster.planned(vec![lost(1, true)]);
+        cluster.health(1, NodeStatus::Up);
+        assert_eq!(cluster.plan(vec![place("api", 0, 1, 1)]).len(), 1);
+        cluster.planned(vec![lost(1, false)]);
+    }
+
+    #[test]
+    fn a_row_is_kept_while_its_container_may_be_there() {
+        let mut cluster = two_nodes();
+        let forget = || vec![PlanStep::Forget { replica: ReplicaId(1) }];
+        assert_eq!(cluster.plan(forget()), ["replica 1 is not to stop"]);
+        cluster.planned(vec![desire(1, Desired::Stop)]);
+        cluster.report(1, 1, status(0, Phase::Stopping));
+        cluster.health(1, NodeStatus::Down);
+        assert_eq!(cluster.plan(forget()), ["the container of replica 1 may still be on node 1"]);
+    }
+
+    #[test]
+    fn a_reason_to_wait_is_told_when_it_changes_and_goes_with_a_placement() {
+        let mut cluster = two_nodes();
+        let pending = |slot, reason: Option<&str>| {
+            vec![PlanStep::Pending { service: name("web"), slot, reason: reason.map(str::to_owned) }]
+        };
+        cluster.planned(pending(0, Some("its node drains")));
+        assert_eq!(cluster.events(), ["web.0 waits: its node drains"]);
+        cluster.planned(pending(0, None));
+        cluster.planned(pending(1, Some("full")));
+        assert_eq!(cluster.events(), ["web.1 waits: full"]);
+        cluster.planned(pending(1, Some("full")));
+        assert_eq!(cluster.events(), Vec::<&str>::new());
+        cluster.planned(vec![place("web", 1, 1, 2)]);
+        assert!(web(&cluster).pending.is_empty());
+        cluster.planned(pending(1, None));
+    }
+
+    #[test]
+    fn a_failing_slot_is_remembered_until_it_is_forgiven() {
+        let mut cluster = two_nodes();
+        let backoff = |failures| {
+            let not_before = UtcMs(9);
+            vec![PlanStep::Backoff { service: name("web"), slot: 0, failures, not_before }]
+        };
+        cluster.planned(backoff(2));
+        assert_eq!(web(&cluster).backoff[&0], SlotBackoff { failures: 2, not_before: UtcMs(9) });
+        cluster.planned(backoff(0));
+        assert!(web(&cluster).backoff.is_empty());
     }
 }

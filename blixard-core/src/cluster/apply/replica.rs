@@ -143,15 +143,16 @@ fn describe(row: &Replica) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::Write;
+    use crate::cluster::testing::{Cluster, assert_refused, place, spec, status};
 
     #[test]
     fn a_status_only_moves_forward() {
         use Desired::{Retire, Run, Stop};
         use Phase::*;
         use Transition::*;
-        let status = |(attempt, phase)| ReplicaStatus { attempt, phase, ..ReplicaStatus::assigned() };
         let check = |desired, known: (u32, Phase), told: (u32, Phase), expect: Transition| {
-            let found = transition(desired, &status(known), &status(told));
+            let found = transition(desired, &status(known.0, known.1), &status(told.0, told.1));
             assert_eq!(found, expect, "{desired:?} {known:?} {told:?}");
         };
         check(Run, (0, Assigned), (0, Pulling), Taken);
@@ -171,5 +172,63 @@ mod tests {
         check(Stop, (0, Phase::Failed), (0, Gone), Removed);
         check(Stop, (2, Completed), (2, Gone), Removed);
         check(Stop, (2, Stopping), (1, Gone), Ignored);
+    }
+
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster::of(2);
+        cluster.submit(spec("web", 1, 1));
+        cluster.planned(vec![place("web", 0, 1, 1)]);
+        cluster
+    }
+
+    fn row(cluster: &Cluster) -> &Replica {
+        &cluster.state.replicas[&ReplicaId(1)]
+    }
+
+    #[test]
+    fn changes_are_told_and_details_are_not() {
+        let mut cluster = cluster();
+        let running = status(0, Phase::Running);
+        cluster.report(1, 1, running.clone());
+        assert_eq!(cluster.events(), ["web.0 on node 1 runs"]);
+        cluster.report(1, 1, ReplicaStatus { address: Some([10, 210, 0, 5].into()), ..running.clone() });
+        assert_eq!(cluster.events(), Vec::<&str>::new());
+        cluster.report(1, 1, ReplicaStatus { healthy: Some(false), ..running.clone() });
+        assert_eq!(cluster.events(), ["web.0 on node 1 runs and is unhealthy"]);
+        cluster.report(1, 1, ReplicaStatus { exit_code: Some(3), ..status(0, Phase::Waiting) });
+        assert_eq!(cluster.events(), ["web.0 on node 1 ended and waits to start again, exit code 3"]);
+        cluster.report(1, 1, status(1, Phase::Starting));
+        assert_eq!(cluster.events(), ["web.0 on node 1 starts (attempt 1)"]);
+    }
+
+    #[test]
+    fn only_a_replicas_own_node_tells_of_it() {
+        let mut cluster = cluster();
+        assert_eq!(cluster.report(2, 1, status(0, Phase::Running)), Outcome::Done);
+        assert_eq!(row(&cluster).status.phase, Phase::Assigned);
+        assert_eq!(cluster.report(1, 9, status(0, Phase::Running)), Outcome::Done);
+        assert_refused(cluster.report(3, 1, status(0, Phase::Running)), "no node `3`");
+    }
+
+    #[test]
+    fn a_container_gone_while_it_should_run_has_failed() {
+        let mut cluster = cluster();
+        cluster.report(1, 1, status(0, Phase::Running));
+        cluster.report(1, 1, status(0, Phase::Gone));
+        assert_eq!(row(&cluster).status.phase, Phase::Failed);
+        assert_eq!(row(&cluster).status.message, "its container was removed from the node");
+        cluster.write(Write::StopReplica { replica: ReplicaId(1) });
+        cluster.report(1, 1, status(0, Phase::Gone));
+        assert!(cluster.state.replicas.is_empty());
+        assert_eq!(cluster.events(), ["web.0 on node 1 is removed: gone from its node"]);
+    }
+
+    #[test]
+    fn a_stopped_replica_leaves_its_slot() {
+        let mut cluster = cluster();
+        assert_eq!(cluster.write(Write::StopReplica { replica: ReplicaId(1) }), Outcome::Done);
+        assert_eq!(cluster.desired(1), Some(Desired::Stop));
+        cluster.planned(vec![place("web", 0, 1, 2)]);
+        assert_refused(cluster.write(Write::StopReplica { replica: ReplicaId(7) }), "no replica `7`");
     }
 }

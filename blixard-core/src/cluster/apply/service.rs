@@ -180,3 +180,191 @@ fn check_stays(name: &ServiceName, service: &Service) -> Result<(), Refusal> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::{
+        Cluster, assert_refused, name, place, publishing, spec, status, with_volume,
+    };
+    use crate::cluster::{Desired, Phase, PlanStep, Write};
+    use crate::limits::SERVICE_VERSIONS_MAX;
+    use crate::time::UtcMs;
+
+    fn answered(version: u64, changed: bool) -> Outcome {
+        Outcome::Service { version, changed }
+    }
+
+    fn scale(replicas: u32) -> Write {
+        Write::Scale { service: name("web"), replicas }
+    }
+
+    fn stop() -> Write {
+        Write::Stop { service: name("web") }
+    }
+
+    fn remove() -> Write {
+        Write::Remove { service: name("web") }
+    }
+
+    fn web(cluster: &Cluster) -> &Service {
+        &cluster.state.services[&name("web")]
+    }
+
+    /// Three replicas of `web`, of 1 to 5, on one node.
+    fn three() -> Cluster {
+        let mut cluster = Cluster::of(1);
+        cluster.submit(spec("web", 1, 5));
+        cluster.write(scale(3));
+        cluster.planned((0..3).map(|slot| place("web", slot, 1, 1)).collect());
+        cluster
+    }
+
+    #[test]
+    fn the_same_specification_is_the_same_version() {
+        let mut cluster = Cluster::of(1);
+        assert_eq!(cluster.submit(spec("web", 2, 5)), answered(1, true));
+        assert_eq!(web(&cluster).desired, 2);
+        assert_eq!(cluster.submit(spec("web", 2, 5)), answered(1, false));
+        assert_eq!(cluster.events(), Vec::<&str>::new());
+        assert_eq!(cluster.submit(spec("web", 3, 5)), answered(2, true));
+        assert_eq!(web(&cluster).desired, 3);
+    }
+
+    #[test]
+    fn submitting_a_stopped_service_runs_it_again() {
+        let mut cluster = three();
+        cluster.write(stop());
+        assert_eq!(cluster.submit(spec("web", 1, 5)), answered(1, true));
+        assert_eq!(web(&cluster).wanted(), 3);
+        cluster.write(stop());
+        assert_eq!(cluster.submit(spec("web", 1, 4)), answered(2, true));
+        assert_eq!(web(&cluster).wanted(), 3);
+    }
+
+    #[test]
+    fn desired_moves_into_new_bounds_and_surplus_replicas_stop() {
+        let check = |min, max, desired, stopped: &[u64]| {
+            let mut cluster = three();
+            cluster.submit(spec("web", min, max));
+            assert_eq!(web(&cluster).desired, desired);
+            for replica in 1..=3 {
+                let expect = if stopped.contains(&replica) { Desired::Stop } else { Desired::Run };
+                assert_eq!(cluster.desired(replica), Some(expect), "{min}..{max} replica {replica}");
+            }
+        };
+        check(1, 9, 3, &[]);
+        check(4, 9, 4, &[]);
+        check(1, 2, 2, &[3]);
+        check(1, 1, 1, &[2, 3]);
+    }
+
+    #[test]
+    fn scaling_stays_within_the_bounds_and_names_them() {
+        let mut cluster = three();
+        assert_refused(
+            cluster.write(scale(9)),
+            "`web` takes 1 to 5 replicas, not 9: raise replicas.max in its bundle",
+        );
+        assert_refused(cluster.write(scale(0)), "lower replicas.min");
+        assert_eq!(cluster.write(scale(1)), Outcome::Done);
+        assert_eq!(
+            [1, 2, 3].map(|id| cluster.desired(id)),
+            [Some(Desired::Run), Some(Desired::Stop), Some(Desired::Stop)]
+        );
+        assert_refused(cluster.write(Write::Scale { service: name("api"), replicas: 1 }), "no service `api`");
+    }
+
+    #[test]
+    fn what_was_kept_of_a_slot_goes_with_it() {
+        let mut cluster = three();
+        let pending =
+            |slot| PlanStep::Pending { service: name("web"), slot, reason: Some("full".to_owned()) };
+        let backoff =
+            |slot| PlanStep::Backoff { service: name("web"), slot, failures: 1, not_before: UtcMs(0) };
+        cluster.write(scale(5));
+        cluster.planned(vec![pending(3), pending(4), backoff(2), backoff(4)]);
+        cluster.write(scale(4));
+        assert_eq!(web(&cluster).pending.keys().copied().collect::<Vec<_>>(), [3]);
+        cluster.write(stop());
+        assert!(web(&cluster).pending.is_empty() && web(&cluster).backoff.is_empty());
+    }
+
+    #[test]
+    fn a_stopped_service_starts_again() {
+        let mut cluster = three();
+        assert_eq!(cluster.write(stop()), Outcome::Done);
+        assert_eq!(cluster.desired(1), Some(Desired::Stop));
+        assert_eq!(cluster.plan(vec![place("web", 0, 1, 1)]), ["`web` is stopped"]);
+        assert_eq!(cluster.write(Write::Start { service: name("web") }), Outcome::Done);
+        cluster.planned(vec![place("web", 0, 1, 1)]);
+    }
+
+    #[test]
+    fn a_removed_service_stays_until_its_last_replica_is_gone() {
+        let mut cluster = three();
+        let forget = || vec![PlanStep::ForgetService { service: name("web") }];
+        assert_eq!(cluster.plan(forget()), ["`web` is not being removed"]);
+        assert_eq!(cluster.write(remove()), Outcome::Done);
+        assert_eq!(cluster.write(remove()), Outcome::Done);
+        for outcome in [
+            cluster.submit(spec("web", 1, 5)),
+            cluster.write(scale(2)),
+            cluster.write(stop()),
+            cluster.write(Write::Start { service: name("web") }),
+        ] {
+            assert_refused(outcome, "is being removed");
+        }
+        assert_eq!(cluster.plan(forget()), ["`web` still has replica 1"]);
+        for replica in 1..=3 {
+            cluster.report(1, replica, status(0, Phase::Gone));
+        }
+        cluster.planned(forget());
+        assert_eq!(cluster.submit(spec("web", 1, 5)), answered(1, true));
+    }
+
+    #[test]
+    fn old_versions_are_kept_for_rollback_and_while_they_run() {
+        let mut cluster = three();
+        for max in 6..=12 {
+            cluster.submit(spec("web", 1, max));
+        }
+        let kept = |cluster: &Cluster| web(cluster).versions.iter().map(|v| v.version).collect::<Vec<_>>();
+        assert_eq!(kept(&cluster), [1, 5, 6, 7, 8]);
+        assert_eq!(kept(&cluster).len(), SERVICE_VERSIONS_MAX);
+        for replica in 1..=3 {
+            cluster.write(Write::StopReplica { replica: ReplicaId(replica) });
+            cluster.report(1, replica, status(0, Phase::Gone));
+        }
+        cluster.submit(spec("web", 1, 13));
+        assert_eq!(kept(&cluster), [5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn a_port_is_held_until_the_last_replica_that_publishes_it_is_gone() {
+        let mut cluster = Cluster::of(1);
+        cluster.submit(publishing(spec("web", 1, 1), &[80]));
+        cluster.planned(vec![place("web", 0, 1, 1)]);
+        cluster.submit(publishing(spec("web", 1, 1), &[81]));
+        assert_refused(cluster.submit(publishing(spec("api", 1, 1), &[80])), "belongs to service `web`");
+        cluster.write(Write::StopReplica { replica: ReplicaId(1) });
+        cluster.report(1, 1, status(0, Phase::Gone));
+        assert_eq!(cluster.submit(publishing(spec("api", 1, 1), &[80])), answered(1, true));
+        cluster.write(remove());
+        cluster.planned(vec![PlanStep::ForgetService { service: name("web") }]);
+        assert_eq!(cluster.submit(publishing(spec("b", 1, 1), &[81])), answered(1, true));
+    }
+
+    #[test]
+    fn host_volumes_stay_where_they_are_while_that_node_is_a_member() {
+        let mut cluster = Cluster::of(3);
+        cluster.submit_on(1, spec("web", 1, 1));
+        cluster.submit_on(2, with_volume(spec("web", 1, 1)));
+        assert_eq!(web(&cluster).origin, NodeId(2));
+        cluster.submit_on(3, with_volume(spec("web", 1, 2)));
+        assert_eq!(web(&cluster).origin, NodeId(2));
+        cluster.write(Write::RemoveNode { node: NodeId(2), force: true });
+        assert_eq!(cluster.submit_on(3, with_volume(spec("web", 1, 2))), answered(3, true));
+        assert_eq!(web(&cluster).origin, NodeId(3));
+    }
+}

@@ -113,3 +113,85 @@ fn cycle(
     path.reverse();
     Refusal::conflict(format!("`{name}` would wait for itself: depends_on leads {}", path.join(" -> ")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::{Cluster, assert_refused, needing, publishing, spec, with_volume};
+    use crate::spec::{NetworkMode, PortSpec, Protocol};
+
+    fn check(spec: ServiceSpec, expect: Result<(), &str>) {
+        let mut cluster = Cluster::of(2);
+        cluster.submit(publishing(spec_of_web(), &[80, 81]));
+        let before = cluster.state.services.clone();
+        let outcome = cluster.submit(spec);
+        match expect {
+            Ok(()) => assert!(matches!(outcome, crate::cluster::Outcome::Service { .. }), "{outcome:?}"),
+            Err(part) => {
+                assert_refused(outcome, part);
+                assert_eq!(cluster.state.services, before);
+            }
+        }
+    }
+
+    fn spec_of_web() -> ServiceSpec {
+        spec("web", 1, 3)
+    }
+
+    #[test]
+    fn replicas_are_bounded() {
+        check(spec("api", 1, 1_000), Ok(()));
+        check(spec("api", 0, 3), Err("`api` asks for 0 to 3 replicas"));
+        check(spec("api", 4, 3), Err("`api` asks for 4 to 3 replicas"));
+        check(spec("api", 1, 1_001), Err("max <= 1000"));
+    }
+
+    #[test]
+    fn a_port_belongs_to_one_service() {
+        let api = || spec("api", 1, 1);
+        check(publishing(api(), &[82, 8080]), Ok(()));
+        check(publishing(api(), &[82, 81]), Err("port 81/tcp belongs to service `web`"));
+        check(publishing(api(), &[82, 82]), Err("publishes port 82/tcp twice"));
+        check(publishing(api(), &[22]), Err("port 22 is in use on node 1 (one)"));
+        check(publishing(api(), &[0]), Err("port 0"));
+        check(publishing(spec_of_web(), &[81, 83]), Ok(()));
+        let port = PortSpec { container_port: 80, host_port: None, protocol: Protocol::Tcp };
+        check(ServiceSpec { ports: vec![port.clone()], ..api() }, Ok(()));
+        let host = NetworkMode::Host;
+        check(
+            ServiceSpec { ports: vec![port.clone()], network: host, ..api() },
+            Err("belongs to service `web`"),
+        );
+        check(
+            ServiceSpec { ports: vec![PortSpec { protocol: Protocol::Udp, ..port }], network: host, ..api() },
+            Ok(()),
+        );
+    }
+
+    #[test]
+    fn a_specification_is_bounded_in_bytes() {
+        let mut large = spec("api", 1, 1);
+        large.environment.insert("A".to_owned(), "x".repeat(SPEC_BYTES_MAX - 1_024));
+        check(large.clone(), Ok(()));
+        large.environment.insert("B".to_owned(), "x".repeat(1_024));
+        check(large, Err("at most 262144 are stored"));
+    }
+
+    #[test]
+    fn host_volumes_are_on_a_member() {
+        let mut cluster = Cluster::of(2);
+        assert_refused(cluster.submit_on(3, with_volume(spec("db", 1, 1))), "no node `3`");
+        cluster.submit_on(2, with_volume(spec("db", 1, 1)));
+    }
+
+    #[test]
+    fn no_service_waits_for_itself() {
+        let mut cluster = Cluster::of(1);
+        assert_refused(cluster.submit(needing(spec("a", 1, 1), &["a"])), "depends_on leads a -> a");
+        cluster.submit(needing(spec("a", 1, 1), &["z", "b"]));
+        cluster.submit(needing(spec("b", 1, 1), &["c"]));
+        assert_refused(cluster.submit(needing(spec("c", 1, 1), &["d", "a"])), "leads c -> a -> b -> c");
+        let outcome = cluster.submit(needing(spec("c", 1, 1), &["d", "z"]));
+        assert_eq!(outcome, crate::cluster::Outcome::Service { version: 1, changed: true });
+    }
+}

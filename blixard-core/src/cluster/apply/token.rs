@@ -86,3 +86,76 @@ impl ClusterState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::{Cluster, START, assert_refused, join, join_token};
+    use crate::cluster::{Command, Write};
+    use crate::id::NodeId;
+
+    const OTHER: TokenId = TokenId([2; 8]);
+
+    fn with_token(token: TokenId, secret: [u8; 32]) -> Command {
+        match join(None, 2) {
+            Command::Join { node, key, facts, .. } => {
+                Command::Join { node, key, facts, token, secret_sha256: secret }
+            }
+            other => other,
+        }
+    }
+
+    #[test]
+    fn only_a_valid_join_token_admits() {
+        let check = |token: Token, secret: [u8; 32], expect: Option<&str>| {
+            let mut cluster = Cluster::of(1);
+            assert_eq!(cluster.write(Write::AddToken { id: OTHER, token }), Outcome::Done);
+            let outcome = cluster.command(with_token(OTHER, secret));
+            match expect {
+                Some(part) => assert_refused(outcome, part),
+                None => assert!(matches!(outcome, Outcome::Joined { node: NodeId(2), .. }), "{outcome:?}"),
+            }
+        };
+        let good = join_token();
+        let secret = good.secret_sha256;
+        check(good.clone(), secret, None);
+        check(Token { expires_at: Some(UtcMs(START.0 + 1)), ..good.clone() }, secret, None);
+        check(good.clone(), [0; 32], Some("not valid"));
+        check(Token { scope: TokenScope::Api, ..good.clone() }, secret, Some("does not admit members"));
+        check(Token { expires_at: Some(START), ..good.clone() }, secret, Some("expired"));
+        check(Token { uses_left: Some(0), ..good }, secret, Some("used up"));
+    }
+
+    #[test]
+    fn an_unknown_token_does_not_admit() {
+        let mut cluster = Cluster::of(1);
+        assert_refused(cluster.command(with_token(OTHER, [0; 32])), "not valid");
+    }
+
+    #[test]
+    fn a_token_is_used_up_by_new_members_only() {
+        let mut cluster = Cluster::of(1);
+        let token = Token { uses_left: Some(1), ..join_token() };
+        cluster.write(Write::AddToken { id: OTHER, token });
+        let first = cluster.command(with_token(OTHER, join_token().secret_sha256));
+        assert_eq!(cluster.command(with_token(OTHER, join_token().secret_sha256)), first);
+        assert_eq!(cluster.state.tokens[&OTHER].uses_left, Some(0));
+    }
+
+    #[test]
+    fn tokens_are_bounded_and_spent_ones_make_room() {
+        let mut cluster = Cluster::of(1);
+        let id = |n: usize| TokenId((n as u64).to_be_bytes());
+        for n in 1..TOKENS_MAX {
+            let uses_left = (n == 1).then_some(0);
+            cluster.state.tokens.insert(id(n), Token { uses_left, ..join_token() });
+        }
+        let add =
+            |cluster: &mut Cluster, n| cluster.write(Write::AddToken { id: id(n), token: join_token() });
+        assert_eq!(add(&mut cluster, 5_000), Outcome::Done);
+        assert_refused(add(&mut cluster, 5_001), "at most 1024");
+        assert_eq!(cluster.write(Write::RemoveToken { id: id(5_000) }), Outcome::Done);
+        assert_refused(cluster.write(Write::RemoveToken { id: id(5_000) }), "no token");
+        assert_eq!(add(&mut cluster, 5_001), Outcome::Done);
+    }
+}

@@ -1,1 +1,7 @@
+//! Golden plans: a cluster is set up in a few words, and the plan is compared as text.
 
+mod fill;
+mod moves;
+mod nodes;
+mod random;
+pub(crate) mod world;

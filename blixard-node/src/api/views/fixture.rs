@@ -29,6 +29,7 @@ pub(in super::super) fn state() -> ClusterState {
         next_replica: ReplicaId(1),
         requests: Default::default(),
         requests_by_time: Default::default(),
+        ..ClusterState::default()
         events: Default::default(),
     };
     add_node(&mut state, 1, NodeStatus::Up);

@@ -1,0 +1,163 @@
+//! What the command line accepts. Every command has an example in its help.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::commands::{cluster, events, exec, image, inspect, logs, node, ps, run, service};
+
+/// Runs containers on a few machines and keeps them running.
+#[derive(Debug, Parser)]
+#[command(
+    name = "blixard",
+    version,
+    arg_required_else_help = true,
+    after_help = "Example:\n  blixard node --id 1 --bind 10.77.0.1:7001    start the first node\n  blixard run web.bun                          run a bundle, from any node\n  blixard ps                                   see every container of the cluster"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which node is asked.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Which node")]
+pub(crate) struct Connection {
+    /// The node's API: unix:///path/to/blixard.sock or http://127.0.0.1:8082
+    #[arg(long, global = true, env = "BLIXARD_HOST", value_name = "URL")]
+    pub(crate) host: Option<String>,
+    /// The node's data directory [default: /var/lib/blixard, else the one ./data/node*]
+    #[arg(long, global = true, env = "BLIXARD_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// An API token, needed to change anything over http://
+    #[arg(long, global = true, env = "BLIXARD_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(run::Args),
+    Ps(ps::Args),
+    Stop(service::StopArgs),
+    Start(service::StartArgs),
+    Rm(service::RemoveArgs),
+    Logs(logs::Args),
+    Exec(exec::Args),
+    Inspect(inspect::Args),
+    Events(events::Args),
+    Service(service::Args),
+    Image(image::Args),
+    Node(Box<node::Args>),
+    Cluster(cluster::Args),
+}
+
+/// How a command prints what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    #[default]
+    Table,
+    /// The API's JSON, whose fields are only ever added to
+    Json,
+}
+
+/// The option for [`Output`].
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// How to print: for people, or the API's JSON (see docs/reference; fields are only ever added)
+    #[arg(short, long, visible_alias = "format", value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Output,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::{Cli, Command};
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example_and_a_description() {
+        fn check(command: &clap::Command, path: &str) -> usize {
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Example:\n  "), "{path} has no example:\n{help}");
+            assert!(command.get_about().is_some(), "{path} has no description");
+            1 + command
+                .get_subcommands()
+                .map(|sub| check(sub, &format!("{path} {}", sub.get_name())))
+                .sum::<usize>()
+        }
+        assert!(check(&Cli::command(), "blixard") > 30);
+    }
+
+    #[test]
+    fn the_commands_of_the_manual_are_accepted() {
+        let check = |line: &str| {
+            let parsed = Cli::try_parse_from(line.split_whitespace());
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+        };
+        check("blixard node --id 1 --bind 10.77.0.1:7001");
+        check("blixard node --id 2 --bind 10.77.0.2:7001 --join path/to/node-registry.json --join TICKET");
+        check("blixard node --data-dir /d --http 8083 --label a=b --label c=d --name n --containerd private");
+        check(
+            "blixard node --bootstrap --advertise 1.2.3.4:5 --subnets 10.0.0.0/16 --registries f --log-format json",
+        );
+        check("blixard node");
+        check("blixard cluster status");
+        check("blixard node ls");
+        check("blixard --data-dir /d node ls -o json");
+        check("blixard node ls --data-dir /d");
+        check("blixard node drain 2");
+        check("blixard node leave 2 --timeout 5");
+        check("blixard node rm 3 --force");
+        check("blixard node activate box2");
+        check("blixard node down");
+        check("blixard node purge --yes");
+        check("blixard run web.bun -d --name N2".to_lowercase().as_str());
+        check("blixard run -");
+        check("blixard ps -a -q -o table");
+        check("blixard ps --format json");
+        check("blixard service ls");
+        check("blixard service inspect web");
+        check("blixard service scale web 3");
+        check("blixard stop web");
+        check("blixard start web");
+        check("blixard rm web");
+        check("blixard logs -f -n 5 web");
+        check("blixard exec -it 3f2a sh -c ls");
+        check("blixard exec web-0 ls -la");
+        check("blixard inspect 3f2a");
+        check("blixard events -f");
+        check("blixard image import f.tar");
+        check("blixard image pull nginx");
+        check("blixard image ls");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let check = |line: &str| {
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+        };
+        check("blixard");
+        check("blixard node --id 1 ls");
+        check("blixard node lss");
+        check("blixard run");
+        check("blixard run web.bun --name Not_A_Name");
+        check("blixard service scale web -1");
+        check("blixard exec web-0");
+        check("blixard events --after x");
+    }
+
+    #[test]
+    fn options_after_an_exec_target_belong_to_the_program() {
+        let cli = Cli::try_parse_from(["blixard", "exec", "web-0", "ls", "-t", "--help"]).unwrap();
+        assert!(matches!(cli.command, Command::Exec(_)));
+        assert!(format!("{:?}", cli.command).contains("tty: false"));
+    }
+}

@@ -1,0 +1,66 @@
+//! Newline-delimited JSON, as it comes.
+
+use std::marker::PhantomData;
+
+use blixard_core::api::GAP_HEADER;
+use bytes::BytesMut;
+use http::Response;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
+
+/// The longest line read, in bytes.
+const LINE_BYTES_MAX: usize = 4 << 20;
+
+/// A stream of values, one a line. Empty lines, which are signs of life, are skipped.
+pub(crate) struct Lines<T> {
+    body: Incoming,
+    buffer: BytesMut,
+    gap: bool,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned> Lines<T> {
+    pub(super) fn new(response: Response<Incoming>) -> Self {
+        let gap = response.headers().contains_key(GAP_HEADER);
+        Self { body: response.into_body(), buffer: BytesMut::new(), gap, value: PhantomData }
+    }
+
+    /// Whether something before the first value is forgotten.
+    pub(crate) fn has_gap(&self) -> bool {
+        self.gap
+    }
+
+    /// The next value; `None` at the end.
+    ///
+    /// # Errors
+    /// When the connection breaks, or a line is not such a value.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what was read stays in the buffer.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<T>> {
+        let mut scanned = 0;
+        loop {
+            let end = self.buffer[scanned..].iter().position(|&byte| byte == b'\n');
+            if let Some(end) = end {
+                let line = self.buffer.split_to(scanned + end + 1);
+                scanned = 0;
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                return Ok(Some(serde_json::from_slice(&line)?));
+            }
+            scanned = self.buffer.len();
+            anyhow::ensure!(scanned <= LINE_BYTES_MAX, "a line of the node's answer is too long");
+            match self.body.frame().await {
+                None if self.buffer.is_empty() => return Ok(None),
+                None => anyhow::bail!("the node's answer ends within a line"),
+                Some(frame) => {
+                    if let Ok(data) = frame?.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}

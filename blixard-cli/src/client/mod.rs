@@ -1,0 +1,238 @@
+//! Asks a node over its API: HTTP/1.1 on its Unix socket or on TCP, one connection a request.
+//!
+//! Writes carry a request id and are repeated, under the same id, while the cluster is without a
+//! leader or the connection breaks, until a deadline.
+
+mod body;
+mod endpoint;
+mod lines;
+
+use std::cell::Cell;
+use std::fmt::Write as _;
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use blixard_core::api::exec::ExecRequest;
+use blixard_core::api::{EXEC_PROTOCOL, ErrorBody, REQUEST_ID_HEADER, STALE_HEADER};
+use blixard_core::id::RequestId;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub(crate) use self::body::{Upload, file};
+pub(crate) use self::endpoint::Endpoint;
+pub(crate) use self::lines::Lines;
+use crate::cli::Connection;
+use crate::failure::{self, Cause, Failure};
+
+/// How long a write is repeated before it is given up.
+const WRITE_DEADLINE: Duration = Duration::from_secs(20);
+/// The first pause before a write is repeated; doubled each time.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause before a write is repeated.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The longest JSON answer read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// A node's API.
+pub(crate) struct Client {
+    endpoint: Endpoint,
+    token: Option<String>,
+    warned: Cell<bool>,
+}
+
+impl Client {
+    /// The API that the options name, or the one found on this machine.
+    ///
+    /// # Errors
+    /// When none is named and none, or several, are found.
+    pub(crate) fn new(connection: &Connection) -> anyhow::Result<Self> {
+        let endpoint = Endpoint::find(connection)?;
+        Ok(Self { endpoint, token: connection.token.clone(), warned: Cell::new(false) })
+    }
+
+    /// Reads what is at `path`.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let response = self.send(Method::GET, path, None, body::empty()).await?;
+        decode(response).await
+    }
+
+    /// Writes `body` to `path`.
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        self.write(Method::POST, path, Some(serde_json::to_vec(body)?)).await
+    }
+
+    /// Writes to `path`, which says it all.
+    pub(crate) async fn post_empty<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        self.write(Method::POST, path, None).await
+    }
+
+    /// Removes what is at `path`.
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        self.write(Method::DELETE, path, None).await
+    }
+
+    /// Sends a long body, once.
+    pub(crate) async fn upload<T: DeserializeOwned>(&self, path: &str, body: Upload) -> anyhow::Result<T> {
+        decode(self.send(Method::POST, path, None, body).await?).await
+    }
+
+    /// Reads newline-delimited JSON as it comes.
+    pub(crate) async fn lines<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> anyhow::Result<Lines<T>> {
+        Ok(Lines::new(self.send(method, path, None, body::json(body)).await?))
+    }
+
+    /// Starts a process and turns the connection into its frames.
+    pub(crate) async fn exec(&self, path: &str, request: &ExecRequest) -> anyhow::Result<Upgraded> {
+        let body = serde_json::to_vec(request)?;
+        let mut response = self.send(Method::POST, path, None, body::json(Some(body))).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let error = format!("the node answered {} to exec", response.status());
+            return Err(Failure::new(error, "run the same version of blixard as the node").into());
+        }
+        Ok(hyper::upgrade::on(&mut response).await?)
+    }
+
+    async fn write<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> anyhow::Result<T> {
+        let id = draw_request_id()?;
+        let give_up = Instant::now() + WRITE_DEADLINE;
+        let mut pause = RETRY_PAUSE;
+        let mut reached = false;
+        loop {
+            let answer = self.send(method.clone(), path, Some(id), body::json(body.clone())).await;
+            let answer = match answer {
+                Ok(response) => decode(response).await,
+                Err(error) => Err(error),
+            };
+            let error = match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let not_reached = failure::cause(&error) == Some(Cause::NotReached);
+            reached |= !not_reached;
+            let worth_repeating = is_transient(&error) || (not_reached && reached);
+            if !worth_repeating || Instant::now() + pause >= give_up {
+                return Err(error);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+        }
+    }
+
+    /// Sends one request. Any status but success and 101 is an error.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        id: Option<RequestId>,
+        body: Upload,
+    ) -> anyhow::Result<Response<Incoming>> {
+        let mut sender = self.endpoint.connect().await?;
+        let mut request =
+            Request::builder().method(method).uri(path).header(header::HOST, self.endpoint.host());
+        if let Some(id) = id {
+            request = request.header(REQUEST_ID_HEADER, id.to_string());
+        }
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if path.ends_with("/exec") {
+            request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, EXEC_PROTOCOL);
+        }
+        let request = request.header(header::CONTENT_TYPE, "application/json").body(body)?;
+        let response = sender.send_request(request).await?;
+        self.warn_if_stale(&response);
+        let status = response.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(response);
+        }
+        Err(refused(response).await.into())
+    }
+
+    /// Says once that answers may be old.
+    fn warn_if_stale(&self, response: &Response<Incoming>) {
+        let why = response.headers().get(STALE_HEADER).and_then(|why| why.to_str().ok());
+        if let Some(why) = why
+            && !self.warned.replace(true)
+        {
+            crate::render::warn(&format!("answer may be old: {why}"));
+        }
+    }
+}
+
+/// A value as one segment of a path.
+pub(crate) fn segment(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+/// Whether the same write may succeed a moment later.
+fn is_transient(error: &anyhow::Error) -> bool {
+    match failure::cause(error) {
+        Some(cause) => cause == Cause::Refused(StatusCode::SERVICE_UNAVAILABLE),
+        None => error.downcast_ref::<hyper::Error>().is_some(),
+    }
+}
+
+async fn decode<T: DeserializeOwned>(response: Response<Incoming>) -> anyhow::Result<T> {
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+    let bytes = body
+        .collect()
+        .await
+        .map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(error) => anyhow::Error::from(*error),
+            Err(error) => anyhow::anyhow!(error),
+        })?
+        .to_bytes();
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Failure::new(
+            format!("the node's answer is not understood: {error}"),
+            "run the same version of blixard as the node",
+        )
+        .into()
+    })
+}
+
+async fn refused(response: Response<Incoming>) -> Failure {
+    let status = response.status();
+    let collected = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+    let bytes = collected.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| ErrorBody {
+        error: format!("the node answered {status}"),
+        ..ErrorBody::default()
+    });
+    Failure { cause: Cause::Refused(status), body }
+}
+
+fn draw_request_id() -> std::io::Result<RequestId> {
+    let mut bytes = [0; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(RequestId(bytes))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+//! `blixard cluster`
+
+use std::process::ExitCode;
+
+use blixard_core::api::node::ClusterStatus;
+use blixard_core::api::token::{Scope, TokenAnswer, TokenRequest, TokenRow};
+use blixard_core::api::{List, WriteAnswer};
+use blixard_core::id::{NodeId, TokenId};
+use clap::{Subcommand, ValueEnum};
+
+use crate::cli::{Output, OutputArgs};
+use crate::client::Client;
+use crate::render::color::{self, Paint, Style};
+use crate::render::table::Table;
+use crate::render::{self, text};
+
+/// Show the cluster as a whole, and make tokens for it
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  blixard cluster status\n  blixard cluster token create --scope api")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show who leads, who votes, and what the cluster survives
+    #[command(after_help = "Example:\n  blixard cluster status\n  blixard cluster status -o json")]
+    Status(OutputArgs),
+    /// Make, list and revoke tokens
+    #[command(after_help = "Example:\n  blixard cluster token create --uses 1 --expires 3600")]
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token and print it: it is shown only this once
+    #[command(after_help = "Example:\n  blixard cluster token create --scope api --expires 86400")]
+    Create {
+        /// What it admits to
+        #[arg(long, value_enum, default_value = "join")]
+        scope: ScopeArg,
+        /// Seconds until it expires [default: never]
+        #[arg(long, value_name = "SECONDS")]
+        expires: Option<u64>,
+        /// How often it can be used [default: without end]
+        #[arg(long, value_name = "N")]
+        uses: Option<u32>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// List the tokens, without their secrets
+    #[command(visible_alias = "list", after_help = "Example:\n  blixard cluster token ls")]
+    Ls(OutputArgs),
+    /// Revoke a token; nodes that joined with it stay
+    #[command(after_help = "Example:\n  blixard cluster token rm 5f0c1b2a3d4e5f60")]
+    Rm {
+        /// Its id, as `ls` shows it
+        id: TokenId,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ScopeArg {
+    /// Joining the cluster as a node
+    Join,
+    /// Changing things over http://
+    Api,
+}
+
+pub(crate) async fn cluster(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Status(output) => {
+            let status: ClusterStatus = client.get("/v1/cluster").await?;
+            match output.output {
+                Output::Json => render::json(&status)?,
+                Output::Table => render::print(&describe(&status, color::stdout()))?,
+            }
+        }
+        Command::Token { command } => token(client, command).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(status: &ClusterStatus, paint: Paint) -> String {
+    let list = |ids: &[NodeId]| match ids {
+        [] => "none".to_owned(),
+        ids => ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    let leader = status.leader.map_or_else(
+        || paint.apply(Style::Red, "none: nothing can change until a majority of the voters is up"),
+        |leader| format!("node {leader} (term {})", status.term),
+    );
+    let survives = if status.failures_survived > 0 { Style::Green } else { Style::Yellow };
+    let lines = [
+        ("Cluster", status.id.to_string()),
+        ("Answered by", format!("node {}", status.node)),
+        ("Leader", leader),
+        ("Voters", list(&status.voters)),
+        ("Learners", list(&status.learners)),
+        ("Survives", paint.apply(survives, &status.survives)),
+        ("Nodes", format!("{} up of {}", status.nodes_up, status.nodes)),
+        ("Services", status.services.to_string()),
+        ("Replicas", format!("{} running", status.replicas_running)),
+        (
+            "Log",
+            format!("applied {} of {}, snapshot at {}", status.applied, status.last_log, status.snapshot),
+        ),
+        ("Feature level", status.level.to_string()),
+    ];
+    lines.iter().map(|(key, value)| format!("{:<15}{value}\n", format!("{key}:"))).collect()
+}
+
+async fn token(client: &Client, command: TokenCommand) -> anyhow::Result<()> {
+    match command {
+        TokenCommand::Create { scope, expires, uses, output } => {
+            let scope = match scope {
+                ScopeArg::Join => Scope::Join,
+                ScopeArg::Api => Scope::Api,
+            };
+            let request = TokenRequest { scope, expires_in_s: expires, uses };
+            let answer: TokenAnswer = client.post("/v1/tokens", &request).await?;
+            match output.output {
+                Output::Json => render::json(&answer)?,
+                Output::Table => render::line(&answer.token)?,
+            }
+        }
+        TokenCommand::Ls(output) => {
+            let list: List<TokenRow> = client.get("/v1/tokens").await?;
+            match output.output {
+                Output::Json => render::json(&list.items)?,
+                Output::Table => render::print(&tokens(&list.items))?,
+            }
+        }
+        TokenCommand::Rm { id } => {
+            let _: WriteAnswer = client.delete(&format!("/v1/tokens/{id}")).await?;
+            render::line(&id.to_string())?;
+        }
+    }
+    Ok(())
+}
+
+fn tokens(rows: &[TokenRow]) -> String {
+    let now = text::now();
+    let mut table = Table::new(&["ID", "SCOPE", "EXPIRES", "USES LEFT"], color::stdout());
+    for row in rows {
+        let expires = match row.expires_at {
+            None => "never".to_owned(),
+            Some(then) if then <= now => "expired".to_owned(),
+            Some(then) => format!("in {}", text::until(now, then)),
+        };
+        let scope = match row.scope {
+            Scope::Join => "join",
+            Scope::Api => "api",
+        };
+        let uses = row.uses_left.map_or_else(|| "no limit".to_owned(), |uses| uses.to_string());
+        table.row([row.id.to_string(), scope.to_owned(), expires, uses]);
+    }
+    table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::api::node::ClusterStatus;
+
+    use crate::render::color::Paint;
+
+    #[test]
+    fn cluster_status_looks_like_this() {
+        let status: ClusterStatus = serde_json::from_value(serde_json::json!({
+            "id": "03030303030303030303030303030303", "node": 2, "leader": 1, "term": 4,
+            "voters": [1, 2, 3], "learners": [], "failures_survived": 1,
+            "survives": "the loss of any 1 of the voters 1, 2, 3", "level": 1, "last_log": 90,
+            "applied": 88, "snapshot": 0, "nodes": 3, "nodes_up": 3, "services": 1, "replicas_running": 2
+        }))
+        .unwrap();
+        assert_eq!(
+            super::describe(&status, Paint::Plain),
+            "\
+Cluster:       03030303030303030303030303030303
+Answered by:   node 2
+Leader:        node 1 (term 4)
+Voters:        1, 2, 3
+Learners:      none
+Survives:      the loss of any 1 of the voters 1, 2, 3
+Nodes:         3 up of 3
+Services:      1
+Replicas:      2 running
+Log:           applied 88 of 90, snapshot at 0
+Feature level: 1
+"
+        );
+    }
+}

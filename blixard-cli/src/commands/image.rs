@@ -1,0 +1,154 @@
+//! `blixard image`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use blixard_core::api::image::{ImageList, ImportAnswer, PullLine, PullRequest};
+use clap::Subcommand;
+use http::Method;
+use tokio::sync::mpsc;
+
+use crate::cli::{Output, OutputArgs};
+use crate::client::{self, Client};
+use crate::failure::Failure;
+use crate::render::progress::{Item, Progress};
+use crate::render::table::Table;
+use crate::render::{self, color, text};
+
+/// Import, pull and list images
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  blixard image import app.tar\n  blixard image pull nginx\n  blixard image ls"
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Import the images of an OCI or Docker archive into every node
+    #[command(after_help = "Example:\n  docker save app:1 -o app.tar && blixard image import app.tar")]
+    Import {
+        /// The archive (tar, perhaps gzipped), or - for standard input
+        #[arg(value_name = "FILE.tar")]
+        file: PathBuf,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Pull an image from its registry to the node that is asked
+    ///
+    /// `blixard run` pulls by itself, on each node that runs a replica.
+    #[command(after_help = "Example:\n  blixard image pull nginx:1.27")]
+    Pull {
+        /// The image
+        #[arg(value_name = "REF")]
+        reference: String,
+    },
+    /// List the images of all nodes
+    #[command(
+        visible_alias = "list",
+        after_help = "Example:\n  blixard image ls\n  blixard image ls -o json"
+    )]
+    Ls(OutputArgs),
+}
+
+pub(crate) async fn image(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Import { file, output } => import(client, file, output).await,
+        Command::Pull { reference } => pull(client, reference).await,
+        Command::Ls(output) => list(client, output).await,
+    }
+}
+
+async fn import(client: &Client, file: PathBuf, output: OutputArgs) -> anyhow::Result<ExitCode> {
+    let (sender, mut sent) = mpsc::unbounded_channel();
+    let (body, total) = client::file(&file, move |bytes| {
+        let _ = sender.send(bytes);
+    })
+    .await
+    .with_context(|| format!("cannot read {}", file.display()))?;
+    let mut progress = Progress::new();
+    let upload = client.upload::<ImportAnswer>("/v1/images/import", body);
+    let mut upload = std::pin::pin!(upload);
+    let answer = loop {
+        // Cancel safe: the upload is pinned outside the loop and `recv` keeps what it has.
+        tokio::select! {
+            biased;
+            answer = &mut upload => break answer?,
+            Some(bytes) = sent.recv() => {
+                let text = if Some(bytes) == total { "distributing" } else { "importing" };
+                progress.show(&[Item {
+                    key: file.display().to_string(),
+                    text: text.to_owned(),
+                    bytes: Some((bytes, total.unwrap_or(0))),
+                }]);
+            }
+        }
+    };
+    drop(progress);
+    if output.output == Output::Json {
+        render::json(&answer)?;
+    } else {
+        for image in &answer.images {
+            render::line(&format!("{} {}", text::printable(&image.reference), image.digest))?;
+        }
+    }
+    let failed: Vec<String> = answer
+        .members
+        .iter()
+        .filter_map(|member| Some(format!("node {}: {}", member.node, member.error.as_ref()?)))
+        .collect();
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let error = format!("{} of {} nodes do not have it", failed.len(), answer.members.len());
+    let hint = "import it again once they are up; what is there already is not sent twice to disk";
+    Err(Failure::new(error, hint).with_details(failed).into())
+}
+
+async fn pull(client: &Client, reference: String) -> anyhow::Result<ExitCode> {
+    let body = serde_json::to_vec(&PullRequest { reference: reference.clone() })?;
+    let mut lines = client.lines::<PullLine>(Method::POST, "/v1/images/pull", Some(body)).await?;
+    let mut progress = Progress::new();
+    while let Some(line) = lines.next().await? {
+        if let Some(error) = line.error {
+            drop(progress);
+            let hint = "check the name; `blixard node --help` says how registries are configured";
+            return Err(Failure::new(format!("cannot pull {reference}: {error}"), hint).into());
+        }
+        if let Some(digest) = line.digest {
+            drop(progress);
+            render::line(&digest)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let bytes = line.progress.map(|progress| (progress.bytes, progress.bytes_total));
+        progress.show(&[Item { key: reference.clone(), text: "pulling".to_owned(), bytes }]);
+    }
+    Err(Failure::new(format!("the pull of {reference} ended without a word"), "try again").into())
+}
+
+async fn list(client: &Client, output: OutputArgs) -> anyhow::Result<ExitCode> {
+    let list: ImageList = client.get("/v1/images").await?;
+    if !list.unreachable.is_empty() {
+        let ids: Vec<String> = list.unreachable.iter().map(ToString::to_string).collect();
+        render::warn(&format!("without the images of nodes that do not answer: {}", ids.join(", ")));
+    }
+    if output.output == Output::Json {
+        render::json(&list.items)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(&["IMAGE", "DIGEST", "SIZE", "NODES"], color::stdout());
+    for image in &list.items {
+        let nodes: Vec<String> = image.nodes.iter().map(ToString::to_string).collect();
+        table.row([
+            text::printable(&image.reference),
+            text::short_digest(&image.digest).to_owned(),
+            text::bytes(image.bytes),
+            nodes.join(", "),
+        ]);
+    }
+    render::print(&table.render())?;
+    Ok(ExitCode::SUCCESS)
+}

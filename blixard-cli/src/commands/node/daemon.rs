@@ -1,0 +1,75 @@
+//! The daemon's options. They are only taken here; [`NodeOptions::check`] checks them.
+
+use std::path::PathBuf;
+
+use blixard_node::config::NodeOptions;
+
+use crate::cli::Connection;
+
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Options of the daemon")]
+pub(super) struct DaemonArgs {
+    /// This node's number, from 1, never reused [default: the leader assigns one]
+    #[arg(long, value_name = "N")]
+    id: Option<u64>,
+    /// Where links from other nodes are accepted [default: the address of the default route, port 7001]
+    #[arg(long, value_name = "IP[:PORT]")]
+    bind: Option<String>,
+    /// Where other nodes reach this one, when that is not --bind (repeatable)
+    #[arg(long, value_name = "IP:PORT")]
+    advertise: Vec<String>,
+    /// A member's node-registry.json, or a ticket (repeatable)
+    #[arg(long, value_name = "FILE|TICKET")]
+    join: Vec<String>,
+    /// Make a new cluster although there are others to join: on one of several equal machines
+    #[arg(long)]
+    bootstrap: bool,
+    /// Where the HTTP API listens besides its socket: a port, an address, or off [default: 127.0.0.1:8082]
+    #[arg(long, value_name = "PORT|IP:PORT|off")]
+    http: Option<String>,
+    /// A label that bundles can ask for in their placement (repeatable)
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<String>,
+    /// This node's name [default: the host's]
+    #[arg(long)]
+    name: Option<String>,
+    /// Which containerd: auto, private, or the path of its socket [default: auto]
+    #[arg(long, value_name = "auto|private|PATH")]
+    containerd: Option<String>,
+    /// Where container networks are cut from; said once, by the first node [default: 10.210.0.0/16]
+    #[arg(long, value_name = "RANGE")]
+    subnets: Option<String>,
+    /// A file that says how image registries are reached: plain HTTP, mirrors, credentials
+    #[arg(long, value_name = "FILE")]
+    registries: Option<PathBuf>,
+    /// How log lines look: text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// What is logged: error, warn, info, debug, trace, or tracing's directives [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+}
+
+impl DaemonArgs {
+    /// The options as the node takes them, with what the environment adds.
+    pub(super) fn options(self, connection: &Connection) -> NodeOptions {
+        let mut options = NodeOptions {
+            id: self.id,
+            bind: self.bind,
+            advertise: self.advertise,
+            join: self.join,
+            bootstrap: self.bootstrap,
+            data_dir: connection.data_dir.clone(),
+            http: self.http,
+            labels: self.labels,
+            name: self.name,
+            containerd: self.containerd,
+            subnets: self.subnets,
+            registries: self.registries,
+            log_format: self.log_format,
+            log: self.log,
+        };
+        options.merge_env(|name| std::env::var(name).ok());
+        options
+    }
+}

@@ -1,0 +1,244 @@
+//! `blixard node`: with options the daemon; with a subcommand, a question to a running cluster or
+//! a clean-up of this machine. The only user of the node crate.
+
+mod daemon;
+mod moving;
+
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use blixard_core::api::node::{NodeView, Role};
+use blixard_core::api::{List, WriteAnswer};
+use blixard_core::cluster::{Availability, NodeStatus};
+use blixard_node::config::NodeOptions;
+use clap::Subcommand;
+
+use self::daemon::DaemonArgs;
+use crate::cli::{Connection, Output, OutputArgs};
+use crate::client::{Client, segment};
+use crate::render::color::{self, Paint, Style};
+use crate::render::table::Table;
+use crate::render::{self, text};
+
+/// Run this machine's node, or ask the cluster about its nodes
+///
+/// Without a subcommand this is the daemon: it stays in the foreground and runs this machine's
+/// part of the cluster. With nothing to join it makes a new cluster, and prints the exact line to
+/// run on the next machine. Ctrl-C stops the daemon and leaves its containers running; the next
+/// start takes them over.
+///
+/// With a subcommand it is a client, like every other command: it asks a node that runs already.
+#[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_help_heading = "Questions to a running node",
+    override_usage = "blixard node [OPTIONS]      run this machine's node (the daemon)\n       blixard node <COMMAND>      ask a running node about the cluster's nodes",
+    after_help = "Example:\n  blixard node --id 1 --bind 10.77.0.1:7001                              the first node\n  blixard node --id 2 --bind 10.77.0.2:7001 --join node-registry.json    a second one\n  blixard node ls                                                        from either\n\nEnvironment: BLIXARD_NODE_REGISTRIES (registry files, comma-separated, like --join), HTTP_PORT (like --http),\nNAME (like --name), BLIXARD_LOG (like --log). Flags win."
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    daemon: DaemonArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// List the nodes of the cluster
+    #[command(visible_alias = "list", after_help = "Example:\n  blixard node ls\n  blixard node ls -o json")]
+    Ls(OutputArgs),
+    /// Move a node's replicas elsewhere and give it no new ones
+    #[command(after_help = "Example:\n  blixard node drain 2\n  blixard node activate 2    afterwards")]
+    Drain(moving::Args),
+    /// Give a drained node replicas again
+    #[command(after_help = "Example:\n  blixard node activate 2")]
+    Activate {
+        /// The node's number or name
+        #[arg(value_name = "ID")]
+        node: String,
+    },
+    /// Move a node's replicas elsewhere, then remove it from the cluster
+    #[command(after_help = "Example:\n  blixard node leave 2")]
+    Leave(moving::Args),
+    /// Remove a dead node from the cluster for good
+    #[command(after_help = "Example:\n  blixard node rm 3 --force")]
+    Rm {
+        /// The node's number or name
+        #[arg(value_name = "ID")]
+        node: String,
+        /// Also when it is up or still holds replicas
+        #[arg(long)]
+        force: bool,
+    },
+    /// Stop the containers of the node that is asked, and give it no new ones
+    ///
+    /// Their services go on elsewhere where they can. The daemon keeps running; `blixard node
+    /// activate ID` undoes it.
+    #[command(after_help = "Example:\n  blixard node down")]
+    Down(moving::WaitArgs),
+    /// Remove everything a node left on this machine: containers, networks, rules, data
+    ///
+    /// The daemon must be stopped. The cluster is not asked: remove the node from it as well, with
+    /// `blixard node rm ID --force` on another one.
+    #[command(
+        after_help = "Example:\n  blixard node purge --yes\n  blixard --data-dir ./data/node2 node purge --yes --images"
+    )]
+    Purge {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+        /// Also the images it pulled
+        #[arg(long)]
+        images: bool,
+    },
+}
+
+/// What runs on this machine without asking a node.
+pub(crate) enum Local {
+    Daemon(NodeOptions),
+    Purge { options: NodeOptions, images: bool, yes: bool },
+}
+
+impl Args {
+    /// What runs here, or the verb that asks a node.
+    pub(crate) fn local(self: Box<Self>, connection: &Connection) -> Result<Local, Box<Self>> {
+        match self.verb {
+            None => Ok(Local::Daemon(self.daemon.options(connection))),
+            Some(Verb::Purge { yes, images }) => {
+                Ok(Local::Purge { options: self.daemon.options(connection), images, yes })
+            }
+            Some(_) => Err(self),
+        }
+    }
+}
+
+impl Local {
+    /// Runs it to its end.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Daemon(options) => blixard_node::daemon::run(options).map_err(|error| anyhow!(error)),
+            Self::Purge { yes: false, .. } => Err(crate::failure::Failure::new(
+                "purge removes this node's containers, networks and data for good",
+                "say --yes when you mean it",
+            )
+            .into()),
+            Self::Purge { options, images, .. } => {
+                blixard_node::daemon::purge(options, images).map_err(|error| anyhow!(error))?;
+                render::note("nothing of the node is left on this machine");
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+/// Asks a node.
+pub(crate) async fn ask(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+    match args.verb {
+        None | Some(Verb::Purge { .. }) => unreachable!("`local` has taken what does not ask a node"),
+        Some(Verb::Ls(output)) => list(client, output).await,
+        Some(Verb::Drain(args)) => moving::drain(client, args).await,
+        Some(Verb::Leave(args)) => moving::leave(client, args).await,
+        Some(Verb::Down(args)) => moving::down(client, args).await,
+        Some(Verb::Activate { node }) => {
+            let _: WriteAnswer = client.post_empty(&format!("/v1/nodes/{}/activate", segment(&node))).await?;
+            render::line(&node)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Verb::Rm { node, force }) => {
+            let _: WriteAnswer =
+                client.delete(&format!("/v1/nodes/{}?force={force}", segment(&node))).await?;
+            render::line(&node)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn list(client: &Client, output: OutputArgs) -> anyhow::Result<ExitCode> {
+    let list: List<NodeView> = client.get("/v1/nodes").await?;
+    match output.output {
+        Output::Json => render::json(&list.items)?,
+        Output::Table => render::print(&table(&list.items, color::stdout()))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(nodes: &[NodeView], paint: Paint) -> String {
+    let headings =
+        ["ID", "NAME", "ROLE", "STATUS", "AVAILABILITY", "ADDRESS", "REPLICAS", "CPU", "MEMORY", "VERSION"];
+    let mut table = Table::new(&headings, paint);
+    for node in nodes {
+        let cpus = |millis: u64| format!("{}.{}", millis / 1000, millis % 1000 / 100);
+        table.row([
+            node.id.to_string(),
+            text::printable(&node.name),
+            role(node.role).to_owned(),
+            status(node.status).to_owned(),
+            availability(node.availability).to_owned(),
+            node.addresses.first().cloned().unwrap_or_default(),
+            node.replicas.to_string(),
+            format!("{}/{}", cpus(node.cpu_millis_reserved), cpus(node.cpu_millis)),
+            format!("{}/{}", text::bytes(node.memory_bytes_reserved), text::bytes(node.memory_bytes)),
+            text::printable(&node.version),
+        ]);
+        table.style(
+            3,
+            Some(match node.status {
+                NodeStatus::Up => Style::Green,
+                NodeStatus::Unknown => Style::Yellow,
+                NodeStatus::Down => Style::Red,
+            }),
+        );
+    }
+    table.render()
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        Role::Voter => "voter",
+        Role::Learner => "learner",
+        Role::Joining => "joining",
+    }
+}
+
+fn status(status: NodeStatus) -> &'static str {
+    match status {
+        NodeStatus::Up => "up",
+        NodeStatus::Unknown => "unknown",
+        NodeStatus::Down => "down",
+    }
+}
+
+fn availability(availability: Availability) -> &'static str {
+    match availability {
+        Availability::Active => "active",
+        Availability::Draining => "draining",
+        Availability::Leaving => "leaving",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::api::node::NodeView;
+
+    use crate::render::color::Paint;
+
+    #[test]
+    fn node_ls_looks_like_this() {
+        let node: NodeView = serde_json::from_value(serde_json::json!({
+            "id": 1, "name": "box1", "role": "leader", "status": "up", "status_since": 0,
+            "availability": "active", "hold_until": null, "key": "01".repeat(32),
+            "addresses": ["10.77.0.1:7001"], "subnet": "10.210.1.0/24", "labels": {}, "replicas": 2,
+            "cpu_millis": 4000, "cpu_millis_reserved": 1500, "memory_bytes": 8_589_934_592_u64,
+            "memory_bytes_reserved": 0, "arch": "amd64", "os": "linux", "version": "0.1.0", "joined_at": 0
+        }))
+        .unwrap();
+        assert_eq!(
+            super::table(&[node], Paint::Plain),
+            "\
+ID   NAME   ROLE     STATUS   AVAILABILITY   ADDRESS          REPLICAS   CPU       MEMORY        VERSION
+1    box1   leader   up       active         10.77.0.1:7001   2          1.5/4.0   0 B/8.0 GiB   0.1.0
+"
+        );
+    }
+}

@@ -1,0 +1,104 @@
+//! What a failed command tells its user: what happened, to what, and what to try.
+
+use std::fmt::{self, Write};
+use std::io;
+
+use blixard_core::api::ErrorBody;
+use http::StatusCode;
+
+use crate::render::color::{Paint, Style};
+
+/// Where a failure comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// This command.
+    Command,
+    /// Nobody answers at the API's address: nothing was sent.
+    NotReached,
+    /// The API refused.
+    Refused(StatusCode),
+}
+
+/// A failure with advice.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    /// Where it comes from.
+    pub(crate) cause: Cause,
+    /// What is said.
+    pub(crate) body: ErrorBody,
+}
+
+impl Failure {
+    /// What happened, and what to try.
+    pub(crate) fn new(error: impl Into<String>, hint: impl Into<String>) -> Self {
+        let body = ErrorBody { error: error.into(), hint: hint.into(), details: Vec::new() };
+        Self { cause: Cause::Command, body }
+    }
+
+    /// The same from another cause.
+    pub(crate) fn caused_by(mut self, cause: Cause) -> Self {
+        self.cause = cause;
+        self
+    }
+
+    /// The same with facts, one a line.
+    pub(crate) fn with_details(mut self, details: Vec<String>) -> Self {
+        self.body.details = details;
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.body.error)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Where `error` comes from, when that is known.
+pub(crate) fn cause(error: &anyhow::Error) -> Option<Cause> {
+    error.downcast_ref::<Failure>().map(|failure| failure.cause)
+}
+
+/// Whether whoever reads our output went away, which is no failure.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(broken)
+}
+
+/// An error as lines for stderr.
+pub(crate) fn text(error: &anyhow::Error, paint: Paint) -> String {
+    let mut text = format!("{} {error:#}\n", paint.apply(Style::Red, "error:"));
+    if let Some(Failure { body, .. }) = error.downcast_ref() {
+        for detail in &body.details {
+            let _ = writeln!(text, "  {detail}");
+        }
+        if !body.hint.is_empty() {
+            let _ = writeln!(text, "{} {}", paint.apply(Style::Bold, "try:"), body.hint);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Failure, Paint, is_broken_pipe, text};
+
+    #[test]
+    fn a_failure_says_what_happened_and_what_to_try() {
+        let failure = Failure::new("there is no service `web`", "`blixard service ls`")
+            .with_details(vec!["one fact".into()]);
+        assert_eq!(
+            text(&failure.into(), Paint::Plain),
+            "error: there is no service `web`\n  one fact\ntry: `blixard service ls`\n"
+        );
+    }
+
+    #[test]
+    fn a_closed_pipe_is_recognised_through_context() {
+        let pipe = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(&anyhow::Error::from(pipe).context("writing")));
+        assert!(!is_broken_pipe(&anyhow::anyhow!("broken pipe")));
+    }
+}

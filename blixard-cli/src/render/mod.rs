@@ -1,0 +1,42 @@
+//! How things look on a terminal, and how they are written.
+
+pub(crate) mod color;
+pub(crate) mod progress;
+pub(crate) mod replica;
+pub(crate) mod table;
+pub(crate) mod terminal;
+pub(crate) mod text;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use self::color::Style;
+
+/// Writes to stdout.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// Writes a line to stdout.
+pub(crate) fn line(text: &str) -> io::Result<()> {
+    print(&format!("{text}\n"))
+}
+
+/// Writes indented JSON to stdout.
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    line(&serde_json::to_string_pretty(value)?)?;
+    Ok(())
+}
+
+/// Writes a warning to stderr.
+pub(crate) fn warn(text: &str) {
+    note(&format!("{} {text}", color::stderr().apply(Style::Yellow, "warning:")));
+}
+
+/// Writes a line to stderr, for people only: whether it arrives does not matter.
+pub(crate) fn note(text: &str) {
+    drop(io::stderr().write_all(format!("{text}\n").as_bytes()));
+}

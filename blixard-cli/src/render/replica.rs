@@ -1,0 +1,201 @@
+//! A container's row: its status and ports in words.
+
+use blixard_core::api::replica::ReplicaRow;
+use blixard_core::cluster::{Desired, Phase};
+use blixard_core::id::ContainerId;
+use blixard_core::time::UtcMs;
+
+use super::color::{Paint, Style};
+use super::table::Table;
+use super::text::{about, ago, printable};
+
+/// The `ps` table.
+pub(crate) fn table(rows: &[ReplicaRow], now: UtcMs, paint: Paint) -> String {
+    let headings = ["CONTAINER ID", "NAME", "IMAGE", "STATUS", "PORTS", "CREATED", "NODE"];
+    let mut table = Table::new(&headings, paint);
+    for row in rows {
+        table.row([
+            row.container_id.as_ref().map_or("-", ContainerId::short).to_owned(),
+            row.name.clone(),
+            printable(&row.image),
+            status(row, now),
+            ports(row),
+            row.created_at.map_or_else(|| "-".to_owned(), |then| ago(now, then)),
+            node(row),
+        ]);
+        table.style(3, style(row));
+    }
+    table.render()
+}
+
+/// Which node, by number and name.
+pub(crate) fn node(row: &ReplicaRow) -> String {
+    match (row.node, &row.node_name) {
+        (Some(id), Some(name)) => format!("{id} ({})", printable(name)),
+        (Some(id), None) => id.to_string(),
+        (None, _) => "-".to_owned(),
+    }
+}
+
+/// How a container is doing, in words.
+pub(crate) fn status(row: &ReplicaRow, now: UtcMs) -> String {
+    let message = printable(&row.message);
+    let with_message = |text: &str| {
+        if message.is_empty() { text.to_owned() } else { format!("{text}: {message}") }
+    };
+    let Some(phase) = row.phase else { return with_message("Pending") };
+    if row.lost {
+        return "Lost: its node is down".to_owned();
+    }
+    let since = row.since.filter(|since| since.0 > 0);
+    let ended = |word: &str| {
+        let code = row.exit_code.map(|code| format!(" ({code})")).unwrap_or_default();
+        let when = since.map(|then| format!(" {}", ago(now, then).to_lowercase())).unwrap_or_default();
+        format!("{word}{code}{when}")
+    };
+    let text = match phase {
+        Phase::Assigned => with_message("Assigned"),
+        Phase::Pulling => match row.progress {
+            Some(progress) if progress.bytes_total > 0 => {
+                format!("Pulling {}%", progress.bytes.saturating_mul(100) / progress.bytes_total)
+            }
+            _ => with_message("Pulling"),
+        },
+        Phase::Starting => with_message("Starting"),
+        Phase::Running => {
+            let up = since.map(|then| format!(" {}", about(now.since(then)).to_lowercase()));
+            let health = match row.healthy {
+                Some(true) => " (healthy)",
+                Some(false) => " (unhealthy)",
+                None if !row.ready => " (health: starting)",
+                None => "",
+            };
+            format!("Up{}{health}", up.unwrap_or_default())
+        }
+        Phase::Stopping => "Stopping".to_owned(),
+        Phase::Waiting => with_message(&ended("Restarting")),
+        Phase::Completed => ended("Completed"),
+        Phase::Failed => with_message(&ended("Failed")),
+        Phase::Gone => "Gone".to_owned(),
+    };
+    match row.desired {
+        Some(Desired::Retire) if !phase.is_final() => format!("{text}, being replaced"),
+        Some(Desired::Stop) if phase < Phase::Stopping => format!("{text}, to be stopped"),
+        _ => text,
+    }
+}
+
+fn style(row: &ReplicaRow) -> Option<Style> {
+    match row.phase {
+        Some(Phase::Running) if row.ready => Some(Style::Green),
+        Some(Phase::Failed) => Some(Style::Red),
+        _ if row.lost => Some(Style::Red),
+        Some(Phase::Completed | Phase::Gone) => Some(Style::Dim),
+        _ => Some(Style::Yellow),
+    }
+}
+
+/// Its ports: `10.77.0.1:8080->80/tcp`.
+pub(crate) fn ports(row: &ReplicaRow) -> String {
+    let host = row.node_address.as_deref().unwrap_or("*");
+    let ports = row.ports.iter().map(|port| match port.host_port {
+        Some(host_port) => format!("{host}:{host_port}->{}/{}", port.container_port, port.protocol),
+        None => format!("{}/{}", port.container_port, port.protocol),
+    });
+    ports.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::api::replica::{Progress, ReplicaRow};
+    use blixard_core::cluster::{Desired, Phase};
+    use blixard_core::time::UtcMs;
+
+    use super::{status, table};
+    use crate::render::color::Paint;
+
+    const NOW: UtcMs = UtcMs(1_000_000);
+
+    fn row(edit: impl FnOnce(&mut ReplicaRow)) -> ReplicaRow {
+        let mut row: ReplicaRow = serde_json::from_value(serde_json::json!({
+            "container_id": "0123456789abcdef", "name": "web-0", "replica": 1, "service": "web",
+            "slot": 0, "version": 1, "node": 1, "node_name": "box1", "image": "nginx",
+            "phase": "running", "desired": "run", "ready": true, "healthy": null, "lost": false,
+            "attempt": 0, "exit_code": null, "message": "", "since": 820_000, "created_at": 700_000,
+            "address": "10.210.1.2", "node_address": "10.77.0.1",
+            "ports": [{"container_port": 80, "host_port": 8080}, {"container_port": 53, "protocol": "udp"}]
+        }))
+        .unwrap();
+        edit(&mut row);
+        row
+    }
+
+    #[test]
+    fn a_status_says_how_long_and_why() {
+        let check = |edit: fn(&mut ReplicaRow), expect: &str| {
+            assert_eq!(status(&row(edit), NOW), expect);
+        };
+        check(|_| {}, "Up 3 minutes");
+        check(|row| row.healthy = Some(true), "Up 3 minutes (healthy)");
+        check(|row| (row.healthy, row.ready) = (Some(false), false), "Up 3 minutes (unhealthy)");
+        check(|row| row.ready = false, "Up 3 minutes (health: starting)");
+        check(|row| row.desired = Some(Desired::Retire), "Up 3 minutes, being replaced");
+        check(|row| row.desired = Some(Desired::Stop), "Up 3 minutes, to be stopped");
+        check(|row| row.lost = true, "Lost: its node is down");
+        check(|row| row.phase = Some(Phase::Pulling), "Pulling");
+        check(
+            |row| {
+                row.phase = Some(Phase::Pulling);
+                row.progress = Some(Progress { bytes: 50, bytes_total: 200 });
+            },
+            "Pulling 25%",
+        );
+        check(
+            |row| {
+                row.phase = Some(Phase::Waiting);
+                row.exit_code = Some(1);
+                row.message = "again in 4 s".into();
+            },
+            "Restarting (1) 3 minutes ago: again in 4 s",
+        );
+        check(
+            |row| (row.phase, row.exit_code) = (Some(Phase::Completed), Some(0)),
+            "Completed (0) 3 minutes ago",
+        );
+        check(
+            |row| {
+                row.phase = Some(Phase::Failed);
+                row.message = "no such command".into();
+            },
+            "Failed 3 minutes ago: no such command",
+        );
+        check(
+            |row| {
+                row.phase = None;
+                row.message = "port 80 is taken".into();
+            },
+            "Pending: port 80 is taken",
+        );
+    }
+
+    #[test]
+    fn ps_looks_like_this() {
+        let rows = [
+            row(|_| {}),
+            row(|row| {
+                (row.container_id, row.replica, row.node, row.phase) = (None, None, None, None);
+                (row.since, row.created_at, row.node_name, row.node_address) = (None, None, None, None);
+                row.name = "web-1".into();
+                row.message = "no node has disk=ssd".into();
+                row.ready = false;
+            }),
+        ];
+        let expect = "\
+CONTAINER ID   NAME    IMAGE   STATUS                          PORTS                            CREATED         NODE
+0123456789ab   web-0   nginx   Up 3 minutes                    10.77.0.1:8080->80/tcp, 53/udp   5 minutes ago   1 (box1)
+-              web-1   nginx   Pending: no node has disk=ssd   *:8080->80/tcp, 53/udp           -               -
+";
+        assert_eq!(table(&rows, NOW, Paint::Plain), expect);
+        assert!(table(&rows, NOW, Paint::Colored).contains("\x1b[32mUp 3 minutes\x1b[0m"));
+    }
+}

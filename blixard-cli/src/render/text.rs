@@ -1,0 +1,117 @@
+//! Numbers as people say them.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use blixard_core::time::UtcMs;
+
+/// The time by this machine's clock.
+pub(crate) fn now() -> UtcMs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UtcMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A length of time, roughly: `3 minutes`.
+pub(crate) fn about(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0 => "Less than a second".to_owned(),
+        1 => "1 second".to_owned(),
+        2..60 => format!("{seconds} seconds"),
+        60..120 => "About a minute".to_owned(),
+        120..3600 => format!("{minutes} minutes"),
+        3600..7200 => "About an hour".to_owned(),
+        7200..172_800 => format!("{hours} hours"),
+        172_800..1_209_600 => format!("{days} days"),
+        1_209_600..5_184_000 => format!("{} weeks", days / 7),
+        5_184_000..63_072_000 => format!("{} months", days / 30),
+        _ => format!("{} years", days / 365),
+    }
+}
+
+/// How long ago `then` was, roughly: `3 minutes ago`.
+pub(crate) fn ago(now: UtcMs, then: UtcMs) -> String {
+    format!("{} ago", about(now.since(then)))
+}
+
+/// How far away `then` is, roughly: `4 seconds`.
+pub(crate) fn until(now: UtcMs, then: UtcMs) -> String {
+    about(then.since(now)).to_lowercase()
+}
+
+/// A number of bytes: `7.5 MiB`.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut scaled = count as f64 / 1024.0;
+    let mut unit = 0;
+    while scaled >= 1023.95 && unit + 1 < UNITS.len() {
+        scaled /= 1024.0;
+        unit += 1;
+    }
+    format!("{scaled:.1} {}", UNITS[unit])
+}
+
+/// `1 container`, `2 containers`.
+pub(crate) fn plural(count: usize, thing: &str) -> String {
+    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
+}
+
+/// The first 12 characters after `sha256:`.
+pub(crate) fn short_digest(digest: &str) -> &str {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    hex.get(..12).unwrap_or(hex)
+}
+
+/// Text as it is safe on a terminal: control characters become spaces.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{about, bytes, plural, printable, short_digest};
+
+    #[test]
+    fn lengths_of_time_are_rough() {
+        let check = |seconds, expect: &str| assert_eq!(about(Duration::from_secs(seconds)), expect);
+        check(0, "Less than a second");
+        check(1, "1 second");
+        check(59, "59 seconds");
+        check(60, "About a minute");
+        check(119, "About a minute");
+        check(120, "2 minutes");
+        check(3_599, "59 minutes");
+        check(3_600, "About an hour");
+        check(7_200, "2 hours");
+        check(172_799, "47 hours");
+        check(172_800, "2 days");
+        check(1_209_600, "2 weeks");
+        check(5_184_000, "2 months");
+        check(63_072_000, "2 years");
+    }
+
+    #[test]
+    fn sizes_have_one_decimal() {
+        let check = |count, expect: &str| assert_eq!(bytes(count), expect);
+        check(0, "0 B");
+        check(1_023, "1023 B");
+        check(1_024, "1.0 KiB");
+        check(1_048_575, "1.0 MiB");
+        check(7_864_320, "7.5 MiB");
+        check(u64::MAX, "16384.0 PiB");
+    }
+
+    #[test]
+    fn small_texts() {
+        assert_eq!(plural(1, "replica"), "1 replica");
+        assert_eq!(plural(0, "replica"), "0 replicas");
+        assert_eq!(short_digest("sha256:0123456789abcdef"), "0123456789ab");
+        assert_eq!(short_digest("short"), "short");
+        assert_eq!(printable("a\x1b[31mb\nc"), "a [31mb c");
+    }
+}

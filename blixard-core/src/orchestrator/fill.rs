@@ -1,0 +1,64 @@
+//! Puts a replica into a slot that has none, or says what it waits for.
+
+use super::dependencies;
+use super::service::Pass;
+use super::slot::{Decision, Slot, exclusive, set_desired};
+use crate::cluster::replica::Desired;
+use crate::cluster::{Phase, PlanStep, Replica};
+use crate::scheduler;
+use crate::time::UtcMs;
+
+/// Fills a slot that holds no counting replica: after its back-off, after its dependencies, where
+/// one fits. On the node of an earlier replica that it must not meet, it waits for that to be gone.
+pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
+    if let Some(backoff) = slot.service.backoff.get(&slot.number)
+        && backoff.not_before > slot.draft.now()
+    {
+        pass.wake(backoff.not_before);
+        return Decision::Wait(last_failure(slot, backoff.not_before));
+    }
+    if slot.rows.is_empty()
+        && let Some(reason) = pass.dependencies(|| dependencies::missing(slot.draft, slot.service))
+    {
+        return Decision::Wait(reason);
+    }
+    let choice =
+        pass.choice(slot, || scheduler::choose(slot.draft.nodes(), slot.draft.usage(), &slot.request()));
+    let node = match choice {
+        Ok(node) => node,
+        Err(no_fit) => return Decision::Wait(no_fit.to_string()),
+    };
+    let rivals = slot.rows.iter().filter(|(_, replica)| replica.node == node);
+    let apart = |replica: &Replica| {
+        exclusive(slot.service.spec()) || slot.draft.spec_of(replica).is_some_and(exclusive)
+    };
+    let rivals: Vec<_> = rivals.filter(|(_, replica)| apart(replica)).collect();
+    let mut steps: Vec<PlanStep> = rivals
+        .iter()
+        .filter(|(_, replica)| replica.desired != Desired::Stop)
+        .map(|(id, _)| set_desired(*id, Desired::Stop))
+        .collect();
+    steps.push(slot.place(node, rivals.last().map(|(id, _)| *id)));
+    Decision::Act(steps)
+}
+
+/// Why the last try failed and when the next is. Once the failed replica's row is gone, the
+/// reason recorded while it was there stands.
+fn last_failure(slot: &Slot<'_>, not_before: UtcMs) -> String {
+    let next = format!("next try at {not_before}");
+    let failed = slot.rows.iter().rev().find(|(_, replica)| replica.status.phase == Phase::Failed);
+    if let Some((_, replica)) = failed {
+        let node = slot.draft.named(replica.node);
+        let message = replica.status.message.trim_end_matches('.');
+        let why = match (message, replica.status.exit_code) {
+            ("", Some(code)) => format!("it ended with code {code}"),
+            ("", None) => "it said no reason".to_owned(),
+            (message, _) => message.to_owned(),
+        };
+        return format!("last try failed on {node}: {why}; {next}");
+    }
+    match slot.service.pending.get(&slot.number) {
+        Some(recorded) if recorded.ends_with(&next) => recorded.clone(),
+        _ => format!("last try failed; {next}"),
+    }
+}

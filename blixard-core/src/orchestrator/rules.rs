@@ -1,0 +1,157 @@
+//! What happens to a slot's replicas before a place is looked for or anything is moved.
+//!
+//! Each rule answers the steps for one situation, or none, and relies on the rules before it in
+//! [`RULES`] having none: a rule that sees a counting replica sees the only one, and one that
+//! looks at lost replicas knows that the counting one is not on a node that is down.
+
+use super::backoff;
+use super::service::Pass;
+use super::slot::{Runs, Slot, runs, set_desired};
+use crate::cluster::replica::Desired;
+use crate::cluster::{Availability, NodeStatus, Phase, PlanStep, Replica};
+use crate::limits::RESTART_RESET_AFTER;
+use crate::time::UtcMs;
+
+type Rule = fn(&Slot<'_>, &mut Pass) -> Vec<PlanStep>;
+
+/// The rules, in order.
+pub(super) const RULES: [Rule; 7] = [forget, surplus, failed, lose, returned, retire, backoff_over];
+
+/// A row goes when nothing of it is left on its node, or when its node is no member any more. A
+/// replica told to stop on a node that is down stays until the node says that it is gone.
+fn forget(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
+    let gone = |replica: &Replica| replica.status.phase == Phase::Gone || slot.status_of(replica).is_none();
+    let mut steps = Vec::new();
+    for &(id, replica) in slot.rows.iter().filter(|(_, replica)| gone(replica)) {
+        if replica.desired != Desired::Stop {
+            steps.push(set_desired(id, Desired::Stop));
+        }
+        steps.push(PlanStep::Forget { replica: id });
+    }
+    steps
+}
+
+/// Slots above the wanted number stop; a slot holds one counting replica at most.
+fn surplus(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
+    if slot.number < slot.service.wanted() {
+        let counting = slot.rows.iter().filter(|(_, replica)| replica.counts());
+        let kept = counting.clone().min_by_key(|(id, replica)| (runs(slot.draft, replica) != Runs::Yes, *id));
+        return counting
+            .filter(|row| Some(row.0) != kept.map(|kept| kept.0))
+            .map(|&(id, _)| set_desired(id, Desired::Stop))
+            .collect();
+    }
+    slot.rows
+        .iter()
+        .filter(|(_, replica)| replica.desired != Desired::Stop)
+        .map(|&(id, _)| set_desired(id, Desired::Stop))
+        .collect()
+}
+
+/// A counting replica that failed for good stops, and its slot waits before the next try. One of
+/// an older version is replaced by the current one at once.
+fn failed(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
+    let Some((id, replica)) = slot.counting().filter(|(_, replica)| replica.status.phase == Phase::Failed)
+    else {
+        return Vec::new();
+    };
+    let stop = set_desired(id, Desired::Stop);
+    if replica.version != slot.service.current().version {
+        return vec![stop];
+    }
+    let next = backoff::after_failure(slot.service, slot.number, slot.draft.now());
+    let record = PlanStep::Backoff {
+        service: slot.name.clone(),
+        slot: slot.number,
+        failures: next.failures,
+        not_before: next.not_before,
+    };
+    vec![record, stop]
+}
+
+/// A counting replica on a node that is down is lost, unless the node announced that it would be
+/// away. One that ran to its end has nothing to lose.
+fn lose(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
+    let Some((id, replica)) = slot.counting().filter(|(_, replica)| replica.status.phase != Phase::Completed)
+    else {
+        return Vec::new();
+    };
+    let Some(node) = slot.draft.node(replica.node).filter(|node| node.status == NodeStatus::Down) else {
+        return Vec::new();
+    };
+    match node.hold_until.filter(|&until| until > slot.draft.now()) {
+        Some(until) => {
+            pass.wake(until);
+            Vec::new()
+        }
+        None => vec![PlanStep::SetLost { replica: id, lost: true }],
+    }
+}
+
+/// What becomes of lost replicas.
+///
+/// When the replacement runs, they stop, wherever they are. When a lost replica's node is back
+/// before that, it counts again and the replacement stops. It does not when it is already outdated
+/// or its node is being emptied: then it is superseded, and stops once the replacement runs. While
+/// the replacement's own node is silent, nothing is decided.
+fn returned(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
+    let replacement = slot.counting();
+    let stop_all = || slot.lost().map(|(id, _)| set_desired(id, Desired::Stop)).collect();
+    match replacement.map(|(_, replica)| runs(slot.draft, replica)) {
+        Some(Runs::Yes | Runs::Ended) => return stop_all(),
+        Some(Runs::Unsure) => return Vec::new(),
+        Some(Runs::No) | None => {}
+    }
+    let up = slot.lost().filter(|(_, replica)| slot.status_of(replica) == Some(NodeStatus::Up));
+    let Some((id, replica)) = up.min_by_key(|(id, replica)| (runs(slot.draft, replica) != Runs::Yes, *id))
+    else {
+        return Vec::new();
+    };
+    let Some((replacement, _)) = replacement else {
+        return vec![PlanStep::SetLost { replica: id, lost: false }];
+    };
+    if replica.status.phase == Phase::Failed {
+        return vec![set_desired(id, Desired::Stop)];
+    }
+    let active = slot.draft.node(replica.node).is_some_and(|node| node.availability == Availability::Active);
+    if !active || replica.version != slot.service.current().version {
+        return vec![set_desired(id, Desired::Retire), PlanStep::SetLost { replica: id, lost: false }];
+    }
+    vec![set_desired(replacement, Desired::Stop), PlanStep::SetLost { replica: id, lost: false }]
+}
+
+/// A superseded replica stops once its replacement runs, or when it has itself ended.
+fn retire(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
+    let replaced = slot
+        .counting()
+        .is_some_and(|(_, replica)| matches!(runs(slot.draft, replica), Runs::Yes | Runs::Ended));
+    slot.rows
+        .iter()
+        .filter(|(_, replica)| replica.desired == Desired::Retire)
+        .filter(|(_, replica)| replaced || replica.status.phase.is_final())
+        .map(|&(id, _)| set_desired(id, Desired::Stop))
+        .collect()
+}
+
+/// Failures are forgiven when the replica ran to its end or has run for long enough.
+fn backoff_over(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
+    if !slot.service.backoff.contains_key(&slot.number) {
+        return Vec::new();
+    }
+    let Some((id, replica)) = slot.counting() else { return Vec::new() };
+    let since = match runs(slot.draft, replica) {
+        Runs::Ended => return vec![forgive(slot)],
+        Runs::Yes => slot.draft.observations().running_since(id).unwrap_or(slot.draft.now()),
+        Runs::Unsure | Runs::No => return Vec::new(),
+    };
+    let due = since.after(RESTART_RESET_AFTER);
+    if due <= slot.draft.now() {
+        return vec![forgive(slot)];
+    }
+    pass.wake(due);
+    Vec::new()
+}
+
+fn forgive(slot: &Slot<'_>) -> PlanStep {
+    PlanStep::Backoff { service: slot.name.clone(), slot: slot.number, failures: 0, not_before: UtcMs(0) }
+}

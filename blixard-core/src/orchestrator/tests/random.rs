@@ -1,0 +1,224 @@
+//! Whatever happens to a cluster, a plan holds, leaves nothing to do, and the incremental planner
+//! agrees with the full one.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::super::{Planner, plan};
+use super::world::*;
+use crate::cluster::{
+    Availability, ClusterState, Command, Desired, NodeStatus, Outcome, Phase, Plan, PlanStep, Replica,
+    ReplicaStatus, Write,
+};
+use crate::id::{NodeId, ReplicaId};
+use crate::spec::{NetworkMode, ReplicaBounds, ServiceSpec};
+use crate::time::UtcMs;
+
+const NODES: u64 = 4;
+const SERVICES: [&str; 4] = ["app", "db", "job", "web"];
+
+/// Something that happens to the cluster.
+#[derive(Debug, Clone)]
+enum Happening {
+    Submit { service: usize, shape: u8, max: u32, memory: u64, depends: Option<usize>, origin: u64 },
+    Scale { service: usize, replicas: u32 },
+    Stop(usize),
+    Start(usize),
+    Remove(usize),
+    Status(u64, NodeStatus),
+    Availability(u64, Availability),
+    Hold(u64, u64),
+    Report { nth: usize, phase: Phase, healthy: Option<bool> },
+    AgentsAct,
+    Pass(u64),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let service = || 0..SERVICES.len();
+    let node = || 1..=NODES;
+    let status = prop_oneof![Just(NodeStatus::Up), Just(NodeStatus::Unknown), Just(NodeStatus::Down)];
+    let availability =
+        prop_oneof![Just(Availability::Active), Just(Availability::Draining), Just(Availability::Leaving)];
+    let phase = prop_oneof![
+        Just(Phase::Pulling),
+        Just(Phase::Starting),
+        Just(Phase::Running),
+        Just(Phase::Waiting),
+        Just(Phase::Completed),
+        Just(Phase::Failed),
+        Just(Phase::Gone),
+    ];
+    prop_oneof![
+        4 => (service(), 0_u8..6, 1_u32..5, 0_u64..700, proptest::option::of(service()), node()).prop_map(
+            |(service, shape, max, memory, depends, origin)| Happening::Submit {
+                service, shape, max, memory, depends, origin
+            }
+        ),
+        1 => (service(), 1_u32..5).prop_map(|(service, replicas)| Happening::Scale { service, replicas }),
+        1 => service().prop_map(Happening::Stop),
+        1 => service().prop_map(Happening::Start),
+        1 => service().prop_map(Happening::Remove),
+        4 => (node(), status).prop_map(|(node, status)| Happening::Status(node, status)),
+        2 => (node(), availability).prop_map(|(node, set)| Happening::Availability(node, set)),
+        1 => (node(), 0_u64..5_000).prop_map(|(node, millis)| Happening::Hold(node, millis)),
+        6 => (0_usize..20, phase, any::<Option<bool>>())
+            .prop_map(|(nth, phase, healthy)| Happening::Report { nth, phase, healthy }),
+        3 => Just(Happening::AgentsAct),
+        3 => (0_u64..20_000).prop_map(Happening::Pass),
+    ]
+}
+
+fn shaped(service: usize, shape: u8, max: u32, mib: u64, depends: Option<usize>) -> ServiceSpec {
+    spec(SERVICES[service], |spec| {
+        spec.replicas = ReplicaBounds { min: 1, max };
+        spec.reservations = memory(mib);
+        spec.depends_on =
+            depends.filter(|other| *other < service).map(|other| name(SERVICES[other])).into_iter().collect();
+        match shape {
+            1 => spec.volumes = volume(true),
+            2 => spec.volumes = volume(false),
+            3 => spec.healthcheck = probe(),
+            4 => {
+                spec.network = NetworkMode::Host;
+                spec.ports = vec![crate::spec::PortSpec {
+                    container_port: 8000 + u16::try_from(service).expect("few services"),
+                    host_port: None,
+                    protocol: Default::default(),
+                }];
+            }
+            5 => {
+                spec.ports = vec![crate::spec::PortSpec {
+                    container_port: 80,
+                    host_port: Some(8000 + u16::try_from(service).expect("few services")),
+                    protocol: Default::default(),
+                }];
+            }
+            _ => {}
+        }
+    })
+}
+
+fn happen(world: &mut World, happening: &Happening) {
+    let write = |write: Write| Command::Write {
+        request: crate::id::RequestId(u128::from(world.state.applied).to_be_bytes()),
+        made_at: world.now,
+        write,
+    };
+    let service = |index: &usize| name(SERVICES[*index]);
+    let command = match happening {
+        Happening::Submit { service, shape, max, memory, depends, origin } => write(Write::Submit {
+            spec: shaped(*service, *shape, *max, *memory, *depends).into(),
+            origin: NodeId(*origin),
+        }),
+        Happening::Scale { service: index, replicas } => {
+            write(Write::Scale { service: service(index), replicas: *replicas })
+        }
+        Happening::Stop(index) => write(Write::Stop { service: service(index) }),
+        Happening::Start(index) => write(Write::Start { service: service(index) }),
+        Happening::Remove(index) => write(Write::Remove { service: service(index) }),
+        Happening::Status(node, status) => Command::Health { node: NodeId(*node), status: *status },
+        Happening::Availability(node, availability) => {
+            write(Write::SetAvailability { node: NodeId(*node), availability: *availability })
+        }
+        Happening::Hold(node, millis) => {
+            Command::Hold { node: NodeId(*node), until: Some(UtcMs(world.now.0 + millis)) }
+        }
+        Happening::Report { nth, phase, healthy } => {
+            let Some((id, row)) = world.state.replicas.iter().nth(*nth) else { return };
+            let status = ReplicaStatus { phase: *phase, healthy: *healthy, ..row.status.clone() };
+            Command::Report { node: row.node, statuses: BTreeMap::from([(*id, status)]) }
+        }
+        Happening::AgentsAct => {
+            world.agents_act();
+            return;
+        }
+        Happening::Pass(millis) => {
+            world.advance(*millis);
+            return;
+        }
+    };
+    world.apply(command);
+}
+
+/// What a plan changes, without the wording of reasons.
+fn deeds(plan: &Plan) -> Vec<&PlanStep> {
+    plan.steps.iter().filter(|step| !matches!(step, PlanStep::Pending { .. })).collect()
+}
+
+/// Never more replicas count than the bounds allow, and one plan supersedes one running replica
+/// of a service at most.
+fn check_bounds(before: &ClusterState, plan: &Plan, after: &ClusterState) {
+    let mut superseded = BTreeMap::new();
+    for step in &plan.steps {
+        if let PlanStep::SetDesired { replica, desired: Desired::Retire } = step {
+            let row = &before.replicas[replica];
+            *superseded.entry(row.service.clone()).or_insert(0) += u32::from(row.lost_since.is_none());
+        }
+    }
+    for (name, service) in &after.services {
+        let counting = after.replicas_of(name).filter(|(_, row)| row.counts()).count();
+        assert!(counting <= service.spec().replicas.max as usize, "{name} has {counting} replicas");
+        assert!(superseded.get(name).is_none_or(|count| *count <= 1), "of {name}: {superseded:?}");
+    }
+}
+
+fn run(happenings: &[Happening]) {
+    let mut world = World::new(NODES);
+    let mut planner = Planner::new(&world.state, world.now);
+    for happening in happenings {
+        happen(&mut world, happening);
+        let (full, report) = plan(&world.state, &planner_observations(&mut planner, &world), world.now);
+        let (step_by_step, _) = planner.plan(&world.state, world.now);
+        assert_eq!(deeds(&step_by_step), deeds(&full), "after {happening:?}: the planners differ");
+        assert!(report.wake_at().is_none_or(|at| at > world.now), "{report:?} is due at {:?}", world.now);
+        assert_eq!(planner.wake_at().is_some(), report.wake_at().is_some(), "after {happening:?}");
+        world.observations = planner_observations(&mut planner, &world);
+        let before = world.state.clone();
+        let outcome = world.apply(Command::Plan(full.clone()));
+        assert_eq!(outcome, Outcome::Planned { dropped: Vec::new() }, "of\n{}", show(&full, world.now));
+        assert_eq!(show(&world.plan().0, world.now), "", "is planned after\n{}", show(&full, world.now));
+        check_bounds(&before, &full, &world.state);
+    }
+}
+
+/// What the incremental planner has observed once it has seen the world as it is.
+fn planner_observations(planner: &mut Planner, world: &World) -> super::super::Observations {
+    planner.look(&world.state, world.now).clone()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    #[test]
+    fn plans_hold_and_leave_nothing_to_do(happenings in proptest::collection::vec(happening(), 1..60)) {
+        run(&happenings);
+    }
+
+    /// When nodes come back and everything runs that is told to, every slot that can be filled is.
+    #[test]
+    fn cluster_comes_to_rest_when_faults_end(happenings in proptest::collection::vec(happening(), 1..40)) {
+        let mut world = World::new(NODES);
+        for happening in &happenings {
+            happen(&mut world, happening);
+            world.settle();
+        }
+        for node in 1..=NODES {
+            happen(&mut world, &Happening::Status(node, NodeStatus::Up));
+            happen(&mut world, &Happening::Availability(node, Availability::Active));
+        }
+        for _ in 0..40 {
+            world.advance(400_000).settle();
+            world.agents_act();
+        }
+        world.settle();
+        for (name, service) in &world.state.services {
+            let rows: Vec<(ReplicaId, &Replica)> = world.state.replicas_of(name).collect();
+            let held: Vec<u32> = rows.iter().filter(|(_, row)| row.counts()).map(|(_, row)| row.slot).collect();
+            for slot in 0..service.wanted() {
+                prop_assert!(held.contains(&slot) || service.pending.contains_key(&slot), "{name}/{slot}: {rows:?}");
+            }
+            prop_assert!(rows.iter().all(|(_, row)| row.desired != Desired::Stop), "{name}: {rows:?}");
+        }
+    }
+}

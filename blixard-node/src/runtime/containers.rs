@@ -1,0 +1,165 @@
+//! The containers of one node of one cluster: what they share, and how they end.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
+use containerd_client::services::v1::snapshots::RemoveSnapshotRequest;
+use containerd_client::services::v1::{DeleteContainerRequest, DeleteTaskRequest, KillRequest, WaitRequest};
+use containerd_client::tonic::Code;
+use containerd_client::types::v1::Status as ProcessStatus;
+
+use super::cgroups::{self, CgroupSupport};
+use super::client::{Client, disk, failed, found};
+use super::files::Files;
+use super::images::{ImageStore, SNAPSHOTTER};
+use super::networks::Networks;
+use super::record::Record;
+use crate::platform::RuntimeError;
+
+/// How long a process may take to end after SIGKILL: longer is a process stuck in the kernel.
+const KILL_TIMEOUT: Duration = Duration::from_secs(15);
+const SIGKILL: u32 = 9;
+const SIGTERM: u32 = 15;
+
+/// The containers of one node of one cluster.
+pub(crate) struct Containers {
+    pub(crate) cluster: ClusterId,
+    pub(crate) node: NodeId,
+    pub(crate) client: Client,
+    pub(crate) images: ImageStore,
+    pub(crate) networks: Arc<dyn Networks>,
+    pub(crate) files: Files,
+    /// Where runc keeps its state.
+    pub(crate) runc_root: PathBuf,
+    /// The program that every container's shim starts as its logger.
+    pub(crate) logger: PathBuf,
+    pub(crate) cgroups: CgroupSupport,
+    /// Containers being started: half of one may be there, which is not to be taken for an ended one.
+    pub(crate) starting: Mutex<BTreeSet<ContainerId>>,
+}
+
+/// Marks a container as being started until dropped.
+pub(crate) struct Starting<'a> {
+    containers: &'a Containers,
+    id: ContainerId,
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        self.containers.starting().remove(&self.id);
+    }
+}
+
+impl Containers {
+    /// The id of a replica's attempt.
+    pub(crate) fn id(&self, replica: ReplicaId, attempt: u32) -> ContainerId {
+        ContainerId::new(self.cluster, replica, attempt)
+    }
+
+    /// The cgroup of all containers of this node, below the machine's.
+    pub(crate) fn node_cgroup(&self) -> String {
+        format!("{}/{}", cgroups::PARENT, self.node)
+    }
+
+    /// The cgroup of a container.
+    pub(crate) fn cgroup(&self, id: &ContainerId) -> PathBuf {
+        format!("/{}/{id}", self.node_cgroup()).into()
+    }
+
+    pub(crate) fn starting(&self) -> MutexGuard<'_, BTreeSet<ContainerId>> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn begin(&self, id: &ContainerId) -> Starting<'_> {
+        self.starting().insert(id.clone());
+        Starting { containers: self, id: id.clone() }
+    }
+
+    /// Stops a container gracefully and removes everything of it but its log.
+    pub(crate) async fn remove(&self, id: &ContainerId, timeout: Duration) -> Result<(), RuntimeError> {
+        let record = self.client.container(&id.0).await?.as_ref().and_then(Record::read);
+        let process = self.client.process(&id.0).await?;
+        if process.is_some_and(|process| process.status == ProcessStatus::Running as i32) {
+            // Waiting begins before the signal, so that the end cannot be missed.
+            let ended = self.ended(id);
+            tokio::pin!(ended);
+            let signal = record.map_or(SIGTERM, |record| record.stop_signal);
+            tokio::select! {
+                biased;
+                ended = &mut ended => ended?,
+                killed = self.kill(id, signal, false) => {
+                    killed?;
+                    if let Ok(ended) = tokio::time::timeout(timeout, &mut ended).await {
+                        ended?;
+                    }
+                }
+            }
+        }
+        self.erase(id).await
+    }
+
+    /// Kills what runs and removes everything of a container but its log, in whatever state it is.
+    pub(crate) async fn erase(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.end_process(id).await?;
+        let (removed, network) = tokio::join!(self.remove_container(id), self.networks.remove(id));
+        removed?;
+        network?;
+        let (files, id) = (self.files.clone(), id.clone());
+        super::blocking(move || {
+            files.remove(&id).map_err(|error| disk("remove the container's files", &error))
+        })
+        .await
+    }
+
+    async fn end_process(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let Some(process) = self.client.process(&id.0).await? else { return Ok(()) };
+        if process.status != ProcessStatus::Stopped as i32 {
+            let ended = self.ended(id);
+            tokio::pin!(ended);
+            tokio::select! {
+                biased;
+                ended = &mut ended => ended?,
+                killed = self.kill(id, SIGKILL, true) => {
+                    killed?;
+                    tokio::time::timeout(KILL_TIMEOUT, &mut ended).await.map_err(|_| {
+                        RuntimeError::Unavailable(format!("container {} does not end", id.short()))
+                    })??;
+                }
+            }
+        }
+        let request = self.client.request(DeleteTaskRequest { container_id: id.0.clone() });
+        found(self.client.tasks().delete(request).await, "remove the container's process").map(|_| ())
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let request = self.client.request(DeleteContainerRequest { id: id.0.clone() });
+        found(self.client.containers().delete(request).await, "remove the container")?;
+        self.remove_snapshot(id).await
+    }
+
+    pub(crate) async fn remove_snapshot(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let request = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.to_owned(), key: id.0.clone() };
+        let answer = self.client.snapshots().remove(self.client.request(request)).await;
+        found(answer, "remove the root file system").map(|_| ())
+    }
+
+    /// Waits for the end of a container's process; one that is not there has ended.
+    pub(crate) async fn ended(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let request = WaitRequest { container_id: id.0.clone(), exec_id: String::new() };
+        let answer = self.client.tasks().wait(self.client.unbounded(request)).await;
+        found(answer, "wait for the container").map(|_| ())
+    }
+
+    async fn kill(&self, id: &ContainerId, signal: u32, all: bool) -> Result<(), RuntimeError> {
+        let request = KillRequest { container_id: id.0.clone(), exec_id: String::new(), signal, all };
+        match self.client.tasks().kill(self.client.request(request)).await {
+            Ok(_) => Ok(()),
+            // It ended by itself meanwhile.
+            Err(status) if matches!(status.code(), Code::NotFound | Code::FailedPrecondition) => Ok(()),
+            Err(status) => Err(failed("signal the container", &status)),
+        }
+    }
+}

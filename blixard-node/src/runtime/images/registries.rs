@@ -1,0 +1,307 @@
+//! The registries file: how to reach each image registry, and with which credentials.
+//!
+//! Only reads and checks the file; `registry.rs` acts by it. The format is documented in
+//! `docs/reference/registries.md`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use blixard_core::image_reference::{DEFAULT_REGISTRY, ImageReference, ReferenceError};
+use serde::Deserialize;
+
+/// The largest registries file read, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// How to reach registries. The default knows none: anonymous HTTPS, plain HTTP to this machine.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(try_from = "RawRegistries")]
+pub struct Registries {
+    default_registry: Option<String>,
+    registries: BTreeMap<String, Registry>,
+}
+
+/// How to reach one registry.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(try_from = "RawRegistry")]
+pub(super) struct Registry {
+    /// Hosts asked before the registry itself, in this order.
+    pub(super) mirrors: Vec<String>,
+    /// Whether to speak plain HTTP; absent means only to this machine.
+    pub(super) plain_http: Option<bool>,
+    /// A PEM file with certificates to trust besides the system's.
+    pub(super) ca_file: Option<PathBuf>,
+    /// Whether to accept any certificate.
+    pub(super) skip_verify: bool,
+    /// Whom to log in as.
+    pub(super) credentials: Option<Credentials>,
+}
+
+/// A user name and password. Shown without the password.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Credentials {
+    pub(super) username: String,
+    pub(super) password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:***", self.username)
+    }
+}
+
+/// Why a registries file cannot be used. The text starts with the file's path and, where there is
+/// one, the line and column.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RegistriesError {
+    /// The file cannot be read.
+    #[error("{}: cannot read the registries file: {reason}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// The file's content is wrong.
+    #[error("{}:{line}:{column}: {fault}", path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// Where, from 1.
+        line: usize,
+        /// Where, from 1.
+        column: usize,
+        /// What is wrong there.
+        fault: String,
+    },
+}
+
+impl Registries {
+    /// Reads and checks a registries file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is larger than 1 MiB, or its content is wrong.
+    pub fn read(path: &Path) -> Result<Self, RegistriesError> {
+        let failed = |reason: String| RegistriesError::Read { path: path.to_owned(), reason };
+        let bytes_total = std::fs::metadata(path).map_err(|err| failed(err.to_string()))?.len();
+        if bytes_total > FILE_BYTES_MAX {
+            return Err(failed(format!("it is {bytes_total} bytes long, at most {FILE_BYTES_MAX} are read")));
+        }
+        Self::parse(&std::fs::read(path).map_err(|err| failed(err.to_string()))?, path)
+    }
+
+    /// Checks the content of a registries file; `path` is only for errors.
+    ///
+    /// # Errors
+    /// When the content is wrong, saying where.
+    pub fn parse(content: &[u8], path: &Path) -> Result<Self, RegistriesError> {
+        serde_json::from_slice(content).map_err(|err| {
+            let text = err.to_string();
+            let place = format!(" at line {} column {}", err.line(), err.column());
+            RegistriesError::Content {
+                path: path.to_owned(),
+                line: err.line(),
+                column: err.column(),
+                fault: text.strip_suffix(&place).unwrap_or(&text).to_owned(),
+            }
+        })
+    }
+
+    /// Reads an image reference; one without a registry belongs to the file's default.
+    ///
+    /// # Errors
+    /// When the text is no reference.
+    pub fn reference(&self, text: &str) -> Result<ImageReference, ReferenceError> {
+        ImageReference::parse(text, self.default_registry.as_deref().unwrap_or(DEFAULT_REGISTRY))
+    }
+
+    /// What is set for a registry's host.
+    pub(super) fn registry(&self, host: &str) -> Registry {
+        self.registries.get(host).cloned().unwrap_or_default()
+    }
+}
+
+impl Registry {
+    /// Whether to speak plain HTTP to `host`: as set, else as Docker does, to this machine only.
+    pub(super) fn is_plain_http(&self, host: &str) -> bool {
+        self.plain_http.unwrap_or_else(|| is_loopback(host))
+    }
+}
+
+/// Whether a host, perhaps with a port, is this machine by its name alone.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => host.split(':').next().unwrap_or(host),
+    };
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRegistries {
+    #[serde(default)]
+    default_registry: Option<String>,
+    #[serde(default)]
+    registries: BTreeMap<String, Registry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRegistry {
+    #[serde(default)]
+    mirrors: Vec<String>,
+    #[serde(default)]
+    plain_http: Option<bool>,
+    #[serde(default)]
+    ca_file: Option<PathBuf>,
+    #[serde(default)]
+    skip_verify: bool,
+    #[serde(default)]
+    username: Option<String>,
+    #[serde(default)]
+    password: Option<String>,
+    #[serde(default)]
+    auth: Option<String>,
+}
+
+impl TryFrom<RawRegistries> for Registries {
+    type Error = String;
+
+    fn try_from(raw: RawRegistries) -> Result<Self, String> {
+        let mut registries = BTreeMap::new();
+        for (key, registry) in raw.registries {
+            let host = checked_host(&key)?;
+            if registries.insert(host.clone(), registry).is_some() {
+                return Err(format!("registry {host} is set twice, the second time as {key:?}"));
+            }
+        }
+        let default_registry = raw.default_registry.as_deref().map(checked_host).transpose()?;
+        Ok(Self { default_registry, registries })
+    }
+}
+
+impl TryFrom<RawRegistry> for Registry {
+    type Error = String;
+
+    fn try_from(raw: RawRegistry) -> Result<Self, String> {
+        let credentials = match (raw.username, raw.password, raw.auth) {
+            (None, None, None) => None,
+            (Some(username), Some(password), None) => Some(Credentials { username, password }),
+            (None, None, Some(auth)) => Some(decode_auth(&auth)?),
+            (_, _, Some(_)) => return Err("set either auth or username and password, not both".into()),
+            (Some(_), None, None) => return Err("username is set without password".into()),
+            (None, Some(_), None) => return Err("password is set without username".into()),
+        };
+        if raw.plain_http == Some(true) && (raw.skip_verify || raw.ca_file.is_some()) {
+            return Err("plain_http is set, so skip_verify and ca_file have no effect".into());
+        }
+        Ok(Self {
+            mirrors: raw.mirrors.iter().map(|host| checked_host(host)).collect::<Result<_, _>>()?,
+            plain_http: raw.plain_http,
+            ca_file: raw.ca_file,
+            skip_verify: raw.skip_verify,
+            credentials,
+        })
+    }
+}
+
+/// A registry's host as references name it, from what users write, as `https://index.docker.io/v1/`
+/// in files copied from Docker.
+fn checked_host(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or(text.strip_prefix("http://")).unwrap_or(text);
+    let host = host.strip_suffix("/v1/").or(host.strip_suffix("/v2/")).unwrap_or(host).trim_end_matches('/');
+    let fault = || format!("{text:?} is not a registry: expected HOST or HOST:PORT");
+    if host.is_empty() || host.contains('/') {
+        return Err(fault());
+    }
+    let probe = ImageReference::parse("probe", host).map_err(|_| fault())?;
+    Ok(probe.registry().to_owned())
+}
+
+/// Reads the `auth` of Docker's config.json: base64 of `username:password`.
+fn decode_auth(auth: &str) -> Result<Credentials, String> {
+    let fault = "auth is not base64 of USERNAME:PASSWORD";
+    let bytes = STANDARD.decode(auth.trim()).map_err(|_| fault)?;
+    let text = String::from_utf8(bytes).map_err(|_| fault)?;
+    let (username, password) = text.split_once(':').ok_or(fault)?;
+    Ok(Credentials { username: username.to_owned(), password: password.trim_end_matches('\0').to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(content: &str) -> Result<Registries, RegistriesError> {
+        Registries::parse(content.as_bytes(), Path::new("r.json"))
+    }
+
+    #[test]
+    fn settings_are_found_by_the_registrys_host() {
+        let registries = parse(
+            r#"{"default_registry": "reg.lan:5000", "registries": {
+                "https://index.docker.io/v1/": {"mirrors": ["mirror.lan"], "auth": "dXNlcjpwYTpzcw=="},
+                "reg.lan:5000": {"plain_http": true, "username": "u", "password": "p"}}}"#,
+        )
+        .expect("valid");
+        let docker = registries.registry("docker.io");
+        assert_eq!(docker.mirrors, ["mirror.lan"]);
+        let credentials = docker.credentials.expect("auth");
+        assert_eq!((credentials.username.as_str(), credentials.password.as_str()), ("user", "pa:ss"));
+        assert!(!format!("{credentials:?}").contains("pa:ss"));
+        assert!(registries.registry("reg.lan:5000").is_plain_http("reg.lan:5000"));
+        assert_eq!(registries.reference("app").expect("short").to_string(), "reg.lan:5000/app:latest");
+        assert!(registries.registry("other").credentials.is_none());
+    }
+
+    #[test]
+    fn only_this_machine_is_spoken_to_in_plain_http_by_default() {
+        let check = |host: &str, expect: bool| {
+            assert_eq!(Registry::default().is_plain_http(host), expect, "{host}");
+        };
+        check("localhost", true);
+        check("localhost:5000", true);
+        check("127.9.0.1:5000", true);
+        check("[::1]:5000", true);
+        check("10.0.0.1:5000", false);
+        check("docker.io", false);
+        check("localhost.evil.example", false);
+        let https = Registry { plain_http: Some(false), ..Registry::default() };
+        assert!(!https.is_plain_http("localhost"));
+    }
+
+    #[test]
+    fn faults_name_file_line_and_column() {
+        let check = |content: &str, expect: &str| {
+            let error = parse(content).expect_err(content).to_string();
+            assert!(error.contains(expect), "{content}: {error}");
+        };
+        check(
+            "{\n  \"registries\": {\n    \"a.b\": {\"plain\": true}\n  }\n}",
+            "r.json:3:19: unknown field `plain`",
+        );
+        check("", "r.json:1:0: EOF");
+        check("[1", "r.json:1:");
+        check("\u{0}\u{1}", "r.json:1:1: expected value");
+        check(
+            r#"{"registries": {"a.b": {"username": "u"}}}"#,
+            "r.json:1:41: username is set without password",
+        );
+        check(r#"{"registries": {"a.b": {"auth": "%%"}}}"#, "auth is not base64");
+        check(r#"{"registries": {"a.b": {"auth": "dQ=="}}}"#, "auth is not base64");
+        check(r#"{"registries": {"a.b/path": {}}}"#, "is not a registry");
+        check(r#"{"registries": {"a.b": {"mirrors": ["http://m:x"]}}}"#, "is not a registry");
+        check(r#"{"registries": {"docker.io": {}, "index.docker.io": {}}}"#, "set twice");
+        check(r#"{"registries": {"a.b": {"plain_http": true, "skip_verify": true}}}"#, "no effect");
+        check(r#"{"default_registry": ""}"#, "is not a registry");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Registries::read(Path::new("/nonexistent/r.json")).expect_err("missing").to_string();
+        assert!(error.starts_with("/nonexistent/r.json: cannot read"), "{error}");
+    }
+}

@@ -1,0 +1,136 @@
+//! What the runtime asks of the container network: a namespace to run in, made before the
+//! container and removed after it.
+
+use std::error::Error;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use blixard_core::id::{ClusterId, ContainerId, NodeId};
+use blixard_core::spec::PortSpec;
+use tokio::sync::OnceCell;
+
+use crate::network::{ContainerNetwork, NetworkError};
+use crate::platform::RuntimeError;
+
+/// A container's place in the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkLease {
+    /// Its network namespace, as a path to join it by.
+    pub netns_path: PathBuf,
+    /// Its address.
+    pub address: Ipv4Addr,
+}
+
+/// The networks of one node's containers. Every method may be called again after an unknown
+/// outcome: what is already so is success.
+#[async_trait]
+pub trait Networks: Send + Sync + 'static {
+    /// Says whose containers these are and which /24 they get addresses from. Called before any
+    /// other method.
+    async fn attach(&self, cluster: ClusterId, node: NodeId, subnet: Ipv4Addr) -> Result<(), RuntimeError>;
+    /// Makes a container's namespace, address and published ports.
+    async fn create(&self, id: &ContainerId, ports: &[PortSpec]) -> Result<NetworkLease, RuntimeError>;
+    /// Removes all of a container's.
+    async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError>;
+    /// A container's address, when it has one.
+    async fn address_of(&self, id: &ContainerId) -> Option<Ipv4Addr>;
+    /// The containers that have a namespace here.
+    async fn list(&self) -> Vec<ContainerId>;
+    /// Removes everything of this node's from the machine.
+    async fn purge(&self) -> Result<(), RuntimeError>;
+}
+
+/// The node's bridge, opened when the node knows its subnet.
+#[derive(Debug)]
+pub struct Bridge {
+    directory: PathBuf,
+    network: OnceCell<ContainerNetwork>,
+}
+
+impl Bridge {
+    /// A bridge that keeps leases and namespaces in `directory`, which should not survive a reboot.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, network: OnceCell::new() }
+    }
+
+    fn open(&self) -> Result<&ContainerNetwork, RuntimeError> {
+        self.network
+            .get()
+            .ok_or_else(|| RuntimeError::Unavailable("the container network is not open yet".to_owned()))
+    }
+}
+
+#[async_trait]
+impl Networks for Bridge {
+    async fn attach(&self, cluster: ClusterId, node: NodeId, subnet: Ipv4Addr) -> Result<(), RuntimeError> {
+        let open = || ContainerNetwork::open(&self.directory, cluster, node, subnet);
+        self.network.get_or_try_init(open).await.map(|_| ()).map_err(|error| failed(&error))
+    }
+
+    async fn create(&self, id: &ContainerId, ports: &[PortSpec]) -> Result<NetworkLease, RuntimeError> {
+        let lease = self.open()?.create(id, ports).await.map_err(|error| failed(&error))?;
+        Ok(NetworkLease { netns_path: lease.netns_path, address: lease.address })
+    }
+
+    async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.open()?.remove(id).await.map_err(|error| failed(&error))
+    }
+
+    async fn address_of(&self, id: &ContainerId) -> Option<Ipv4Addr> {
+        self.network.get()?.address_of(id).await
+    }
+
+    async fn list(&self) -> Vec<ContainerId> {
+        match self.network.get() {
+            Some(network) => network.list().await,
+            None => Vec::new(),
+        }
+    }
+
+    async fn purge(&self) -> Result<(), RuntimeError> {
+        self.open()?.purge().await.map_err(|error| failed(&error))
+    }
+}
+
+/// Every fault of the network may pass: a port is given up, an address comes free.
+fn failed(error: &NetworkError) -> RuntimeError {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    RuntimeError::Unavailable(text)
+}
+
+/// No container network: only services on the host's network run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HostOnly;
+
+#[async_trait]
+impl Networks for HostOnly {
+    async fn attach(&self, _: ClusterId, _: NodeId, _: Ipv4Addr) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn create(&self, _: &ContainerId, _: &[PortSpec]) -> Result<NetworkLease, RuntimeError> {
+        Err(RuntimeError::Invalid("this node has no container network: use `network: host`".to_owned()))
+    }
+
+    async fn remove(&self, _: &ContainerId) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn address_of(&self, _: &ContainerId) -> Option<Ipv4Addr> {
+        None
+    }
+
+    async fn list(&self) -> Vec<ContainerId> {
+        Vec::new()
+    }
+
+    async fn purge(&self) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+}

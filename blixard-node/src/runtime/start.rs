@@ -1,0 +1,304 @@
+//! Creates and starts a container: snapshot, network, files, specification, process.
+
+use std::path::Path;
+
+use blixard_core::id::ContainerId;
+use blixard_core::spec::NetworkMode;
+use containerd_client::services::v1::container::Runtime;
+use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
+use containerd_client::services::v1::{Container, CreateContainerRequest, CreateTaskRequest, StartRequest};
+use containerd_client::tonic::{Code, Status};
+use containerd_client::types::Mount;
+use containerd_client::types::v1::Status as ProcessStatus;
+use oci_spec::runtime::Spec;
+use prost::Message;
+use prost_types::Any;
+use rustix::process::Resource;
+
+use super::client::{disk, failed};
+use super::containers::Containers;
+use super::files::ContainerFiles;
+use super::images::{ImageRootfs, SNAPSHOTTER};
+use super::logger;
+use super::networks::NetworkLease;
+use super::record::{Record, signal_number};
+use super::rootfs::Rootfs;
+use super::spec;
+use super::user::{self, ResolvedUser};
+use crate::platform::{ContainerConfig, RuntimeError, Started};
+
+const RUNTIME: &str = "io.containerd.runc.v2";
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+/// Keeps a snapshot that no container refers to yet from containerd's garbage collection.
+const GC_ROOT: &str = "containerd.io/gc.root";
+/// How many attempts' logs of one replica are kept.
+const LOGS_PER_REPLICA_MAX: usize = 5;
+
+/// What the runc shim can be told (`containerd.runc.v1.Options`), as far as it is told here.
+#[derive(Clone, PartialEq, Message)]
+struct RuncOptions {
+    /// Where runc keeps its state. One per node: in the default place, containers of two
+    /// containerds on one machine would meet.
+    #[prost(string, tag = "7")]
+    root: String,
+}
+
+impl Containers {
+    /// Creates and starts a container; one that already runs is success. When it fails nothing of
+    /// the container is left but its log.
+    pub(crate) async fn start(&self, config: &ContainerConfig) -> Result<Started, RuntimeError> {
+        let id = self.id(config.replica, config.attempt);
+        let _starting = self.begin(&id);
+        if self.client.container(&id.0).await?.is_some() {
+            match self.client.process(&id.0).await? {
+                Some(process) if process.status == ProcessStatus::Running as i32 => {
+                    return Ok(Started { pid: process.pid, address: self.networks.address_of(&id).await });
+                }
+                _ => self.erase(&id).await?,
+            }
+        }
+        let image = &config.spec.image;
+        let image = self.images.rootfs(&image.reference, image.digest.as_deref()).await?;
+        let started = self.create(&id, config, &image).await;
+        if started.is_err()
+            && let Err(error) = self.erase(&id).await
+        {
+            tracing::warn!(container = %id, err = %error, "cannot remove a container that failed to start");
+        }
+        started
+    }
+
+    async fn create(
+        &self,
+        id: &ContainerId,
+        config: &ContainerConfig,
+        image: &ImageRootfs,
+    ) -> Result<Started, RuntimeError> {
+        let (lease, rootfs) = tokio::join!(self.lease(id, config), self.prepare_snapshot(id, image));
+        let (lease, rootfs) = (lease?, rootfs?);
+        let hostname = spec::hostname(config.spec.name.as_str(), config.slot);
+        let (files, user) = self.prepare_files(id, config, image, &hostname, lease.as_ref(), &rootfs).await?;
+        let (spec, missing) = spec::build(&spec::Input {
+            service: &config.spec,
+            image: &image.config,
+            hostname: &hostname,
+            user,
+            files: &files,
+            netns: lease.as_ref().map(|lease| lease.netns_path.as_path()),
+            cgroups_path: self.cgroup(id),
+            cgroups: self.cgroups,
+            open_files_max: rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
+        })?;
+        if !missing.is_empty() {
+            tracing::warn!(service = %config.spec.name, limits = ?missing, "this kernel cannot enforce some limits");
+        }
+        self.create_container(id, config, image, &spec).await?;
+        let program = spec.process().as_ref().and_then(|process| process.args().as_ref()?.first().cloned());
+        let pid = self.run(id, config, rootfs).await.map_err(|status| {
+            start_failure(program.as_deref().unwrap_or_default(), &config.spec.image.reference, &status)
+        })?;
+        Ok(Started { pid, address: lease.map(|lease| lease.address) })
+    }
+
+    async fn lease(
+        &self,
+        id: &ContainerId,
+        config: &ContainerConfig,
+    ) -> Result<Option<NetworkLease>, RuntimeError> {
+        match config.spec.network {
+            NetworkMode::Host => Ok(None),
+            NetworkMode::Bridge => self.networks.create(id, &config.spec.ports).await.map(Some),
+        }
+    }
+
+    async fn prepare_snapshot(
+        &self,
+        id: &ContainerId,
+        image: &ImageRootfs,
+    ) -> Result<Vec<Mount>, RuntimeError> {
+        let prepare = || {
+            self.client.request(PrepareSnapshotRequest {
+                snapshotter: SNAPSHOTTER.to_owned(),
+                key: id.0.clone(),
+                parent: image.chain_id.clone(),
+                labels: [(GC_ROOT.to_owned(), "blixard".to_owned())].into(),
+            })
+        };
+        let mut answer = self.client.snapshots().prepare(prepare()).await;
+        if answer.as_ref().is_err_and(|status| status.code() == Code::AlreadyExists) {
+            // Left by a start that was cut off before it created the container.
+            self.remove_snapshot(id).await?;
+            answer = self.client.snapshots().prepare(prepare()).await;
+        }
+        Ok(answer.map_err(|status| failed("prepare the root file system", &status))?.into_inner().mounts)
+    }
+
+    /// Does what needs the disk: who it runs as, its files, its volumes' directories, its log.
+    async fn prepare_files(
+        &self,
+        id: &ContainerId,
+        config: &ContainerConfig,
+        image: &ImageRootfs,
+        hostname: &str,
+        lease: Option<&NetworkLease>,
+        rootfs: &[Mount],
+    ) -> Result<(ContainerFiles, ResolvedUser), RuntimeError> {
+        let wanted =
+            image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
+        let (files, id, hostname) = (self.files.clone(), id.clone(), hostname.to_owned());
+        let (config, rootfs) = (config.clone(), Rootfs::from_mounts(rootfs));
+        let address = lease.map(|lease| lease.address);
+        let work = move || {
+            let user = user::in_rootfs(&wanted, rootfs.as_ref())?;
+            for volume in &config.spec.volumes {
+                let source = Path::new(&volume.source);
+                if !source.exists() {
+                    std::fs::create_dir_all(source)
+                        .map_err(|error| disk(&format!("make the volume {}", volume.source), &error))?;
+                }
+            }
+            super::logs::prune_attempts(&files.replica_logs(config.replica), LOGS_PER_REPLICA_MAX)
+                .map_err(|error| disk("remove old logs", &error))?;
+            let written = files.write(&id, &hostname, address);
+            Ok((written.map_err(|error| disk("write the container's files", &error))?, user))
+        };
+        super::blocking(work).await
+    }
+
+    async fn create_container(
+        &self,
+        id: &ContainerId,
+        config: &ContainerConfig,
+        image: &ImageRootfs,
+        spec: &Spec,
+    ) -> Result<(), RuntimeError> {
+        let spec = serde_json::to_vec(spec)
+            .map_err(|error| RuntimeError::Invalid(format!("cannot encode the specification: {error}")))?;
+        let stop_signal = image.config.config().as_ref().and_then(|config| config.stop_signal().clone());
+        let record = Record {
+            id: id.clone(),
+            replica: config.replica,
+            attempt: config.attempt,
+            image: image.reference.clone(),
+            image_digest: image.manifest_digest.clone(),
+            stop_signal: signal_number(stop_signal.as_deref()),
+            ports: config.spec.ports.clone(),
+        };
+        let container = Container {
+            id: id.0.clone(),
+            labels: record.labels(self.cluster, self.node, config),
+            image: image.reference.clone(),
+            runtime: Some(Runtime { name: RUNTIME.to_owned(), options: Some(self.runc_options()) }),
+            spec: Some(Any { type_url: SPEC_TYPE.to_owned(), value: spec }),
+            snapshotter: SNAPSHOTTER.to_owned(),
+            snapshot_key: id.0.clone(),
+            extensions: record.extensions(),
+            ..Default::default()
+        };
+        let request = self.client.request(CreateContainerRequest { container: Some(container) });
+        let answer = self.client.containers().create(request).await;
+        answer.map(|_| ()).map_err(|status| failed("create the container", &status))
+    }
+
+    /// Creates and starts the process, and gives its pid.
+    async fn run(
+        &self,
+        id: &ContainerId,
+        config: &ContainerConfig,
+        rootfs: Vec<Mount>,
+    ) -> Result<u32, Status> {
+        let output = self.logger_uri(config);
+        let request = self.client.request(CreateTaskRequest {
+            container_id: id.0.clone(),
+            rootfs,
+            stdout: output.clone(),
+            stderr: output,
+            options: Some(self.runc_options()),
+            ..Default::default()
+        });
+        let mut tasks = self.client.tasks();
+        tasks.create(request).await?;
+        let request = StartRequest { container_id: id.0.clone(), exec_id: String::new() };
+        Ok(tasks.start(self.client.request(request)).await?.into_inner().pid)
+    }
+
+    fn runc_options(&self) -> Any {
+        let options = RuncOptions { root: self.runc_root.to_string_lossy().into_owned() };
+        Any { type_url: "containerd.runc.v1.Options".to_owned(), value: options.encode_to_vec() }
+    }
+
+    fn logger_uri(&self, config: &ContainerConfig) -> String {
+        let log = self.files.log(config.replica, config.attempt);
+        format!("binary://{}?{}={}", percent_encode(&self.logger), logger::SUBCOMMAND, percent_encode(&log))
+    }
+}
+
+/// What runc could not start, in words for whoever wrote the bundle where the bundle is to blame.
+fn start_failure(program: &str, image: &str, status: &Status) -> RuntimeError {
+    let message = status.message();
+    if message.contains(&format!("exec: \"{program}\"")) {
+        let why = if message.contains("permission denied") || message.contains("is a directory") {
+            "cannot be executed in"
+        } else {
+            "is not in"
+        };
+        return RuntimeError::Invalid(format!("the command `{program}` {why} the image {image}"));
+    }
+    if message.contains("error mounting") {
+        return RuntimeError::Invalid(format!("cannot start the container: {message}"));
+    }
+    failed("start the container", status)
+}
+
+fn percent_encode(path: &Path) -> String {
+    let mut text = String::new();
+    for &byte in path.as_os_str().as_encoded_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use containerd_client::tonic::Status;
+
+    use super::{percent_encode, start_failure};
+    use crate::platform::RuntimeError;
+
+    #[test]
+    fn paths_survive_a_url() {
+        assert_eq!(
+            percent_encode(Path::new("/data dir/a?b=c&d%/1.log")),
+            "/data%20dir/a%3Fb%3Dc%26d%25/1.log"
+        );
+    }
+
+    #[test]
+    fn a_missing_command_is_the_bundles_fault() {
+        let check =
+            |message: &str, expect: &str| match start_failure("nope", "web:1", &Status::unknown(message)) {
+                RuntimeError::Invalid(text) => assert_eq!(text, expect),
+                other => panic!("{other:?}"),
+            };
+        let prefix =
+            "failed to create shim task: OCI runtime create failed: runc create failed: unable to start";
+        check(
+            &format!(
+                "{prefix} container process: exec: \"nope\": executable file not found in $PATH: unknown"
+            ),
+            "the command `nope` is not in the image web:1",
+        );
+        check(
+            &format!("{prefix} container process: exec: \"nope\": permission denied: unknown"),
+            "the command `nope` cannot be executed in the image web:1",
+        );
+        let other = start_failure("nope", "web:1", &Status::unknown("no space left on device"));
+        assert!(matches!(other, RuntimeError::Unavailable(_)));
+    }
+}
