@@ -7,11 +7,8 @@
 
 pub mod containers;
 pub mod disk;
-pub mod machine;
 pub mod net;
 pub mod random;
-pub mod scenario;
 pub mod tasks;
 pub mod time;
 pub mod trace;
-pub mod world;

@@ -33,7 +33,7 @@ enum Step {
     Advance { node: u64, phase: Phase, again: bool },
     /// A node's fall, or its return, with all its replicas.
     Lost { node: u64, lost: bool },
-    /// An attempt to forget every service.
+    /// A report that nothing is left of any replica, then an attempt to forget every service.
     Forget,
     /// A blank entry of Raft's.
     Blank,
@@ -42,13 +42,12 @@ enum Step {
 impl Step {
     fn entry(&self, state: &ClusterState, at: UtcMs) -> Option<Entry> {
         let commands = match self {
-            Self::Commands(commands) => commands.clone(),
+            Self::Commands(commands) => {
+                commands.iter().cloned().map(|command| made_before(command, at)).collect()
+            }
             Self::Fill(first) => vec![Command::Plan(Plan { steps: fill(state, *first) })],
             Self::Advance { node, phase, again } => {
-                let statuses = state
-                    .replicas_on(NodeId(*node))
-                    .map(|(id, row)| (id, status(row.status.attempt + u32::from(*again), *phase)));
-                vec![Command::Report { node: NodeId(*node), statuses: statuses.collect() }]
+                advance_all(state, *node, *phase, *again).into_iter().collect()
             }
             Self::Lost { node, lost } => {
                 let status = if *lost { NodeStatus::Down } else { NodeStatus::Up };
@@ -57,14 +56,31 @@ impl Step {
                 vec![Command::Health { node: NodeId(*node), status }, Command::Plan(Plan { steps })]
             }
             Self::Forget => {
+                let gone = (1..=NODES).filter_map(|node| advance_all(state, node, Phase::Gone, false));
                 let services = state.services.keys().cloned();
                 let steps = services.map(|service| PlanStep::ForgetService { service }).collect();
-                vec![Command::Plan(Plan { steps })]
+                gone.chain([Command::Plan(Plan { steps })]).collect()
             }
             Self::Blank => return None,
         };
         Some(Entry::new(at, commands))
     }
+}
+
+/// A report of every replica of a node, if it has any.
+fn advance_all(state: &ClusterState, node: u64, phase: Phase, again: bool) -> Option<Command> {
+    let node = NodeId(node);
+    let told = |row: &Replica| status(row.status.attempt + u32::from(again), phase);
+    let statuses: BTreeMap<_, _> = state.replicas_on(node).map(|(id, row)| (id, told(row))).collect();
+    (!statuses.is_empty()).then_some(Command::Report { node, statuses })
+}
+
+/// Writes are generated with their age in the place of when they were made.
+fn made_before(mut command: Command, at: UtcMs) -> Command {
+    if let Command::Write { made_at, .. } = &mut command {
+        *made_at = UtcMs(at.0.saturating_sub(made_at.0));
+    }
+    command
 }
 
 fn fill(state: &ClusterState, first: u64) -> Vec<PlanStep> {
@@ -88,7 +104,7 @@ fn try_slot(state: &ClusterState, node: u64, service: &ServiceName, slot: u32) -
 
 fn specs() -> impl Strategy<Value = ServiceSpec> {
     let ports = proptest::collection::vec(select(vec![80, 81, 443]), 0..3);
-    let bounds = (0..4_u32, 1..6_u32);
+    let bounds = (select(vec![0, 1, 1, 1, 2, 2, 3]), 1..6_u32);
     let cpu = select(vec![0, 1_000, 3_000]);
     (select(&SERVICES[..]), bounds, ports, select(&SERVICES[..]), cpu, 0..8_u8).prop_map(
         |(service, (min, max), ports, needed, cpu_millis, kind)| {
@@ -119,7 +135,9 @@ fn replica() -> impl Strategy<Value = ReplicaId> {
 
 fn phase() -> impl Strategy<Value = Phase> {
     use Phase::*;
-    select(vec![Assigned, Pulling, Starting, Running, Stopping, Waiting, Completed, Failed, Gone, Gone])
+    select(vec![
+        Assigned, Pulling, Starting, Running, Running, Stopping, Waiting, Completed, Failed, Gone, Gone, Gone,
+    ])
 }
 
 fn write() -> impl Strategy<Value = Write> {
@@ -130,13 +148,13 @@ fn write() -> impl Strategy<Value = Write> {
         Availability::Leaving,
     ]);
     prop_oneof![
-        6 => (specs(), node()).prop_map(|(spec, origin)| Write::Submit { spec: Arc::new(spec), origin }),
-        3 => (service(), 0..6_u32).prop_map(|(service, replicas)| Write::Scale { service, replicas }),
-        1 => service().prop_map(|service| Write::Stop { service }),
-        1 => service().prop_map(|service| Write::Start { service }),
-        1 => service().prop_map(|service| Write::Remove { service }),
-        1 => replica().prop_map(|replica| Write::StopReplica { replica }),
-        1 => (node(), availability)
+        24 => (specs(), node()).prop_map(|(spec, origin)| Write::Submit { spec: Arc::new(spec), origin }),
+        12 => (service(), 1..6_u32).prop_map(|(service, replicas)| Write::Scale { service, replicas }),
+        3 => service().prop_map(|service| Write::Stop { service }),
+        6 => service().prop_map(|service| Write::Start { service }),
+        2 => service().prop_map(|service| Write::Remove { service }),
+        4 => replica().prop_map(|replica| Write::StopReplica { replica }),
+        4 => (node(), availability)
             .prop_map(|(node, availability)| Write::SetAvailability { node, availability }),
         1 => (node(), any::<bool>()).prop_map(|(node, force)| Write::RemoveNode { node, force }),
         1 => (0..3_u8).prop_map(|n| Write::AddToken { id: TokenId([n; 8]), token: join_token() }),
@@ -174,8 +192,9 @@ fn node_facts() -> impl Strategy<Value = NodeFacts> {
 }
 
 fn command() -> impl Strategy<Value = Command> {
-    let health = select(vec![NodeStatus::Up, NodeStatus::Up, NodeStatus::Unknown, NodeStatus::Down]);
-    let times = 0..2_000_000_u64;
+    let health =
+        select(vec![NodeStatus::Up, NodeStatus::Up, NodeStatus::Up, NodeStatus::Unknown, NodeStatus::Down]);
+    let ages = select(vec![0, 0, 0, 0, 1, 5_000, 300_000, 700_000]);
     prop_oneof![
         1 => Just(bootstrap()),
         3 => (proptest::option::of(0..=NODES + 1), 1..7_u8).prop_map(|(node, key)| join(node, key)),
@@ -183,8 +202,8 @@ fn command() -> impl Strategy<Value = Command> {
         1 => node().prop_map(|node| Command::Addresses { node, addresses: Vec::new() }),
         3 => (node(), health).prop_map(|(node, status)| Command::Health { node, status }),
         1 => (node(), proptest::option::of(Just(START))).prop_map(|(node, until)| Command::Hold { node, until }),
-        9 => (0..200_u8, times, write()).prop_map(|(n, ms, write)| {
-            Command::Write { request: RequestId([n; 16]), made_at: UtcMs(START.0 + ms), write }
+        9 => (0..200_u8, ages, write()).prop_map(|(n, age, write)| {
+            Command::Write { request: RequestId([n; 16]), made_at: UtcMs(age), write }
         }),
         2 => (node(), proptest::collection::btree_map(replica(), (0..3_u32, phase()), 0..4)).prop_map(
             |(node, told)| {
@@ -198,17 +217,21 @@ fn command() -> impl Strategy<Value = Command> {
     ]
 }
 
-fn history() -> impl Strategy<Value = Vec<(u64, Step)>> {
+/// Steps and the leader's clock at each, which mostly goes on and at times goes back.
+fn history() -> impl Strategy<Value = Vec<(UtcMs, Step)>> {
     let step = prop_oneof![
         8 => proptest::collection::vec(command(), 0..4).prop_map(Step::Commands),
         4 => (0..NODES).prop_map(Step::Fill),
         3 => (1..=NODES, phase(), any::<bool>())
             .prop_map(|(node, phase, again)| Step::Advance { node, phase, again }),
-        2 => (1..=NODES, any::<bool>()).prop_map(|(node, lost)| Step::Lost { node, lost }),
-        1 => Just(Step::Forget),
+        4 => (1..=NODES, select(vec![true, false, false])).prop_map(|(node, lost)| Step::Lost { node, lost }),
+        2 => Just(Step::Forget),
         1 => Just(Step::Blank),
     ];
-    proptest::collection::vec((0..2_000_000_u64, step), 1..60)
+    proptest::collection::vec((0..100_000_u64, step), 1..60).prop_map(|steps| {
+        let at = |n: u64, jitter: u64| UtcMs(START.0 + n * 20_000 + jitter);
+        (0..).zip(steps).map(|(n, (jitter, step))| (at(n, jitter), step)).collect()
+    })
 }
 
 fn start() -> ClusterState {
@@ -232,8 +255,8 @@ proptest! {
     #[test]
     fn any_history_keeps_the_state_consistent_and_equal_everywhere(history in history()) {
         let (mut state, mut restarted) = (start(), start());
-        for (ms, step) in history {
-            let entry = step.entry(&state, UtcMs(START.0 + ms));
+        for (at, step) in history {
+            let entry = step.entry(&state, at);
             let before = state.clone();
             advance(&mut state, entry.as_ref());
             invariants::check(&state)?;
@@ -256,8 +279,8 @@ fn histories_reach_what_they_are_to_test() {
     for _ in 0..100 {
         let history = history().new_tree(&mut runner).expect("a history").current();
         let mut state = start();
-        for (ms, step) in history {
-            let entry = step.entry(&state, UtcMs(START.0 + ms));
+        for (at, step) in history {
+            let entry = step.entry(&state, at);
             advance(&mut state, entry.as_ref());
             kinds.extend(state.events.iter().map(|event| event.kind));
             final_phases += state.replicas.values().filter(|row| row.status.phase.is_final()).count();

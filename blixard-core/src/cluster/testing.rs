@@ -107,6 +107,10 @@ pub(super) fn place(service: &str, slot: u32, version: u64, node: u64) -> PlanSt
     PlanStep::Place { service: name(service), slot, version, node: NodeId(node), after: None }
 }
 
+pub(super) fn desire(replica: u64, desired: Desired) -> PlanStep {
+    PlanStep::SetDesired { replica: ReplicaId(replica), desired }
+}
+
 pub(super) fn status(attempt: u32, phase: Phase) -> ReplicaStatus {
     ReplicaStatus { attempt, phase, ..ReplicaStatus::assigned() }
 }
@@ -189,6 +193,14 @@ impl Cluster {
         let latest = self.state.events.iter().filter(|event| event.id.index == last);
         latest.map(|event| event.message.as_str()).collect()
     }
+}
+
+/// Two nodes and `web`, of which slot 0 of two is filled on node 1.
+pub(super) fn two_nodes() -> Cluster {
+    let mut cluster = Cluster::of(2);
+    cluster.submit(spec("web", 2, 3));
+    cluster.planned(vec![place("web", 0, 1, 1)]);
+    cluster
 }
 
 /// Expects a refusal whose message contains `part`.

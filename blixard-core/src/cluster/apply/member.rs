@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use super::{About, Answer};
 use crate::cluster::node::NodeFacts;
 use crate::cluster::{
-    Availability, ClusterState, EventKind, Node, NodeStatus, Outcome, Refusal, SubnetRange, Token,
+    Availability, ClusterState, Desired, EventKind, Node, NodeStatus, Outcome, Phase, Refusal, Replica,
+    SubnetRange, Token,
 };
 use crate::id::{ClusterId, NodeId, NodeKey, TokenId};
 use crate::limits::NODES_MAX;
@@ -135,6 +136,7 @@ impl ClusterState {
         Ok(())
     }
 
+    /// A node that left goes once nothing runs on it; a replica that ran to its end keeps no node.
     pub(super) fn remove_node(&mut self, id: NodeId, force: bool) -> Answer {
         let node = self.nodes.get(&id).ok_or_else(|| Refusal::not_found("node", id))?;
         if self.nodes.len() == 1 {
@@ -143,7 +145,9 @@ impl ClusterState {
             )));
         }
         let replicas: Vec<_> = self.replicas_on(id).map(|(replica, _)| replica).collect();
-        let left = node.availability == Availability::Leaving && replicas.is_empty();
+        let ended = |row: &Replica| row.desired == Desired::Run && row.status.phase == Phase::Completed;
+        let left =
+            node.availability == Availability::Leaving && self.replicas_on(id).all(|(_, row)| ended(row));
         if !(force || left || node.status == NodeStatus::Down) {
             return Err(Refusal::conflict(format!(
                 "node {id} is not down and holds {} replicas: have it leave first, or force its removal",
@@ -174,6 +178,7 @@ mod tests {
     use super::*;
     use crate::cluster::testing::{
         CLUSTER, Cluster, assert_refused, bootstrap, facts, join, key, name, place, spec,
+        status as replica_status,
     };
     use crate::cluster::{Command, NodeStatus, Write};
 
@@ -261,11 +266,12 @@ mod tests {
 
     #[test]
     fn a_member_goes_when_it_is_down_or_left_or_forced() {
-        let check = |status, availability, has_replica: bool, force, expect: Option<&str>| {
+        let check = |status, availability, phase: Option<Phase>, force, expect: Option<&str>| {
             let mut cluster = Cluster::of(2);
             cluster.submit(spec("web", 1, 1));
-            if has_replica {
+            if let Some(phase) = phase {
                 cluster.planned(vec![place("web", 0, 1, 2)]);
+                cluster.report(2, 1, replica_status(0, phase));
             }
             cluster.health(2, status);
             cluster.write(Write::SetAvailability { node: NodeId(2), availability });
@@ -280,13 +286,15 @@ mod tests {
         };
         use crate::cluster::Availability::{Active, Draining, Leaving};
         use NodeStatus::{Down, Unknown, Up};
-        check(Up, Active, false, false, Some("have it leave"));
-        check(Up, Draining, false, false, Some("have it leave"));
-        check(Up, Leaving, true, false, Some("holds 1 replicas"));
-        check(Unknown, Active, true, false, Some("have it leave"));
-        check(Up, Leaving, false, false, None);
-        check(Down, Active, true, false, None);
-        check(Up, Active, true, true, None);
+        let running = Some(Phase::Running);
+        check(Up, Active, None, false, Some("have it leave"));
+        check(Up, Draining, None, false, Some("have it leave"));
+        check(Up, Leaving, running, false, Some("holds 1 replicas"));
+        check(Unknown, Active, running, false, Some("have it leave"));
+        check(Up, Leaving, None, false, None);
+        check(Up, Leaving, Some(Phase::Completed), false, None);
+        check(Down, Active, running, false, None);
+        check(Up, Active, running, true, None);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod member;
 mod node;
+mod placement;
 mod plan;
 mod replica;
 mod request;
@@ -107,5 +108,34 @@ impl ClusterState {
         while self.events.len() > limits::EVENTS_MAX {
             self.events.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cluster::testing::{Cluster, join};
+    use crate::cluster::{Command, EventId};
+    use crate::id::NodeId;
+    use crate::limits::EVENTS_MAX;
+    use crate::time::UtcMs;
+
+    #[test]
+    fn events_are_numbered_within_their_entry_and_the_oldest_make_room() {
+        let mut cluster = Cluster::of(1);
+        let index = cluster.state.applied + 1;
+        cluster.apply(vec![join(None, 2), join(None, 3)]);
+        let ids: Vec<_> = cluster.state.events.iter().map(|event| event.id).collect();
+        assert_eq!(ids, [EventId { index: 1, n: 0 }, EventId { index, n: 0 }, EventId { index, n: 1 }]);
+
+        let hold = |ms: u64| Command::Hold { node: NodeId(1), until: Some(UtcMs(ms)) };
+        cluster.apply((0..EVENTS_MAX as u64 + 5).map(hold).collect());
+        assert_eq!(cluster.state.events.len(), EVENTS_MAX);
+        assert_eq!(cluster.state.events.front().map(|event| event.id.n), Some(5));
+    }
+
+    #[test]
+    #[should_panic(expected = "entry 1 applied after 1")]
+    fn no_entry_is_applied_twice() {
+        Cluster::of(1).state.apply_blank(1);
     }
 }
