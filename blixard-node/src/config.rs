@@ -444,6 +444,7 @@ mod tests {
         assert_eq!(config.http, HttpListen::Asked("127.0.0.1:9001".parse().unwrap()));
         assert_eq!(config.data_dir.to_str(), Some("/env"));
         assert_eq!(config.join, ["first.json", "a.json", "b.json"]);
-        assert_eq!(config.log, "info");
+        let unset = NodeOptions::default().check(true).unwrap().log;
+        assert_eq!(config.log, unset, "a blank variable says nothing");
     }
 }
