@@ -1,6 +1,6 @@
 //! What the command line accepts. Every command has an example in its help.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -34,6 +34,13 @@ pub(crate) struct Connection {
     /// An API token, needed to change anything over http://
     #[arg(long, global = true, env = "BLIXARD_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
+}
+
+impl Connection {
+    /// The data directory, when one is named; an empty variable names none.
+    pub(crate) fn data_dir(&self) -> Option<&Path> {
+        self.data_dir.as_deref().filter(|dir| !dir.as_os_str().is_empty())
+    }
 }
 
 #[derive(Debug, Subcommand)]

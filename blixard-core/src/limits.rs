@@ -5,11 +5,11 @@ use std::time::Duration;
 
 /// Raft: the leader's heartbeat. Elections start at [`RAFT_ELECTION_MAX`] plus a random time, so
 /// this must be several times smaller; shorter costs an idle cluster CPU.
-pub const RAFT_HEARTBEAT: Duration = Duration::from_millis(100);
+pub const RAFT_HEARTBEAT: Duration = Duration::from_millis(80);
 /// Raft: the lower bound of the election timeout.
-pub const RAFT_ELECTION_MIN: Duration = Duration::from_millis(300);
+pub const RAFT_ELECTION_MIN: Duration = Duration::from_millis(200);
 /// Raft: the upper bound of the election timeout.
-pub const RAFT_ELECTION_MAX: Duration = Duration::from_millis(600);
+pub const RAFT_ELECTION_MAX: Duration = Duration::from_millis(400);
 
 /// Raft: entries applied since the last snapshot before the next is taken. More make a restart
 /// replay longer; fewer make a busy cluster write its whole state more often.

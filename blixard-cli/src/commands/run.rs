@@ -1,7 +1,7 @@
 //! `blixard run`
 
+use std::cell::RefCell;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use blixard_core::cluster::Event;
 use blixard_core::id::ServiceName;
 use blixard_core::spec::ServiceSpec;
 use http::Method;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 
 use crate::bundle;
 use crate::client::{Client, Lines};
-use crate::failure::Failure;
+use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};
 use crate::render::{self, replica, text};
 
@@ -76,44 +76,53 @@ async fn submit(client: &Client, spec: ServiceSpec) -> anyhow::Result<SubmitAnsw
 /// Shows how the service comes up until enough of it runs, the deadline passes, or Ctrl-C.
 async fn wait(client: &Client, submitted: &SubmitAnswer, limit: Duration) -> anyhow::Result<ExitCode> {
     let name = &submitted.name;
-    let mut interrupted = pin!(tokio::signal::ctrl_c());
-    let deadline = Instant::now() + limit;
+    let last = RefCell::new(None);
+    // Cancel safe: watching changes nothing in the cluster, and leaves in `last` what it saw.
+    let ready = tokio::select! {
+        biased;
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted?;
+            render::note(&format!(
+                "{name} goes on being deployed: `blixard ps` shows how, `blixard rm {name}` removes it"
+            ));
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        ready = watch(client, submitted, &last) => ready?,
+        () = sleep(limit) => return Err(missing(name, last.borrow().as_ref(), limit).into()),
+    };
+    render::line(&running(&ready))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows how the service comes up until enough of it runs.
+async fn watch(
+    client: &Client,
+    submitted: &SubmitAnswer,
+    last: &RefCell<Option<ServiceDetail>>,
+) -> anyhow::Result<ServiceDetail> {
+    let SubmitAnswer { name, version, .. } = submitted;
     let mut events = follow(client, submitted.index).await;
     let mut progress = Progress::new();
-    let mut last: Option<ServiceDetail> = None;
     loop {
         match client.get::<ServiceDetail>(&format!("/v1/services/{name}")).await {
-            Ok(detail) => {
-                if detail.row.version > submitted.version {
-                    let error = format!("{name} was given version {} meanwhile", detail.row.version);
-                    return Err(Failure::new(error, format!("`blixard service inspect {name}`")).into());
-                }
-                progress.show(&items(&detail));
-                if detail.row.ready >= detail.row.min {
-                    drop(progress);
-                    render::line(&running(&detail))?;
-                    return Ok(ExitCode::SUCCESS);
-                }
-                last = Some(detail);
+            Ok(detail) if detail.row.version > *version => {
+                let error = format!("{name} was given version {} meanwhile", detail.row.version);
+                return Err(Failure::new(error, format!("`blixard service inspect {name}`")).into());
             }
-            // A node that restarts is back within the deadline, or the deadline says so.
-            Err(error) if last.is_none() => return Err(error),
+            Ok(detail) => {
+                progress.show(&items(&detail));
+                if detail.row.version == *version && detail.row.ready >= detail.row.min {
+                    return Ok(detail);
+                }
+                last.replace(Some(detail));
+            }
+            // Anything but a word of the API may pass: a node that restarts is soon back.
+            Err(error) if matches!(failure::cause(&error), Some(Cause::Refused(_))) => return Err(error),
             Err(_) => {}
         }
-        // Cancel safe: `next` and the signal keep what they have; sleeps are made anew.
+        // Cancel safe: `next` keeps what it has, the sleep is made anew.
         tokio::select! {
             biased;
-            _ = &mut interrupted => {
-                drop(progress);
-                render::note(&format!(
-                    "{name} goes on being deployed: `blixard ps` shows how, `blixard rm {name}` removes it"
-                ));
-                return Ok(ExitCode::from(INTERRUPTED));
-            }
-            () = sleep_until(deadline) => {
-                drop(progress);
-                return Err(missing(name, last.as_ref(), limit).into());
-            }
             () = something_happened(&mut events) => {}
             () = sleep(REFRESH) => {}
         }

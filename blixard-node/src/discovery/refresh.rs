@@ -7,6 +7,7 @@ use std::time::Duration;
 use blixard_core::time::Mono;
 use tokio::sync::Notify;
 
+use super::Seams;
 use super::sources::{Reading, Sources};
 use crate::platform::Platform;
 
@@ -39,10 +40,10 @@ impl Refresher {
     }
 
     /// Reads the sources once and hints the transport.
-    pub async fn read(&self, platform: &Platform) -> Arc<Reading> {
-        let reading = Arc::new(self.sources.read(platform.transport.key(), &*platform.spawner).await);
+    pub async fn read(&self, seams: Seams<'_>) -> Arc<Reading> {
+        let reading = Arc::new(self.sources.read(seams.transport.key(), seams.spawner).await);
         for contact in &reading.contacts {
-            platform.transport.hint(contact.key, &contact.addresses);
+            seams.transport.hint(contact.key, &contact.addresses);
         }
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = reading.clone();
         reading
@@ -53,7 +54,7 @@ impl Refresher {
         let mut retry = RETRY_MIN;
         let mut told = Vec::new();
         loop {
-            let reading = self.read(&platform).await;
+            let reading = self.read(Seams::from(&platform)).await;
             let problems: Vec<String> = reading.problems.iter().map(ToString::to_string).collect();
             let wait = if problems.is_empty() { REFRESH } else { retry.min(REFRESH) };
             retry = if problems.is_empty() { RETRY_MIN } else { wait.saturating_mul(2) };

@@ -21,7 +21,7 @@ const REFRESH: Duration = Duration::from_millis(300);
 
 /// Which node, and how long to wait.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// The node's number or name
     #[arg(value_name = "ID")]
     node: String,
@@ -31,7 +31,7 @@ pub(super) struct Args {
 
 /// How long to wait.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(super) struct WaitArgs {
+pub(crate) struct WaitArgs {
     /// Do not wait until its containers are gone
     #[arg(short, long)]
     detach: bool,
