@@ -27,7 +27,7 @@ pub(super) fn duration(min: u64, max: u64) -> impl Fn(&str) -> Result<u64, Fault
         };
         let nanoseconds = nanoseconds(text).map_err(|why| fault(&format!(": {why}")))?;
         let milliseconds = u64::try_from(nanoseconds / 1_000_000).map_err(|_| fault(""))?;
-        if nanoseconds % 1_000_000 != 0 {
+        if !nanoseconds.is_multiple_of(1_000_000) {
             return Err(fault(": it is no whole number of milliseconds"));
         }
         if (min..=max).contains(&milliseconds) { Ok(milliseconds) } else { Err(fault("")) }

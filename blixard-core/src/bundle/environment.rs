@@ -39,6 +39,11 @@ pub(super) fn read(
 fn list(walk: &mut Walk<'_>, field: &Field<'_>) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     for item in walk.list(field, EXAMPLE) {
+        if let Value::Mapping(_) = item.node.value {
+            let fault = Fault::new("takes NAME=value, not a mapping");
+            walk.fail(&item, fault.hint("without the dashes, `environment` is a mapping"));
+            continue;
+        }
         let Some((name, value)) = walk.value(&item, pair) else { continue };
         if variables.insert(name.clone(), value).is_some() {
             walk.fail(

@@ -94,7 +94,7 @@ fn scaled(amount: &str, factor: u64) -> Result<u64, &'static str> {
     let all: u128 = format!("0{digits}{fraction}").parse().map_err(|_| "it has too many digits")?;
     let divisor = 10u128.pow(u32::try_from(fraction.len()).map_err(|_| "it has too many digits")?);
     let product = all * u128::from(factor);
-    if product % divisor != 0 {
+    if !product.is_multiple_of(divisor) {
         return Err("it is not whole in the smallest unit");
     }
     i64::try_from(product / divisor).ok().and_then(|value| u64::try_from(value).ok()).ok_or("it is too large")

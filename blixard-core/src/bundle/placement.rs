@@ -31,10 +31,9 @@ fn constraint(text: &str) -> Result<Constraint, Fault> {
         (None, None) => {
             let fault =
                 Fault::new(format!("takes a label, `==` or `!=`, and a value, not `{}`", shorten(text)));
-            return Err(match text.split_once('=') {
-                Some((label, value)) => {
-                    fault.hint(format!("write {}=={}", shorten(label.trim()), shorten(value.trim())))
-                }
+            let meant = text.split_once('=').map(|(label, value)| (label.trim(), value.trim()));
+            return Err(match meant.filter(|(label, _)| check_label(label).is_ok()) {
+                Some((label, value)) => fault.hint(format!("write {label}=={}", shorten(value))),
                 None => fault.hint("for example disk==ssd, zone!=a or node.name==box1"),
             });
         }

@@ -23,8 +23,8 @@ pub fn to_bundle(spec: &ServiceSpec) -> String {
     if let Some(health) = &spec.healthcheck {
         out.line(0, "healthcheck:");
         out.entry(1, "path", &health.path);
-        out.entry(1, "interval", &duration::show(health.interval_ms));
-        out.entry(1, "timeout", &duration::show(health.timeout_ms));
+        out.line(1, &format!("interval: {}", duration::show(health.interval_ms)));
+        out.line(1, &format!("timeout: {}", duration::show(health.timeout_ms)));
         out.number(1, "retries", health.retries);
     }
     out.line(0, "replicas:");
@@ -176,7 +176,7 @@ impl Printer {
 fn scalar(text: &str) -> String {
     const WORDS: [&str; 11] = ["null", "true", "false", "yes", "no", "on", "off", "y", "n", "inf", "nan"];
     let first = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/');
-    let bare = |c: char| c.is_ascii_alphanumeric() || "_-./@+=:".contains(c);
+    let bare = |c: char| c.is_ascii_alphanumeric() || "_-./@+=:!?~%".contains(c);
     if first
         && text.chars().all(bare)
         && !text.ends_with(':')

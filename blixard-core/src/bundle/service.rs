@@ -44,7 +44,7 @@ const NAME_RULE: &str = "1 to 63 lower-case letters, digits and hyphens, no hyph
 
 /// Reads the service; absent only when an error was reported.
 pub(super) fn read(walk: &mut Walk<'_>, source: &Source<'_>, context: &Context<'_>) -> Option<ServiceSpec> {
-    let root = tree::read(source, walk);
+    let root = tree::read(source, walk).filter(|node| !matches!(node.value, Value::Null));
     let Some(node) = root else {
         if !walk.failed() {
             walk.error(Place::line(1), Fault::new("the bundle is empty").hint(SMALLEST));
@@ -56,7 +56,7 @@ pub(super) fn read(walk: &mut Walk<'_>, source: &Source<'_>, context: &Context<'
         walk.error(node.place, Fault::new(message).hint(SMALLEST));
         return None;
     };
-    let root = walk.fields("", node.place, entries, &KEYS);
+    let root = walk.fields("", node.place.start(), entries, &KEYS);
     version(walk, &root);
     let name = name(walk, &root, context);
     let network = walk.key(&root, "network", network).unwrap_or_default();
@@ -150,7 +150,7 @@ fn image(walk: &mut Walk<'_>, root: &Section<'_>) -> Option<ImageSpec> {
     let reference = walk.required(&section, "docker_image", |text| {
         let fault = |err: crate::image_reference::ReferenceError| {
             let hint = "for example nginx, nginx:1.27 or registry.lan:5000/app@sha256:…";
-            Fault::new(format!("names no image: {err}")).hint(hint)
+            Fault::new(format!("takes an image, not `{}`: {}", shorten(text), err.fault)).hint(hint)
         };
         text.parse::<ImageReference>().map(|_| text.to_owned()).map_err(fault)
     });

@@ -29,6 +29,11 @@ impl Place {
         Self { line, column, end_line: line, end_column: column + 1 }
     }
 
+    /// Its first character.
+    pub(super) fn start(self) -> Self {
+        Self::at(self.line, self.column)
+    }
+
     /// A whole line.
     pub(super) fn line(line: usize) -> Self {
         Self { line, column: 1, end_line: line, end_column: 1 }
@@ -96,6 +101,14 @@ impl<'a> Source<'a> {
     /// A line without its end; empty behind the last.
     pub(super) fn line(&self, number: usize) -> &'a str {
         self.lines.get(number.wrapping_sub(1)).copied().unwrap_or_default()
+    }
+
+    /// `place`, or the end of the text when it lies behind that.
+    pub(super) fn within(&self, place: Place) -> Place {
+        match self.lines.len() {
+            last if place.line > last => Place::at(last, self.line(last).chars().count() + 1),
+            _ => place,
+        }
     }
 
     /// The text at `place`, as far as it is on its first line.

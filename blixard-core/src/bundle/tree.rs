@@ -108,14 +108,28 @@ fn syntax(source: &Source<'_>, error: &ScanError) -> (Place, Fault) {
     while place.line > 1 && source.line(place.line).trim().is_empty() {
         place = Place::at(place.line - 1, source.line(place.line - 1).chars().count() + 1);
     }
+    if error.info().contains("recursion limit") {
+        return (place, too_deep());
+    }
     let fault = Fault::new(format!("this is not YAML: {}", error.info()));
     let line = source.line(place.line);
     let indentation = &line[..line.len() - line.trim_start().len()];
     if indentation.contains('\t') {
         (place, fault.hint("indent with spaces: YAML does not allow tabs there"))
+    } else if error.info().contains("mapping values are not allowed") {
+        (
+            place,
+            fault.hint("put quotes around a value with `: ` in it, and nested keys on lines of their own"),
+        )
+    } else if error.info().contains("quoted scalar") {
+        (place, fault.hint("is the quote closed?"))
     } else {
         (place, fault)
     }
+}
+
+fn too_deep() -> Fault {
+    Fault::new(format!("values are nested more than {BUNDLE_DEPTH_MAX} deep"))
 }
 
 type Step = Result<(), (Place, Fault)>;
@@ -255,7 +269,7 @@ impl Builder<'_, '_> {
         self.spent.nodes += cost.nodes;
         self.spent.bytes += cost.bytes;
         if self.open.len() + cost.depth > BUNDLE_DEPTH_MAX {
-            return Err((place, Fault::new(format!("values are nested more than {BUNDLE_DEPTH_MAX} deep"))));
+            return Err((place, too_deep()));
         }
         if self.spent.nodes > BUNDLE_NODES_MAX {
             let message = format!("the bundle has more than {BUNDLE_NODES_MAX} values, aliases written out");

@@ -26,6 +26,8 @@ pub(super) struct Section<'n> {
     /// Where a key that is missing is missed.
     pub(super) place: Place,
     fields: BTreeMap<&'n str, (Place, &'n Node)>,
+    /// The keys without a value.
+    empty: BTreeMap<&'n str, Place>,
 }
 
 /// A value with the name by which messages call it.
@@ -52,6 +54,7 @@ impl<'s> Walk<'s> {
 
     fn add(&mut self, severity: Severity, place: Place, fault: Fault) {
         let source = self.source;
+        let place = source.within(place);
         self.keep(severity, place, None, || Diagnostic::new(severity, source, place, fault));
     }
 
@@ -98,6 +101,10 @@ impl<'s> Walk<'s> {
         self.found.sort_by_key(|(place, inner, diagnostic)| {
             (place.line, place.column, inner.map(|inner| inner.line), diagnostic.severity)
         });
+        // What is an error need not be warned of as well.
+        self.found.dedup_by(|(place, inner, next), (at, there, first)| {
+            (*place, *inner) == (*at, *there) && first.severity < next.severity
+        });
         let unsaid = self.unsaid;
         let mut found: Vec<Diagnostic> = self.found.into_iter().map(|(.., diagnostic)| diagnostic).collect();
         if let Some(last) = found.last_mut().filter(|_| unsaid > 0) {
@@ -118,9 +125,12 @@ impl<'s> Walk<'s> {
             self.fail(field, fault.hint(format!("for example {example}")));
             return None;
         };
-        Some(self.fields(&field.path, field.key, entries, keys))
+        let item = field.key == field.node.place;
+        let place = if item { field.key.start() } else { field.key };
+        Some(self.fields(&field.path, place, entries, keys))
     }
 
+    /// The same for a mapping whose kind is known; what is missing in it is missed at `place`.
     pub(super) fn fields<'n>(
         &mut self,
         path: &str,
@@ -128,13 +138,15 @@ impl<'s> Walk<'s> {
         entries: &'n [(Key, Node)],
         keys: &[&str],
     ) -> Section<'n> {
-        let mut section = Section { path: path.to_owned(), place, fields: BTreeMap::new() };
+        let mut section =
+            Section { path: path.to_owned(), place, fields: BTreeMap::new(), empty: BTreeMap::new() };
         for (key, node) in entries {
             let path = section.path_of(&key.text);
             if !keys.contains(&key.text.as_str()) {
                 self.unknown(key, &path, keys);
             } else if matches!(node.value, Value::Null) {
                 self.warn(key.place, Fault::new("has no value and is ignored").of(&path));
+                section.empty.insert(&key.text, key.place);
             } else {
                 section.fields.insert(&key.text, (key.place, node));
             }
@@ -205,7 +217,11 @@ impl<'s> Walk<'s> {
         parse: impl FnOnce(&str) -> Result<T, Fault>,
     ) -> Option<T> {
         let Some(field) = section.get(key) else {
-            self.error(section.place, Fault::new("is missing").of(&section.path_of(key)));
+            let (place, what) = match section.empty.get(key) {
+                Some(place) => (*place, "has no value"),
+                None => (section.place, "is missing"),
+            };
+            self.error(place, Fault::new(what).of(&section.path_of(key)));
             return None;
         };
         self.value(&field, parse)
