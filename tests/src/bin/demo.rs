@@ -97,6 +97,7 @@ fn run(cluster: &Cluster, web: &Image) -> Result<()> {
     let took = start.elapsed().as_secs_f64();
     check_replicas(cluster, followers[0])?;
     check_tasks(cluster, followers[0])?;
+    check_answers(cluster, &[0, 1, 2])?;
     say(&format!("three replicas run after {took:.2} s, one on each node; each answers HTTP on port {PORT}"));
     command("blixard ps");
     print!("{}", asked.cli(&["ps"])?);
