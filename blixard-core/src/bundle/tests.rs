@@ -187,7 +187,7 @@ fn what_is_no_text_is_refused_with_its_place() {
     check(b"a: b\n---\na: c\n", (2, 1), "one YAML document");
     check(b"a: [b\n", (1, 6), "not YAML");
     check(b"a:\n\tb: c\n", (2, 2), "not YAML");
-    check(&vec![b'a'; BUNDLE_BYTES_MAX + 1], (1, 1), "more than 1048576");
+    check(&vec![b'a'; BUNDLE_BYTES_MAX + 1], (1, 1), "more than 1048576 bytes");
 }
 
 #[test]
