@@ -50,10 +50,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
-    let mut spec = bundle::load(&args.file)?;
-    if let Some(name) = args.name {
-        spec.name = name;
-    }
+    let spec = bundle::load(&args.file, args.name.as_ref())?;
     let submitted = submit(client, spec).await?;
     if args.detach {
         render::line(submitted.name.as_str())?;

@@ -68,7 +68,7 @@ impl<'a> Source<'a> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let source = Self { file, text, lines: lines(text) };
         let fault = if bytes.len() > BUNDLE_BYTES_MAX {
-            let message = format!("the file has {} bytes, more than {BUNDLE_BYTES_MAX}", bytes.len());
+            let message = format!("the file has more than {BUNDLE_BYTES_MAX} bytes");
             Some((Place::line(1), Fault::new(message)))
         } else if let Some((at, c)) = text.char_indices().find(|(_, c)| !allowed(*c)) {
             let message = format!("the character U+{:04X} cannot stand in a bundle", u32::from(c));
