@@ -1,10 +1,10 @@
 //! What the command line accepts. Every command has an example in its help.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::commands::{cluster, events, exec, image, inspect, logs, node, ps, run, service};
+use crate::commands::{cluster, config, events, exec, image, inspect, logs, node, ps, run, service};
 
 /// Runs containers on a few machines and keeps them running.
 #[derive(Debug, Parser)]
@@ -36,9 +36,17 @@ pub(crate) struct Connection {
     pub(crate) token: Option<String>,
 }
 
+impl Connection {
+    /// The data directory, when one is named; an empty variable names none.
+    pub(crate) fn data_dir(&self) -> Option<&Path> {
+        self.data_dir.as_deref().filter(|dir| !dir.as_os_str().is_empty())
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(run::Args),
+    Config(config::Args),
     Ps(ps::Args),
     Stop(service::StopArgs),
     Start(service::StartArgs),
@@ -121,6 +129,8 @@ mod tests {
         check("blixard node purge --yes");
         check("blixard run web.bun -d --name N2".to_lowercase().as_str());
         check("blixard run -");
+        check("blixard config web.bun");
+        check("blixard config -n web -");
         check("blixard ps -a -q -o table");
         check("blixard ps --format json");
         check("blixard service ls");

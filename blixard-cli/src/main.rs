@@ -5,6 +5,8 @@ mod cli;
 mod client;
 mod commands;
 mod failure;
+#[cfg(test)]
+mod manual;
 mod render;
 
 use std::io::Write;
@@ -15,9 +17,9 @@ use clap::Parser;
 use crate::cli::Cli;
 
 fn main() -> ExitCode {
-    // containerd starts this program as a container's logger, on the container's start path.
-    if let Some(ended) = blixard_node::runtime::logger::dispatch() {
-        return ended;
+    // Containers wait for their logger: it comes before anything else is read.
+    if let Some(code) = blixard_node::runtime::logger::dispatch() {
+        return code;
     }
     let cli = Cli::parse();
     commands::dispatch(cli).unwrap_or_else(|error| report(&error))

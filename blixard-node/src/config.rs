@@ -18,6 +18,9 @@ pub const SYSTEM_DATA_DIR: &str = "/var/lib/blixard";
 /// The API's socket in the data directory.
 pub const SOCKET_NAME: &str = "blixard.sock";
 
+/// What is logged unless told otherwise: openraft's and netlink's own news are for their developers.
+const LOG: &str = "info,openraft=error,netlink_packet_route=error,iroh=warn,noq=warn";
+
 /// The longest label key or value, in bytes.
 const LABEL_BYTES_MAX: usize = 128;
 
@@ -226,7 +229,7 @@ impl NodeOptions {
             subnets,
             registries: self.registries,
             log_format,
-            log: self.log.unwrap_or_else(|| "info".to_owned()),
+            log: self.log.unwrap_or_else(|| LOG.to_owned()),
         })
     }
 }
@@ -344,7 +347,7 @@ fn parse_log_format(text: Option<&str>) -> Result<LogFormat, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Containerd, HttpListen, LogFormat, NodeOptions};
+    use super::{LOG, Containerd, HttpListen, LogFormat, NodeOptions};
 
     fn options(edit: impl FnOnce(&mut NodeOptions)) -> NodeOptions {
         let mut options = NodeOptions::default();
@@ -441,6 +444,6 @@ mod tests {
         assert_eq!(config.http, HttpListen::Asked("127.0.0.1:9001".parse().unwrap()));
         assert_eq!(config.data_dir.to_str(), Some("/env"));
         assert_eq!(config.join, ["first.json", "a.json", "b.json"]);
-        assert_eq!(config.log, "info");
+        assert_eq!(config.log, LOG);
     }
 }

@@ -1,6 +1,7 @@
 //! What the HTTP API and the drivers know of their node: its state, and how to change it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ pub enum WriteError {
 /// What this node knows of Raft.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RaftStatus {
-    /// Who leads, as far as this node knows.
+    /// Who leads, as far as this node knows; absent when it has not heard from a leader lately.
     pub leader: Option<NodeId>,
     /// The current term.
     pub term: u64,
@@ -73,6 +74,8 @@ pub(crate) struct SharedInner {
     pub(crate) cluster: ClusterId,
     pub(crate) platform: Platform,
     raft: ArcSwapOption<RaftNode>,
+    /// Whether the node is being stopped: then Raft is not reopened.
+    stopping: AtomicBool,
     /// The newest state seen, which stays readable while Raft is away.
     state: watch::Sender<Arc<ClusterState>>,
     status: watch::Sender<RaftStatus>,
@@ -103,6 +106,7 @@ impl Shared {
             cluster,
             platform,
             raft: ArcSwapOption::empty(),
+            stopping: AtomicBool::new(false),
             state,
             status,
             inputs,
@@ -121,6 +125,14 @@ impl Shared {
             self.status.send(RaftStatus::default());
         }
         self.raft.store(raft);
+    }
+
+    pub(crate) fn set_stopping(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_state(&self, state: Arc<ClusterState>) {
@@ -280,7 +292,8 @@ impl NodeHandle {
     /// # Errors
     /// When it could not be committed within [`limits::WRITE_DEADLINE`].
     pub async fn write(&self, request: RequestId, write: Write) -> Result<(u64, Outcome), WriteError> {
-        let made_at = self.platform.clock.utc();
+        // A clock behind the cluster's must not make the write look old.
+        let made_at = self.state().stamp(self.platform.clock.utc());
         let forward = ForwardRequest { request, made_at, write };
         let deadline = self.platform.clock.now() + limits::WRITE_DEADLINE;
         let mut reason = "no leader is known".to_owned();
@@ -301,16 +314,23 @@ impl NodeHandle {
     async fn try_write(&self, forward: &ForwardRequest, deadline: Mono) -> Result<(u64, Outcome), String> {
         let leader = self.shared.status().leader.ok_or("no leader is known")?;
         let left = deadline.since(self.platform.clock.now());
-        let response = if leader == self.id {
-            self.shared
-                .within(left, self.shared.serve_forward(forward.clone()))
-                .await
-                .ok_or("the leader could not commit in time")?
-        } else {
+        let asking = async {
+            if leader == self.id {
+                return Ok(self.shared.serve_forward(forward.clone()).await);
+            }
             let request = Bytes::from(wire::encode(forward));
             let answer = self.platform.transport.call(leader, Channel::Forward, request, left).await;
             let bytes = answer.map_err(|error| error.to_string())?;
-            wire::decode(&bytes).map_err(|error| error.to_string())?
+            wire::decode(&bytes).map_err(|error| error.to_string())
+        };
+        // A leader that died answers nothing until the deadline; its successor may at once. Asking
+        // twice is safe: the request applies once.
+        let deposed = self.shared.wait_status(|status| status.leader.is_some_and(|now| now != leader));
+        let response = tokio::select! {
+            biased;
+            response = asking => response?,
+            () = deposed => return Err("the leader has just changed".to_owned()),
+            () = self.shared.wait(left) => return Err("the leader could not commit in time".to_owned()),
         };
         match response {
             ForwardResponse::Applied { index, outcome } => Ok((index, outcome)),

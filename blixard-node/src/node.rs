@@ -141,6 +141,9 @@ async fn keep_raft(context: NodeContext, shared: Shared, config: RaftConfig, fir
         let opened = context.clock.now();
         shared.set_raft(Some(raft.clone()));
         let why = follow(&shared, &raft).await;
+        if shared.is_stopping() {
+            return;
+        }
         tracing::error!(node.id = %shared.id, err = why, "the store failed; reopening it, containers go on");
         shared.set_raft(None);
         raft.shutdown().await;
@@ -277,6 +280,7 @@ async fn stop(shared: Shared) {
                 Err(_) => tracing::warn!(node.id = %shared.id, "leadership could not be handed over"),
             }
         }
+        shared.set_stopping();
         raft.shutdown().await;
     }
     shared.platform.transport.shutdown().await;

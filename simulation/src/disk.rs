@@ -11,7 +11,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use blixard_node::platform::{Disk, DurableWriter, RandomSource, Spawner};
+use blixard_node::platform::{Disk, DurableWriter, Spawner};
 
 use crate::random::Stream;
 use crate::tasks::SimSpawner;

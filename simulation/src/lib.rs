@@ -9,8 +9,6 @@ pub mod containers;
 pub mod disk;
 pub mod net;
 pub mod random;
-pub mod scenario;
 pub mod tasks;
 pub mod time;
 pub mod trace;
-pub mod world;

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use blixard_core::id::{NodeId, NodeKey};
 use blixard_core::wire::{Channel, Peer};
 use blixard_node::context::NodeContext;
-use blixard_node::platform::{Duplex, Inbound, LinkError, Spawner, Transport};
+use blixard_node::platform::{Duplex, Inbound, LinkError, Transport};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 

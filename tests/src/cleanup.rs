@@ -85,6 +85,20 @@ fn remove(prefix: &str) {
     }
 }
 
+/// What this process made and has not removed: namespaces, processes, mounts, directories.
+pub fn leftovers() -> Vec<String> {
+    let prefix = prefix(std::process::id());
+    let mut found: Vec<String> = namespaces().into_iter().filter(|name| name.starts_with(&prefix)).collect();
+    found.extend(process::of_prefix(&prefix).iter().map(|pid| format!("process {pid}")));
+    let place = std::env::temp_dir().join(&prefix);
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    found.extend(mounts.lines().filter(|line| line.contains(&*place.to_string_lossy())).map(str::to_owned));
+    let directories = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    let names = directories.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    found.extend(names.filter(|name| name.starts_with(&prefix)));
+    found
+}
+
 /// Removes a cluster's directory, with what its hosts still have mounted.
 pub fn forget_directory(directory: &Path) {
     for host in std::fs::read_dir(directory).into_iter().flatten().flatten() {

@@ -5,6 +5,7 @@
 //! the test made itself, and goes with it.
 
 pub mod bundle;
+pub mod capability;
 pub mod cleanup;
 pub mod client;
 pub mod cluster;

@@ -50,7 +50,7 @@ impl Endpoint {
         if let Some(url) = &connection.host {
             return Self::parse(url);
         }
-        if let Some(dir) = &connection.data_dir {
+        if let Some(dir) = connection.data_dir() {
             return Ok(Self::Unix(dir.join(SOCKET_NAME)));
         }
         Self::discover(Path::new(SYSTEM_DATA_DIR), Path::new(USER_DATA_DIR))

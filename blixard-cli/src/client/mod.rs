@@ -56,8 +56,7 @@ impl Client {
 
     /// Reads what is at `path`.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let response = self.send(Method::GET, path, None, body::empty()).await?;
-        decode(response).await
+        decode(self.send(self.request(Method::GET, path).body(body::empty())?).await?).await
     }
 
     /// Writes `body` to `path`.
@@ -81,7 +80,7 @@ impl Client {
 
     /// Sends a long body, once.
     pub(crate) async fn upload<T: DeserializeOwned>(&self, path: &str, body: Upload) -> anyhow::Result<T> {
-        decode(self.send(Method::POST, path, None, body).await?).await
+        decode(self.send(self.request(Method::POST, path).body(body)?).await?).await
     }
 
     /// Reads newline-delimited JSON as it comes.
@@ -91,13 +90,18 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> anyhow::Result<Lines<T>> {
-        Ok(Lines::new(self.send(method, path, None, body::json(body)).await?))
+        Ok(Lines::new(self.send(self.request(method, path).body(body::json(body))?).await?))
     }
 
     /// Starts a process and turns the connection into its frames.
     pub(crate) async fn exec(&self, path: &str, request: &ExecRequest) -> anyhow::Result<Upgraded> {
         let body = serde_json::to_vec(request)?;
-        let mut response = self.send(Method::POST, path, None, body::json(Some(body))).await?;
+        let request = self
+            .request(Method::POST, path)
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, EXEC_PROTOCOL)
+            .body(body::json(Some(body)))?;
+        let mut response = self.send(request).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let error = format!("the node answered {} to exec", response.status());
             return Err(Failure::new(error, "run the same version of blixard as the node").into());
@@ -116,8 +120,11 @@ impl Client {
         let mut pause = RETRY_PAUSE;
         let mut reached = false;
         loop {
-            let answer = self.send(method.clone(), path, Some(id), body::json(body.clone())).await;
-            let answer = match answer {
+            let request = self
+                .request(method.clone(), path)
+                .header(REQUEST_ID_HEADER, id.to_string())
+                .body(body::json(body.clone()))?;
+            let answer = match self.send(request).await {
                 Ok(response) => decode(response).await,
                 Err(error) => Err(error),
             };
@@ -136,27 +143,22 @@ impl Client {
         }
     }
 
+    /// The start of a request, with what every request has.
+    fn request(&self, method: Method, path: &str) -> http::request::Builder {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, self.endpoint.host())
+            .header(header::CONTENT_TYPE, "application/json");
+        match &self.token {
+            Some(token) => request.header(header::AUTHORIZATION, format!("Bearer {token}")),
+            None => request,
+        }
+    }
+
     /// Sends one request. Any status but success and 101 is an error.
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        id: Option<RequestId>,
-        body: Upload,
-    ) -> anyhow::Result<Response<Incoming>> {
+    async fn send(&self, request: Request<Upload>) -> anyhow::Result<Response<Incoming>> {
         let mut sender = self.endpoint.connect().await?;
-        let mut request =
-            Request::builder().method(method).uri(path).header(header::HOST, self.endpoint.host());
-        if let Some(id) = id {
-            request = request.header(REQUEST_ID_HEADER, id.to_string());
-        }
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        if path.ends_with("/exec") {
-            request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, EXEC_PROTOCOL);
-        }
-        let request = request.header(header::CONTENT_TYPE, "application/json").body(body)?;
         let response = sender.send_request(request).await?;
         self.warn_if_stale(&response);
         let status = response.status();

@@ -46,7 +46,7 @@ enum TokenCommand {
         /// Seconds until it expires [default: never]
         #[arg(long, value_name = "SECONDS")]
         expires: Option<u64>,
-        /// How often it can be used [default: without end]
+        /// How many nodes can join with it [default: without end]
         #[arg(long, value_name = "N")]
         uses: Option<u32>,
         #[command(flatten)]

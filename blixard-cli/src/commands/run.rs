@@ -1,21 +1,21 @@
 //! `blixard run`
 
+use std::cell::RefCell;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::service::{ServiceDetail, SubmitAnswer, SubmitRequest};
-use blixard_core::cluster::Event;
+use blixard_core::cluster::{Desired, Event};
 use blixard_core::id::ServiceName;
 use blixard_core::spec::ServiceSpec;
 use http::Method;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 
 use crate::bundle;
 use crate::client::{Client, Lines};
-use crate::failure::Failure;
+use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};
 use crate::render::{self, replica, text};
 
@@ -50,10 +50,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
-    let mut spec = bundle::load(&args.file)?;
-    if let Some(name) = args.name {
-        spec.name = name;
-    }
+    let spec = bundle::load(&args.file, args.name.as_ref())?;
     let submitted = submit(client, spec).await?;
     if args.detach {
         render::line(submitted.name.as_str())?;
@@ -76,44 +73,53 @@ async fn submit(client: &Client, spec: ServiceSpec) -> anyhow::Result<SubmitAnsw
 /// Shows how the service comes up until enough of it runs, the deadline passes, or Ctrl-C.
 async fn wait(client: &Client, submitted: &SubmitAnswer, limit: Duration) -> anyhow::Result<ExitCode> {
     let name = &submitted.name;
-    let mut interrupted = pin!(tokio::signal::ctrl_c());
-    let deadline = Instant::now() + limit;
+    let last = RefCell::new(None);
+    // Cancel safe: watching changes nothing in the cluster, and leaves in `last` what it saw.
+    let ready = tokio::select! {
+        biased;
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted?;
+            render::note(&format!(
+                "{name} goes on being deployed: `blixard ps` shows how, `blixard rm {name}` removes it"
+            ));
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        ready = watch(client, submitted, &last) => ready?,
+        () = sleep(limit) => return Err(missing(name, last.borrow().as_ref(), limit).into()),
+    };
+    render::line(&running(&ready))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows how the service comes up until enough of it runs.
+async fn watch(
+    client: &Client,
+    submitted: &SubmitAnswer,
+    last: &RefCell<Option<ServiceDetail>>,
+) -> anyhow::Result<ServiceDetail> {
+    let SubmitAnswer { name, version, .. } = submitted;
     let mut events = follow(client, submitted.index).await;
     let mut progress = Progress::new();
-    let mut last: Option<ServiceDetail> = None;
     loop {
         match client.get::<ServiceDetail>(&format!("/v1/services/{name}")).await {
-            Ok(detail) => {
-                if detail.row.version > submitted.version {
-                    let error = format!("{name} was given version {} meanwhile", detail.row.version);
-                    return Err(Failure::new(error, format!("`blixard service inspect {name}`")).into());
-                }
-                progress.show(&items(&detail));
-                if detail.row.ready >= detail.row.min {
-                    drop(progress);
-                    render::line(&running(&detail))?;
-                    return Ok(ExitCode::SUCCESS);
-                }
-                last = Some(detail);
+            Ok(detail) if detail.row.version > *version => {
+                let error = format!("{name} was given version {} meanwhile", detail.row.version);
+                return Err(Failure::new(error, format!("`blixard service inspect {name}`")).into());
             }
-            // A node that restarts is back within the deadline, or the deadline says so.
-            Err(error) if last.is_none() => return Err(error),
+            Ok(detail) => {
+                progress.show(&items(&detail));
+                if detail.row.version == *version && detail.row.ready >= detail.row.min {
+                    return Ok(detail);
+                }
+                last.replace(Some(detail));
+            }
+            // Anything but a word of the API may pass: a node that restarts is soon back.
+            Err(error) if matches!(failure::cause(&error), Some(Cause::Refused(_))) => return Err(error),
             Err(_) => {}
         }
-        // Cancel safe: `next` and the signal keep what they have; sleeps are made anew.
+        // Cancel safe: `next` keeps what it has, the sleep is made anew.
         tokio::select! {
             biased;
-            _ = &mut interrupted => {
-                drop(progress);
-                render::note(&format!(
-                    "{name} goes on being deployed: `blixard ps` shows how, `blixard rm {name}` removes it"
-                ));
-                return Ok(ExitCode::from(INTERRUPTED));
-            }
-            () = sleep_until(deadline) => {
-                drop(progress);
-                return Err(missing(name, last.as_ref(), limit).into());
-            }
             () = something_happened(&mut events) => {}
             () = sleep(REFRESH) => {}
         }
@@ -135,10 +141,10 @@ async fn something_happened(events: &mut Option<Lines<Event>>) {
 /// What is shown of each replica and slot while it comes up.
 fn items(detail: &ServiceDetail) -> Vec<Item> {
     let now = text::now();
-    let current = |row: &&ReplicaRow| row.version == detail.row.version;
+    let current = |row: &&ReplicaRow| row.version == detail.row.version && row.desired != Some(Desired::Stop);
     let replicas = detail.replicas.iter().filter(current).map(|row| Item {
         key: row.name.clone(),
-        text: format!("{} on node {}", short_status(row, now), replica::node(row)),
+        text: format!("node {}: {}", replica::node(row), short_status(row, now)),
         bytes: row.progress.map(|progress| (progress.bytes, progress.bytes_total)),
     });
     let pending = detail.pending.iter().map(|slot| Item {
@@ -189,7 +195,7 @@ fn missing(name: &ServiceName, detail: Option<&ServiceDetail>, limit: Duration) 
     let now = text::now();
     let not_ready = detail.replicas.iter().filter(|row| !row.ready && row.version == detail.row.version);
     let replicas = not_ready
-        .map(|row| format!("{}: {} on node {}", row.name, replica::status(row, now), replica::node(row)));
+        .map(|row| format!("{} on node {}: {}", row.name, replica::node(row), replica::status(row, now)));
     let pending = detail
         .pending
         .iter()
@@ -236,7 +242,7 @@ mod tests {
         assert_eq!(
             failure.body.details,
             [
-                "web-1: Restarting: no such command on node 1 (box1)",
+                "web-1 on node 1 (box1): Restarting: no such command",
                 "web-2: pending: port 8080 is taken on node 2",
             ]
         );
@@ -250,8 +256,8 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "web-0: Up on node 1 (box1)",
-                "web-1: Restarting: no such command on node 1 (box1)",
+                "web-0: node 1 (box1): Up",
+                "web-1: node 1 (box1): Restarting: no such command",
                 "web-2: pending: port 8080 is taken on node 2",
             ]
         );

@@ -2,6 +2,7 @@
 //! [`blixard_core::api::exec`]).
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
@@ -18,7 +19,7 @@ use tokio::sync::mpsc;
 use super::context::Api;
 use super::error::ApiError;
 use super::{BODY_BYTES_MAX, proxy, resolve};
-use crate::platform::{ExecConfig, ExecIo, ExecSession};
+use crate::platform::{Clock, ExecConfig, ExecIo, ExecSession};
 
 /// How much output is read at once, in bytes.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -66,14 +67,14 @@ pub(super) async fn exec(
         user: config.user,
     };
     let session = api.handle.platform.containers.exec(replica_id, replica.status.attempt, &config).await?;
-    let spawner = api.handle.platform.spawner.clone();
+    let clock = api.handle.platform.clock.clone();
     let task = async move {
         match upgrade.await {
-            Ok(stream) => run(&api, session, TokioIo::new(stream)).await,
+            Ok(stream) => run(clock, session, TokioIo::new(stream)).await,
             Err(error) => tracing::debug!(err = %error, "the client left before its exec session began"),
         }
     };
-    spawner.spawn("api-exec", Box::pin(task));
+    api.handle.platform.spawner.spawn("api-exec", Box::pin(task));
     Ok(switching_protocols())
 }
 
@@ -96,12 +97,16 @@ fn upgrade_required() -> Response {
 
 /// Runs a session to its end. Input and output are pumped side by side, so that a process which
 /// does not read its input cannot hold up its own output.
-async fn run(api: &Api, mut session: Box<dyn ExecSession>, stream: impl AsyncRead + AsyncWrite + Send) {
+async fn run(
+    clock: Arc<dyn Clock>,
+    mut session: Box<dyn ExecSession>,
+    stream: impl AsyncRead + AsyncWrite + Send,
+) {
     let (reader, writer) = tokio::io::split(stream);
     let ExecIo { stdin, stdout, stderr } = session.take_io();
     let (resizes, resized) = mpsc::channel(4);
     let input = pump_input(Box::pin(reader), stdin, resizes);
-    let mut output = Output { api, writer: Box::pin(writer) };
+    let mut output = Output { clock, writer: Box::pin(writer) };
     let output = output.pump(session, stdout, stderr, resized);
     // Cancel safe: the session is over when the client is gone or the process has ended.
     tokio::select! {
@@ -154,12 +159,12 @@ async fn pump_input(
     }
 }
 
-struct Output<'a, W> {
-    api: &'a Api,
+struct Output<W> {
+    clock: Arc<dyn Clock>,
     writer: Pin<Box<W>>,
 }
 
-impl<W: AsyncWrite> Output<'_, W> {
+impl<W: AsyncWrite> Output<W> {
     /// Sends what the process writes, then how it ended.
     async fn pump(
         &mut self,
@@ -173,7 +178,7 @@ impl<W: AsyncWrite> Output<'_, W> {
         let mut out = BytesMut::with_capacity(CHUNK_BYTES);
         let mut err = BytesMut::with_capacity(CHUNK_BYTES);
         let mut ended: Option<Frame> = None;
-        let clock = self.api.handle.platform.clock.clone();
+        let clock = Arc::clone(&self.clock);
         while ended.is_none() || stdout.is_some() || stderr.is_some() {
             let quiet = clock.sleep_until(clock.now() + DRAIN_QUIET);
             // Every arm is cancel safe: reads leave their bytes in the buffer, `wait` and `recv`
@@ -216,4 +221,138 @@ async fn read_some(reader: &mut Option<Pin<Box<dyn AsyncRead + Send>>>, buffer: 
     let Some(reader) = reader else { return std::future::pending().await };
     buffer.reserve(CHUNK_BYTES);
     matches!(reader.read_buf(buffer).await, Ok(1..))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use async_trait::async_trait;
+    use blixard_core::api::exec::Frame;
+    use blixard_core::time::{Mono, UtcMs};
+    use bytes::BytesMut;
+    use futures_util::future::BoxFuture;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::run;
+    use crate::platform::{Clock, ExecIo, ExecSession, RuntimeError};
+
+    /// The tests' clock: tokio's.
+    struct TokioClock(tokio::time::Instant);
+
+    impl Clock for TokioClock {
+        fn now(&self) -> Mono {
+            Mono(self.0.elapsed())
+        }
+
+        fn utc(&self) -> UtcMs {
+            UtcMs(0)
+        }
+
+        fn sleep_until(&self, deadline: Mono) -> BoxFuture<'static, ()> {
+            Box::pin(tokio::time::sleep_until(self.0 + deadline.0))
+        }
+    }
+
+    /// A process that copies its input to its output, tells its sizes on its error output, and
+    /// ends with code 3 when its input does. Its output is not closed when `leaky`.
+    struct Cat {
+        io: Option<ExecIo>,
+        ended: tokio::sync::watch::Receiver<bool>,
+        errors: DuplexStream,
+    }
+
+    #[async_trait]
+    impl ExecSession for Cat {
+        fn take_io(&mut self) -> ExecIo {
+            self.io.take().expect("taken once")
+        }
+
+        async fn resize(&mut self, columns: u16, rows: u16) -> Result<(), RuntimeError> {
+            let text = format!("{columns}x{rows};");
+            self.errors.write_all(text.as_bytes()).await.expect("the pump reads");
+            Ok(())
+        }
+
+        async fn wait(&mut self) -> Result<u32, RuntimeError> {
+            while !*self.ended.borrow() {
+                self.ended.changed().await.expect("the process says when it ends");
+            }
+            // The end of the error output shows with the end of the process.
+            self.errors.shutdown().await.expect("the pump reads");
+            Ok(3)
+        }
+    }
+
+    /// Starts the process; its pipes hold few bytes, so that pumps that wait for each other stop.
+    fn cat(leaky: bool) -> (Box<Cat>, impl Future<Output = ()>) {
+        let (stdin, mut process_in) = duplex(64);
+        let (mut process_out, stdout) = duplex(64);
+        let (errors, stderr) = duplex(64);
+        let (end, ended) = tokio::sync::watch::channel(false);
+        let process = async move {
+            tokio::io::copy(&mut process_in, &mut process_out).await.expect("the pumps run");
+            end.send(true).expect("somebody waits");
+            if leaky {
+                std::future::pending::<()>().await;
+            }
+        };
+        let io =
+            ExecIo { stdin: Some(Box::pin(stdin)), stdout: Box::pin(stdout), stderr: Some(Box::pin(stderr)) };
+        (Box::new(Cat { io: Some(io), ended, errors }), process)
+    }
+
+    /// Sends frames, then gathers everything the session says.
+    async fn talk(leaky: bool, frames: &[Frame]) -> (Vec<u8>, Vec<u8>, Vec<Frame>) {
+        let (client, server) = duplex(256);
+        let clock = Arc::new(TokioClock(tokio::time::Instant::now()));
+        let (session, process) = cat(leaky);
+        let session = run(clock, session, server);
+        let (mut reader, mut writer) = tokio::io::split(client);
+        let bytes: Vec<u8> = frames.iter().flat_map(Frame::encode).collect();
+        let send = async { writer.write_all(&bytes).await.expect("the session reads") };
+        let receive = async {
+            let (mut out, mut err, mut last) = (Vec::new(), Vec::new(), Vec::new());
+            let mut buffer = BytesMut::new();
+            loop {
+                while let Some((frame, taken)) = Frame::decode(&buffer).expect("frames") {
+                    drop(buffer.split_to(taken));
+                    match frame.expect("known kinds") {
+                        Frame::Stdout(bytes) => out.extend(bytes),
+                        Frame::Stderr(bytes) => err.extend(bytes),
+                        other => last.push(other),
+                    }
+                }
+                if reader.read_buf(&mut buffer).await.expect("the session writes") == 0 {
+                    return (out, err, last);
+                }
+            }
+        };
+        let all = async {
+            tokio::select! {
+                said = async { tokio::join!(session, send, receive).2 } => said,
+                () = async { process.await; std::future::pending().await } => unreachable!("pending"),
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), all).await.expect("the session ends")
+    }
+
+    #[tokio::test]
+    async fn input_comes_back_as_output_and_the_code_comes_last() {
+        let input: Vec<u8> = (0..50_000_u32).flat_map(u32::to_be_bytes).collect();
+        let mut frames = vec![Frame::Resize { columns: 80, rows: 24 }];
+        frames.extend(input.chunks(9_000).map(|chunk| Frame::Stdin(chunk.to_vec())));
+        frames.push(Frame::Eof);
+        let (out, err, last) = talk(false, &frames).await;
+        assert!(out == input, "{} of {} bytes came back", out.len(), input.len());
+        assert_eq!(err, b"80x24;");
+        assert_eq!(last, [Frame::Exit(3)]);
+    }
+
+    #[tokio::test]
+    async fn an_output_held_open_by_a_child_does_not_hold_up_the_end() {
+        let (out, _, last) = talk(true, &[Frame::Stdin(b"hi".to_vec()), Frame::Eof]).await;
+        assert_eq!((out.as_slice(), last.as_slice()), (&b"hi"[..], &[Frame::Exit(3)][..]));
+    }
 }

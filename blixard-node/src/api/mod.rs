@@ -1,10 +1,10 @@
 //! The HTTP API under `/v1`: what the command line, other members and scripts talk to.
 //!
 //! [`router`] builds it over a [`NodeHandle`]; it touches the world only through the handle and
-//! its platform, so the simulator calls the same handlers. The listeners in [`serve`] are Linux
-//! glue. A request about a container of another node is passed on to that node over its member
-//! link exactly once ([`proxy`]); writes are forwarded by the handle. Handlers stay thin: what
-//! they answer is made by the pure functions in [`views`].
+//! its platform, so the simulator calls the same handlers. The listeners, [`serve_unix`] and
+//! [`serve_tcp`], are Linux glue. A request about a container of another node is passed on to that
+//! node over its member link exactly once; writes are forwarded by the handle. Handlers stay thin:
+//! what they answer is made by the pure functions in [`views`].
 
 mod access;
 mod context;
@@ -65,7 +65,7 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .route("/v1/events", get(events::events))
         .route("/v1/images", get(images::list))
         .route("/v1/images/pull", post(images::pull))
-        .route("/v1/images/import", post(images::import).layer(DefaultBodyLimit::disable()))
+        .route("/v1/images/import", post(images::import))
         .route("/v1/tokens", get(tokens::list).post(tokens::add))
         .route("/v1/tokens/{id}", delete(tokens::remove))
         .fallback(async || ApiError::not_found("there is no such path", "see GET /v1/openapi.json"))

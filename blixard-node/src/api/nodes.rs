@@ -134,10 +134,9 @@ pub(super) async fn down(State(api): State<Api>, request: RequestIdent) -> Resul
     api.write(derived_request(request.id, 0), drain).await?;
     let state = api.handle.state();
     let own: Vec<(ReplicaId, u32)> = state
-        .replicas
-        .iter()
-        .filter(|(_, replica)| replica.node == node && replica.desired != Desired::Stop)
-        .map(|(&id, replica)| (id, replica.status.attempt))
+        .replicas_on(node)
+        .filter(|(_, replica)| replica.desired != Desired::Stop)
+        .map(|(id, replica)| (id, replica.status.attempt))
         .collect();
     let mut stopping = Vec::new();
     for (replica, attempt) in own {

@@ -1,7 +1,7 @@
 //! Which replica or node a user means: by container id, name or number. Pure.
 
 use blixard_core::cluster::{ClusterState, Phase, Replica};
-use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
+use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId, ServiceName};
 
 use super::error::ApiError;
 
@@ -21,14 +21,10 @@ pub(super) fn replica_id(
     text: &str,
 ) -> Result<ReplicaId, ApiError> {
     let of_service = |name: &str| -> Vec<(ReplicaId, &Replica)> {
-        state
-            .replicas
-            .iter()
-            .filter(|(_, replica)| replica.service.as_str() == name)
-            .map(|(&id, replica)| (id, replica))
-            .collect()
+        let name: Option<ServiceName> = name.parse().ok();
+        name.map(|name| state.replicas_of(&name).collect()).unwrap_or_default()
     };
-    let is_service = state.services.keys().any(|name| name.as_str() == text);
+    let is_service = text.parse().is_ok_and(|name: ServiceName| state.services.contains_key(&name));
     if is_service {
         let all = of_service(text);
         let live: Vec<_> = all.iter().filter(|(_, replica)| replica.counts()).copied().collect();

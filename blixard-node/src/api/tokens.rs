@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Extension, Path, State};
 use axum::response::{IntoResponse, Response};
-use blixard_core::api::token::{Secret, TokenAnswer, TokenRequest, TokenRow};
+use blixard_core::api::token::{Scope, Secret, TokenAnswer, TokenRequest, TokenRow};
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::cluster::{Token, Write};
 use blixard_core::id::TokenId;
@@ -17,12 +17,18 @@ use super::error::ApiError;
 /// Makes a token. Its secret is shown only in this answer, so a retry makes another token.
 #[utoipa::path(
     post, path = "/v1/tokens", request_body = TokenRequest,
-    responses((status = 201, description = "Made", body = TokenAnswer), (status = 503, description = "No quorum", body = ErrorBody))
+    responses((status = 201, description = "Made", body = TokenAnswer), (status = 400, description = "`uses` with scope `api`", body = ErrorBody), (status = 503, description = "No quorum", body = ErrorBody))
 )]
 pub(super) async fn add(
     State(api): State<Api>,
     JsonBody(body): JsonBody<TokenRequest>,
 ) -> Result<Response, ApiError> {
+    if body.scope == Scope::Api && body.uses.is_some() {
+        return Err(ApiError::bad_request(
+            "an API token's uses are not counted",
+            "leave out `uses`, and let the token expire",
+        ));
+    }
     let rng = &api.handle.platform.rng;
     let mut token = Secret { id: TokenId([0; 8]), secret: [0; 32] };
     rng.fill(&mut token.id.0);

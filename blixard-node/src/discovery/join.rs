@@ -10,8 +10,9 @@ use blixard_core::discovery::join::{JoinPlan, JoinStep};
 use blixard_core::id::{ClusterId, NodeId};
 use blixard_core::wire::{self, JoinRequest, JoinResponse, Peer};
 
+use super::Seams;
 use super::refresh::Refresher;
-use crate::platform::{LinkError, Platform};
+use crate::platform::LinkError;
 
 /// How long one candidate has to answer. The leader commits before it does.
 const ASK_DEADLINE: Duration = Duration::from_secs(12);
@@ -81,13 +82,14 @@ pub enum JoinStatus {
 ///
 /// # Errors
 /// When the cluster refuses for good, or there is no token to show.
-pub async fn join(
-    platform: &Platform,
+pub async fn join<'a>(
+    seams: impl Into<Seams<'a>>,
     sources: &Refresher,
     wish: &JoinWish,
     status: &(dyn Fn(JoinStatus) + Send + Sync),
 ) -> Result<Admitted, JoinError> {
-    let mut reading = sources.read(platform).await;
+    let seams = seams.into();
+    let mut reading = sources.read(seams).await;
     let mut plan = JoinPlan::new(&reading.contacts);
     let mut deadline = FIRST_ASK_DEADLINE;
     loop {
@@ -98,15 +100,15 @@ pub async fn join(
             return Err(JoinError::NoToken);
         }
         loop {
-            let candidate = match plan.step(platform.rng.next_u64()) {
+            let candidate = match plan.step(seams.rng.next_u64()) {
                 JoinStep::Ask(candidate) => candidate,
                 JoinStep::Wait(wait) => {
-                    platform.clock.sleep_until(platform.clock.now() + wait).await;
+                    seams.clock.sleep_until(seams.clock.now() + wait).await;
                     break;
                 }
             };
             let Some((request, token)) = request(wish, &reading.contacts, &candidate) else { continue };
-            let reason = match ask(platform, &candidate, &request, deadline).await {
+            let reason = match ask(seams, &candidate, &request, deadline).await {
                 Ok(JoinResponse::Admitted { node, cluster, peers }) => {
                     return Ok(Admitted { node, cluster, peers, token });
                 }
@@ -123,7 +125,7 @@ pub async fn join(
             status(JoinStatus::Tried { candidate, reason });
         }
         deadline = ASK_DEADLINE;
-        reading = sources.read(platform).await;
+        reading = sources.read(seams).await;
         plan.refresh(&reading.contacts);
     }
 }
@@ -143,14 +145,18 @@ fn request(wish: &JoinWish, contacts: &[Contact], candidate: &Peer) -> Option<(J
 }
 
 async fn ask(
-    platform: &Platform,
+    seams: Seams<'_>,
     candidate: &Peer,
     request: &JoinRequest,
     deadline: Duration,
 ) -> Result<JoinResponse, LinkError> {
-    let answer = platform.transport.call_stranger(candidate, wire::encode(request).into(), deadline).await?;
+    let answer = seams.transport.call_stranger(candidate, wire::encode(request).into(), deadline).await?;
     wire::decode(&answer).map_err(|error| LinkError::Unreachable {
         to: format!("{:?}", candidate.addresses),
         reason: format!("it answered with something else: {error}"),
     })
 }
+
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;

@@ -8,3 +8,30 @@ pub mod join;
 pub mod refresh;
 pub mod registry;
 pub mod sources;
+
+use crate::platform::{Clock, Platform, RandomSource, Spawner, Transport};
+
+/// The seams that finding and joining a cluster takes: less than a [`Platform`], so that a node can
+/// join before it has a container runtime.
+#[derive(Clone, Copy)]
+pub struct Seams<'a> {
+    /// The clocks.
+    pub clock: &'a dyn Clock,
+    /// The only source of randomness.
+    pub rng: &'a dyn RandomSource,
+    /// For work that blocks.
+    pub spawner: &'a dyn Spawner,
+    /// Links.
+    pub transport: &'a dyn Transport,
+}
+
+impl<'a> From<&'a Platform> for Seams<'a> {
+    fn from(platform: &'a Platform) -> Self {
+        Self {
+            clock: &*platform.clock,
+            rng: &*platform.rng,
+            spawner: &*platform.spawner,
+            transport: &*platform.transport,
+        }
+    }
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 use blixard_core::time::Mono;
 use tokio::sync::Notify;
 
+use super::Seams;
 use super::sources::{Reading, Sources};
 use crate::platform::Platform;
 
@@ -39,10 +40,11 @@ impl Refresher {
     }
 
     /// Reads the sources once and hints the transport.
-    pub async fn read(&self, platform: &Platform) -> Arc<Reading> {
-        let reading = Arc::new(self.sources.read(platform.transport.key(), &*platform.spawner).await);
+    pub async fn read<'a>(&self, seams: impl Into<Seams<'a>>) -> Arc<Reading> {
+        let seams = seams.into();
+        let reading = Arc::new(self.sources.read(seams.transport.key(), seams.spawner).await);
         for contact in &reading.contacts {
-            platform.transport.hint(contact.key, &contact.addresses);
+            seams.transport.hint(contact.key, &contact.addresses);
         }
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = reading.clone();
         reading

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use blixard_core::cluster::node::NodeFacts;
-use blixard_core::cluster::replica::ReplicaStatus;
+use blixard_core::cluster::replica::{Phase, ReplicaStatus};
 use blixard_core::id::ReplicaId;
 use blixard_core::limits;
 use blixard_core::wire::{self, Channel, Heartbeat, HeartbeatAck};
@@ -20,6 +20,8 @@ use crate::handle::Shared;
 
 /// How long a report waits for its acknowledgement before it is sent again.
 const REPORT_DEADLINE: Duration = Duration::from_secs(5);
+/// Progress within this time shares a report: a burst of starting containers is one Raft round.
+const REPORT_GAP: Duration = Duration::from_millis(100);
 /// How long a failed report waits before it is sent again.
 const REPORT_RETRY: Duration = Duration::from_millis(200);
 
@@ -86,6 +88,15 @@ pub(crate) async fn reports(shared: Shared, outbox: std::sync::Arc<Outbox>) {
             outbox.changed.notified().await;
             continue;
         }
+        if !unsent.values().any(is_urgent) {
+            let urgent = async {
+                while !outbox.lock().values().any(is_urgent) {
+                    outbox.changed.notified().await;
+                }
+            };
+            shared.within(REPORT_GAP, urgent).await;
+        }
+        let unsent = outbox.lock().clone();
         generation += 1;
         if send(&shared, generation, &unsent).await {
             outbox.acknowledge(&unsent);
@@ -93,6 +104,11 @@ pub(crate) async fn reports(shared: Shared, outbox: std::sync::Arc<Outbox>) {
             shared.wait(REPORT_RETRY).await;
         }
     }
+}
+
+/// Whether somebody may wait for it: what merely shows progress may wait for more.
+fn is_urgent(status: &ReplicaStatus) -> bool {
+    matches!(status.phase, Phase::Running | Phase::Completed | Phase::Failed | Phase::Gone)
 }
 
 /// Sends one report; true once it is in the log.

@@ -15,7 +15,7 @@ use blixard_core::id::{NodeId, ReplicaId, RequestId};
 use blixard_core::limits;
 use blixard_core::orchestrator::health::Liveness;
 use blixard_core::orchestrator::{Planner, membership};
-use blixard_core::time::{Mono, UtcMs};
+use blixard_core::time::UtcMs;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::handle::Shared;
@@ -23,8 +23,6 @@ use crate::raft::ProposeError;
 
 /// How many inputs wait at most; senders wait beyond that.
 pub const QUEUE: usize = 8 * limits::WRITES_PER_ENTRY_MAX;
-/// Reports within this time share an entry: a burst of starting containers is one Raft round.
-const REPORT_GAP: Duration = Duration::from_millis(100);
 /// The leader looks around at least this often, whatever happens.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -142,7 +140,6 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
     let state = raft.state();
     let mut liveness = Liveness::new(shared.id, clock.now(), &state, raft.last_leader_contact());
     let mut planner = Planner::new(&state, clock.utc().max(state.time));
-    let mut last_report = Mono::default();
     let mut wake = clock.now();
     let mut dirty = true;
 
@@ -162,9 +159,6 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
                 Ok(input) => batch.add(input),
                 Err(_) => break,
             }
-        }
-        if !batch.reports.is_empty() && batch.commands.is_empty() {
-            gather(&clock, inputs, &mut batch, last_report + REPORT_GAP).await?;
         }
         dirty = false;
 
@@ -186,7 +180,6 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
         for (node, (statuses, replies)) in std::mem::take(&mut batch.reports) {
             batch.commands.push(Command::Report { node, statuses });
             report_replies.push(replies);
-            last_report = now;
         }
 
         let plan = plan_after(&mut planner, &state, &batch.commands, utc);
@@ -229,24 +222,6 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
     Some(())
 }
 
-/// Takes in what else arrives until `until`, unless a write does: a write never waits for reports.
-async fn gather(
-    clock: &std::sync::Arc<dyn crate::platform::Clock>,
-    inputs: &mut mpsc::Receiver<Input>,
-    batch: &mut Batch,
-    until: Mono,
-) -> Option<()> {
-    while batch.commands.is_empty() && clock.now() < until {
-        // Cancel safety: `recv` loses nothing.
-        tokio::select! {
-            biased;
-            input = inputs.recv() => batch.add(input?),
-            () = clock.sleep_until(until) => {}
-        }
-    }
-    Some(())
-}
-
 /// The plan for the state as `commands` will leave it.
 fn plan_after(
     planner: &mut Planner,
@@ -258,8 +233,7 @@ fn plan_after(
     if commands.is_empty() {
         return planner.plan(state, now).0;
     }
-    let entry =
-        Entry { format: command::FORMAT, level: command::LEVEL, at: utc, commands: commands.to_vec() };
+    let entry = Entry::new(state.stamp(utc), commands.to_vec());
     let mut after = state.clone();
     after.apply(state.applied + 1, &entry);
     planner.plan(&after, now).0
@@ -280,7 +254,7 @@ fn housekeeping(shared: &Shared, state: &ClusterState, commands: &mut Vec<Comman
         if leaving && membership::leave_blocker(state, &voters, *id).is_none() {
             commands.push(Command::Write {
                 request: shared.random_request(),
-                made_at: shared.platform.clock.utc(),
+                made_at: state.stamp(shared.platform.clock.utc()),
                 write: Write::RemoveNode { node: *id, force: false },
             });
         }

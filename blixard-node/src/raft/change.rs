@@ -21,19 +21,27 @@ impl RaftNode {
     }
 
     /// Makes exactly `voters`, all of them members, vote; members that lose their vote stay as
-    /// learners.
+    /// learners. A leader that would lose its own hands leadership over first, since openraft lets
+    /// it lead without a vote, and answers [`ProposeError::NotLeader`]: ask the next one.
     ///
     /// # Errors
     /// See [`ProposeError`]; [`ProposeError::Invalid`] when one is not a member.
-    pub async fn change_voters(&self, voters: BTreeSet<NodeId>, deadline: Duration) -> Result<(), ProposeError> {
+    pub async fn change_voters(
+        &self,
+        voters: BTreeSet<NodeId>,
+        deadline: Duration,
+    ) -> Result<(), ProposeError> {
+        self.step_aside(|id| voters.contains(&id), deadline).await?;
         self.change(ChangeMembers::ReplaceAllVoters(raft_ids(&voters)), true, deadline).await
     }
 
-    /// Removes members, voters or not. A leader that removes itself leads until that is committed.
+    /// Removes members, voters or not. A leader that would remove itself hands leadership over
+    /// first and answers [`ProposeError::NotLeader`]: ask the next one.
     ///
     /// # Errors
     /// See [`ProposeError`]; [`ProposeError::Invalid`] when no voter would be left.
     pub async fn remove(&self, ids: BTreeSet<NodeId>, deadline: Duration) -> Result<(), ProposeError> {
+        self.step_aside(|id| !ids.contains(&id), deadline).await?;
         let status = self.status();
         let (voters, learners): (BTreeSet<_>, BTreeSet<_>) =
             ids.into_iter().partition(|id| status.voters.contains(id));
@@ -44,6 +52,24 @@ impl RaftNode {
             self.change(ChangeMembers::RemoveNodes(raft_ids(&learners)), false, deadline).await?;
         }
         Ok(())
+    }
+
+    /// Hands leadership to a voter that `stays` when this leader does not.
+    async fn step_aside(
+        &self,
+        stays: impl Fn(NodeId) -> bool,
+        deadline: Duration,
+    ) -> Result<(), ProposeError> {
+        if !self.leads() || stays(self.id()) {
+            return Ok(());
+        }
+        let matched = self.matched();
+        let staying = self.status().voters.into_iter().filter(|id| stays(*id));
+        let Some(next) = staying.max_by_key(|id| matched.get(id).copied()) else {
+            return Err(ProposeError::Invalid("at least one of the voters must stay one".to_owned()));
+        };
+        self.transfer_leader(next, deadline).await?;
+        Err(ProposeError::NotLeader { leader: Some(next) })
     }
 
     async fn change(
@@ -66,7 +92,7 @@ impl RaftNode {
         let triggered = self.raft().trigger().transfer_leader(to.0).await;
         triggered.map_err(|fatal| Refused::Final(ProposeError::Fatal(self.words(&fatal))))?;
         // openraft tries once; a failed try shows only in that nothing happens.
-        let _ = tokio::time::timeout(self.inner.config.election_max, self.lost_leadership()).await;
+        let _ = tokio::time::timeout(self.config().election_max, self.lost_leadership()).await;
         if self.leads() { Err(Refused::NotNow) } else { Ok(()) }
     }
 

@@ -11,6 +11,8 @@
 mod change;
 mod codec;
 mod config;
+#[cfg(test)]
+mod golden_tests;
 mod inbound;
 mod log_store;
 mod message;
@@ -51,7 +53,6 @@ pub(crate) use self::store::Backend;
 use self::store::Closing;
 use self::types::Raft;
 use crate::context::NodeContext;
-use crate::handle::RaftStatus;
 use crate::platform::Platform;
 use crate::watch;
 
@@ -180,14 +181,9 @@ impl RaftNode {
         self.inner.state.clone()
     }
 
-    /// What this member knows of Raft now.
-    pub fn status(&self) -> RaftStatus {
-        status::current(self.raft())
-    }
-
     /// Tells when leader, term or membership change.
     pub fn watch_status(&self) -> StatusWatch {
-        StatusWatch::new(self.raft())
+        StatusWatch::new(self)
     }
 
     /// How many entries a member's log lacks, as far as this leader knows; absent when this member
@@ -264,6 +260,10 @@ impl RaftNode {
 
     fn raft(&self) -> &Raft {
         &self.inner.raft
+    }
+
+    fn config(&self) -> &RaftConfig {
+        &self.inner.config
     }
 
     fn context(&self) -> &NodeContext {

@@ -10,9 +10,7 @@ use std::time::Duration;
 use blixard_core::id::NodeId;
 use blixard_core::wire::Channel;
 use bytes::Bytes;
-use openraft::error::{
-    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
-};
+use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{Backoff, RPCOption};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError,
@@ -72,12 +70,9 @@ impl PeerNetwork {
 
     fn failed(&self, action: RPCTypes, deadline: Duration, error: &LinkError) -> RPCError<Types> {
         match error {
-            LinkError::Timeout { .. } => RPCError::Timeout(Timeout {
-                action,
-                id: self.id,
-                target: self.target,
-                timeout: deadline,
-            }),
+            LinkError::Timeout { .. } => {
+                RPCError::Timeout(Timeout { action, id: self.id, target: self.target, timeout: deadline })
+            }
             LinkError::Unreachable { .. } | LinkError::Refused { .. } => {
                 RPCError::Unreachable(Unreachable::new(error))
             }
@@ -143,7 +138,8 @@ impl RaftNetworkV2<Types> for PeerNetwork {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let sending = transfer::send(&*self.transport, NodeId(self.target), vote, &snapshot, option.hard_ttl());
+        let sending =
+            transfer::send(&*self.transport, NodeId(self.target), vote, &snapshot, option.hard_ttl());
         tokio::select! {
             biased;
             // Cancel safe: what was sent of an abandoned snapshot is dropped by the receiver.

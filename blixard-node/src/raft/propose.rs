@@ -18,6 +18,9 @@ use super::{RaftNode, status};
 /// How long to wait before asking Raft again after it had no answer for the moment.
 const RETRY: Duration = Duration::from_millis(10);
 
+/// How long one leader has to answer a read before it is asked again, or the next one is.
+const ASK: Duration = Duration::from_millis(500);
+
 /// Why something was not agreed on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
@@ -67,7 +70,8 @@ impl RaftNode {
             let words = format!("an entry of {} bytes is larger than {ENTRY_BYTES_MAX}", bytes.len());
             return Err(ProposeError::Invalid(words));
         }
-        let proposal = &Proposal(bytes.into());
+        let proposal = Proposal(bytes.into());
+        let proposal = &proposal;
         let attempt = move || -> Attempt<'_, (u64, Vec<Outcome>)> {
             Box::pin(async move {
                 let written = self.raft().client_write(proposal.clone()).await;
@@ -111,7 +115,7 @@ impl RaftNode {
                 if leader.is_none() && self.leads() {
                     return Refused::NotNow;
                 }
-                ProposeError::NotLeader { leader }
+                ProposeError::NotLeader { leader: leader.filter(|leader| self.hears(*leader)) }
             }
             RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => ProposeError::Unavailable(
                 "leadership was lost while the write was on its way: it may or may not be applied".to_owned(),
@@ -162,7 +166,8 @@ impl RaftNode {
     /// The leader's word on what a read must wait for.
     async fn ask_leader(&self, give_up: Mono) -> ReadIndex {
         let leader = self.status().leader;
-        let within = self.remaining(give_up);
+        // A leader that died does not answer; by then there may be another to ask.
+        let within = self.remaining(give_up).min(ASK);
         match leader {
             None => ReadIndex::NotLeader(None),
             Some(leader) if leader == self.id() => self.read_index(within).await,
@@ -202,7 +207,7 @@ impl RaftNode {
         if metrics.current_leader != Some(metrics.id) {
             return format!("no leader answered within {waited:?}");
         }
-        let silent = status::silent(&metrics, self.inner.config.election_max);
+        let silent = status::silent(&metrics, self.config().election_max);
         if silent.is_empty() {
             return format!("no quorum agreed within {waited:?}");
         }

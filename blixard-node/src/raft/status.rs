@@ -6,24 +6,26 @@ use blixard_core::id::NodeId;
 use openraft::metrics::RaftServerMetrics;
 use openraft::{Instant as _, RaftMetrics};
 
-use super::types::{Raft, Types};
+use super::RaftNode;
+use super::types::{LogId, Types};
 use crate::handle::RaftStatus;
 use crate::watch::{Closed, Receiver};
 
-/// Tells when leader, term or membership change.
+/// Tells when leader, term or membership change. A leader that merely falls silent is no change: it
+/// leaves [`RaftStatus::leader`] without notice, until an election makes another.
 pub struct StatusWatch {
-    raft: Raft,
+    node: RaftNode,
     changes: Receiver<RaftServerMetrics<Types>>,
 }
 
 impl StatusWatch {
-    pub(super) fn new(raft: &Raft) -> Self {
-        Self { raft: raft.clone(), changes: raft.server_metrics() }
+    pub(super) fn new(node: &RaftNode) -> Self {
+        Self { node: node.clone(), changes: node.raft().server_metrics() }
     }
 
     /// The status now.
     pub fn current(&self) -> RaftStatus {
-        current(&self.raft)
+        self.node.status()
     }
 
     /// Waits until leader, term or membership change and returns the status then. Cancel safe.
@@ -36,23 +38,34 @@ impl StatusWatch {
     }
 }
 
-/// The status now.
-pub(super) fn current(raft: &Raft) -> RaftStatus {
-    let metrics = raft.metrics();
-    let metrics = metrics.borrow();
-    let membership = metrics.membership_config.membership();
-    let index = |id: &Option<super::types::LogId>| id.map_or(0, |id| id.index);
-    RaftStatus {
-        leader: metrics.current_leader.map(NodeId),
-        term: metrics.current_term,
-        voters: membership.voter_ids().map(NodeId).collect(),
-        learners: membership.learner_ids().map(NodeId).collect(),
-        last_log: metrics.last_log_index.unwrap_or(0),
-        applied: index(&metrics.last_applied),
-        snapshot: index(&metrics.snapshot),
-        quorum_ack_ms_ago: metrics
-            .last_quorum_acked
-            .map(|acked| u64::try_from(acked.elapsed().as_millis()).unwrap_or(u64::MAX)),
+impl RaftNode {
+    /// What this member knows of Raft now.
+    pub fn status(&self) -> RaftStatus {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
+        RaftStatus {
+            leader: metrics.current_leader.map(NodeId).filter(|leader| self.hears(*leader)),
+            term: metrics.current_term,
+            voters: membership.voter_ids().map(NodeId).collect(),
+            learners: membership.learner_ids().map(NodeId).collect(),
+            last_log: metrics.last_log_index.unwrap_or(0),
+            applied: index(&metrics.last_applied),
+            snapshot: index(&metrics.snapshot),
+            quorum_ack_ms_ago: metrics
+                .last_quorum_acked
+                .map(|acked| u64::try_from(acked.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// Whether `leader`, as openraft names it, is more than a memory: with pre-vote, openraft goes on
+    /// naming a leader that is gone until another is elected.
+    pub(super) fn hears(&self, leader: NodeId) -> bool {
+        leader == self.id()
+            || self.last_leader_contact().is_some_and(|(heard, at)| {
+                heard == leader && self.context().clock.now().since(at) <= self.config().election_max * 2
+            })
     }
 }
 

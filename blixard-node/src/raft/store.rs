@@ -10,7 +10,10 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use redb::{BackendError, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend, WriteTransaction};
+use redb::{
+    BackendError, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _,
+    StorageBackend, WriteTransaction,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::platform::{Disk, DurableWriter};

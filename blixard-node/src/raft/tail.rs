@@ -81,7 +81,7 @@ impl Tail {
         for cached in self.entries.split_off(&from).into_values() {
             self.bytes -= size(&cached.entry);
         }
-        self.last = last.max(self.purged);
+        self.last = self.last.min(last).max(self.purged);
         from
     }
 

@@ -115,7 +115,11 @@ impl Links {
     /// Cuts or mends all links of a node.
     pub(super) fn cut(&self, id: NodeId, cut: bool) {
         let mut links = lock(&self.0);
-        if cut { links.cut.insert(id) } else { links.cut.remove(&id) };
+        if cut {
+            links.cut.insert(id)
+        } else {
+            links.cut.remove(&id)
+        };
     }
 
     fn find(&self, from: NodeId, to: NodeId) -> Result<Arc<dyn Inbound>, LinkError> {
@@ -184,9 +188,7 @@ impl Transport for TestTransport {
                 self.links.find(self.id, to)?;
                 answer.map_err(|reason| LinkError::Refused { to: to.to_string(), reason })
             }
-            Ok(Err(error)) => {
-                Err(LinkError::Unreachable { to: to.to_string(), reason: error.to_string() })
-            }
+            Ok(Err(error)) => Err(LinkError::Unreachable { to: to.to_string(), reason: error.to_string() }),
             Err(_) => Err(LinkError::Timeout { to: to.to_string(), within: deadline }),
         }
     }
@@ -273,12 +275,7 @@ impl ContainerRuntime for NoContainers {
         unreachable!("Raft runs no containers")
     }
 
-    async fn exec(
-        &self,
-        _: ReplicaId,
-        _: u32,
-        _: &ExecConfig,
-    ) -> Result<Box<dyn ExecSession>, RuntimeError> {
+    async fn exec(&self, _: ReplicaId, _: u32, _: &ExecConfig) -> Result<Box<dyn ExecSession>, RuntimeError> {
         unreachable!("Raft runs no containers")
     }
 
@@ -298,11 +295,7 @@ impl ContainerRuntime for NoContainers {
         unreachable!("Raft runs no containers")
     }
 
-    async fn export(
-        &self,
-        _: &str,
-        _: Option<&str>,
-    ) -> Result<Pin<Box<dyn AsyncRead + Send>>, RuntimeError> {
+    async fn export(&self, _: &str, _: Option<&str>) -> Result<Pin<Box<dyn AsyncRead + Send>>, RuntimeError> {
         unreachable!("Raft runs no containers")
     }
 

@@ -114,7 +114,8 @@ impl Containers {
         .await
     }
 
-    async fn end_process(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+    /// Kills a container's process, waits for its end and removes it.
+    pub(crate) async fn end_process(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let Some(process) = self.client.process(&id.0).await? else { return Ok(()) };
         if process.status != ProcessStatus::Stopped as i32 {
             let ended = self.ended(id);
@@ -135,9 +136,14 @@ impl Containers {
     }
 
     async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
-        let request = self.client.request(DeleteContainerRequest { id: id.0.clone() });
-        found(self.client.containers().delete(request).await, "remove the container")?;
+        self.remove_record(id).await?;
         self.remove_snapshot(id).await
+    }
+
+    /// Removes containerd's record of a container; its process and snapshot are others.
+    pub(crate) async fn remove_record(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let request = self.client.request(DeleteContainerRequest { id: id.0.clone() });
+        found(self.client.containers().delete(request).await, "remove the container").map(|_| ())
     }
 
     pub(crate) async fn remove_snapshot(&self, id: &ContainerId) -> Result<(), RuntimeError> {

@@ -27,12 +27,15 @@ async fn status(address: SocketAddr, path: &str) -> Option<u16> {
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .ok()?;
-    tokio::pin!(connection);
+    let response = sender.send_request(request);
+    tokio::pin!(response);
     let response = tokio::select! {
-        response = sender.send_request(request) => response.ok()?,
-        _ended = &mut connection => return None,
+        biased;
+        response = &mut response => response,
+        // The connection may be through before its answer is picked up.
+        _ended = connection => response.await,
     };
-    Some(response.status().as_u16())
+    Some(response.ok()?.status().as_u16())
 }
 
 #[cfg(test)]

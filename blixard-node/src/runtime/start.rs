@@ -1,6 +1,7 @@
 //! Creates and starts a container: snapshot, network, files, specification, process.
 
 use std::path::Path;
+use std::time::Duration;
 
 use blixard_core::id::ContainerId;
 use blixard_core::spec::NetworkMode;
@@ -31,6 +32,9 @@ const RUNTIME: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// Keeps a snapshot that no container refers to yet from containerd's garbage collection.
 const GC_ROOT: &str = "containerd.io/gc.root";
+/// How often, and after how long each, a process is created where an earlier start is in the way.
+const CREATE_TRIES_MAX: u32 = 30;
+const CREATE_RETRY: Duration = Duration::from_millis(100);
 /// How many attempts' logs of one replica are kept.
 const LOGS_PER_REPLICA_MAX: usize = 5;
 
@@ -195,8 +199,13 @@ impl Containers {
             extensions: record.extensions(),
             ..Default::default()
         };
-        let request = self.client.request(CreateContainerRequest { container: Some(container) });
-        let answer = self.client.containers().create(request).await;
+        let create = || self.client.request(CreateContainerRequest { container: Some(container.clone()) });
+        let mut answer = self.client.containers().create(create()).await;
+        if answer.as_ref().is_err_and(|status| status.code() == Code::AlreadyExists) {
+            // Asked for by a start that was cut off, and made only now.
+            self.remove_record(id).await?;
+            answer = self.client.containers().create(create()).await;
+        }
         answer.map(|_| ()).map_err(|status| failed("create the container", &status))
     }
 
@@ -207,19 +216,41 @@ impl Containers {
         config: &ContainerConfig,
         rootfs: Vec<Mount>,
     ) -> Result<u32, Status> {
+        self.create_process(id, config, rootfs).await?;
+        let request = StartRequest { container_id: id.0.clone(), exec_id: String::new() };
+        Ok(self.client.tasks().start(self.client.request(request)).await?.into_inner().pid)
+    }
+
+    /// Creates the process. An earlier start that was cut off, with its daemon or its connection,
+    /// may still be clearing up in containerd: that is waited for.
+    async fn create_process(
+        &self,
+        id: &ContainerId,
+        config: &ContainerConfig,
+        rootfs: Vec<Mount>,
+    ) -> Result<(), Status> {
         let output = self.logger_uri(config);
-        let request = self.client.request(CreateTaskRequest {
+        let message = CreateTaskRequest {
             container_id: id.0.clone(),
             rootfs,
             stdout: output.clone(),
             stderr: output,
             options: Some(self.runc_options()),
             ..Default::default()
-        });
-        let mut tasks = self.client.tasks();
-        tasks.create(request).await?;
-        let request = StartRequest { container_id: id.0.clone(), exec_id: String::new() };
-        Ok(tasks.start(self.client.request(request)).await?.into_inner().pid)
+        };
+        for _ in 1..CREATE_TRIES_MAX {
+            match self.client.tasks().create(self.client.request(message.clone())).await {
+                Err(status) if is_in_the_way(&status) => {
+                    tracing::debug!(container = %id, err = status.message(), "an earlier start is in the way");
+                    if let Err(error) = self.end_process(id).await {
+                        tracing::debug!(container = %id, err = %error, "cannot remove an earlier start's process");
+                    }
+                    tokio::time::sleep(CREATE_RETRY).await;
+                }
+                answer => return answer.map(|_| ()),
+            }
+        }
+        self.client.tasks().create(self.client.request(message)).await.map(|_| ())
     }
 
     fn runc_options(&self) -> Any {
@@ -231,6 +262,12 @@ impl Containers {
         let log = self.files.log(config.replica, config.attempt);
         format!("binary://{}?{}={}", percent_encode(&self.logger), logger::SUBCOMMAND, percent_encode(&log))
     }
+}
+
+/// Whether something of an earlier process of the same container is in the way: the process itself,
+/// or its shim's directory, which containerd may be about to remove under the new shim.
+fn is_in_the_way(status: &Status) -> bool {
+    status.code() == Code::AlreadyExists || status.message().contains("failed to start shim")
 }
 
 /// What runc could not start, in words for whoever wrote the bundle where the bundle is to blame.

@@ -1,6 +1,7 @@
 //! A private containerd: started in a session of its own, so that it and the containers outlive
 //! the daemon, found again by its pid file, and started again, with back-off, whenever it dies.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -25,7 +26,7 @@ const LOG_BYTES_MAX: u64 = 10 << 20;
 const LOG_CHECK_EVERY: Duration = Duration::from_secs(60);
 /// How long a stopping containerd may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a private containerd cannot work without, and the Debian package of each.
+/// containerd and what it cannot work without, and the Debian package of each.
 const PROGRAMS: [(&str, &str); 3] =
     [("containerd", "containerd"), ("containerd-shim-runc-v2", "containerd"), ("runc", "runc")];
 const PROGRAM_DIRECTORIES: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -49,15 +50,7 @@ impl Private {
     /// # Errors
     /// [`RuntimeError::Invalid`] when a program is missing, naming the package that has it.
     pub(crate) fn new(data: &Path, run: &Path) -> Result<Self, RuntimeError> {
-        for (program, package) in PROGRAMS {
-            if find_program(program).is_none() {
-                return Err(RuntimeError::Invalid(format!(
-                    "`{program}` is not installed: install the Debian package `{package}` \
-                     (apt-get install containerd runc), or name a running containerd's socket with --containerd"
-                )));
-            }
-        }
-        let program = find_program(PROGRAMS[0].0).unwrap_or_default();
+        let program = programs(&search_path())?;
         Ok(Self {
             program,
             root: data.join("containerd"),
@@ -96,16 +89,12 @@ impl Private {
         fs::create_dir_all(&self.state)?;
         fs::write(self.config_path(), self.config())?;
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
-        let path = match std::env::var("PATH") {
-            Ok(own) => format!("{own}:{PROGRAM_DIRECTORIES}"),
-            Err(_) => PROGRAM_DIRECTORIES.to_owned(),
-        };
         // setsid(1) leads no process group here, so it becomes containerd without a fork.
         let child = Command::new("setsid")
             .arg(&self.program)
             .arg("--config")
             .arg(self.config_path())
-            .env("PATH", path)
+            .env("PATH", search_path())
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -247,11 +236,51 @@ impl Run {
     }
 }
 
-/// Finds a program in the daemon's PATH and in the usual directories.
-fn find_program(name: &str) -> Option<PathBuf> {
-    let own = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&own)
-        .chain(std::env::split_paths(PROGRAM_DIRECTORIES))
-        .map(|directory| directory.join(name))
-        .find(|path| path.is_file())
+/// The daemon's PATH and the usual directories.
+fn search_path() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    if !path.is_empty() {
+        path.push(":");
+    }
+    path.push(PROGRAM_DIRECTORIES);
+    path
+}
+
+/// Finds containerd, and what it cannot work without.
+fn programs(path: &OsStr) -> Result<PathBuf, RuntimeError> {
+    let mut containerd = None;
+    for (program, package) in PROGRAMS {
+        let found =
+            std::env::split_paths(path).map(|directory| directory.join(program)).find(|file| file.is_file());
+        let found = found.ok_or_else(|| {
+            RuntimeError::Invalid(format!(
+                "`{program}` is not installed: install the Debian package `{package}` \
+                 (apt-get install containerd runc), or name a running containerd's socket with --containerd"
+            ))
+        })?;
+        containerd.get_or_insert(found);
+    }
+    Ok(containerd.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::programs;
+
+    #[test]
+    fn a_missing_program_is_told_with_its_package() {
+        let directory = tempfile::tempdir().expect("directory");
+        let check = |expect: &str| {
+            let error = programs(directory.path().as_os_str()).expect_err(expect).to_string();
+            assert!(error.contains(expect), "{error}");
+        };
+        check("Debian package `containerd`");
+        for program in ["containerd", "containerd-shim-runc-v2"] {
+            std::fs::write(directory.path().join(program), "").expect("file");
+        }
+        check("Debian package `runc`");
+        std::fs::write(directory.path().join("runc"), "").expect("file");
+        let found = programs(directory.path().as_os_str()).expect("all are there");
+        assert_eq!(found, directory.path().join("containerd"));
+    }
 }

@@ -35,8 +35,8 @@ use blixard_core::wire::{Channel, Peer};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
-pub use self::endpoint::{BindError, public_key};
 use self::endpoint::unmapped;
+pub use self::endpoint::{BindError, public_key};
 use self::link::{CallFault, CloseCode, LANE_BYTES_MAX, Link};
 use self::shared::Shared;
 use crate::platform::{Duplex, Inbound, LinkError, RandomSource, Transport};

@@ -182,10 +182,11 @@ impl Shared {
             (advertised || came_from, AddressesMessage { members: [(key, addresses)].into() })
         };
         tracing::info!(peer.id = %slot.node, address = ?observed, dialled, "link up");
-        slot.adopt(self, link.clone());
+        // Whoever finds the link up finds the handler told.
         if let Some(address) = observed.or_else(|| hello.addresses.first().copied()) {
             handler.linked(slot.node, address);
         }
+        slot.adopt(self, link.clone());
         let all = self.members().book.message_for(key);
         self.tell(link, &all);
         if moved {

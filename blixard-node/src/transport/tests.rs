@@ -101,7 +101,15 @@ impl Member {
         secret_key[0] = u8::try_from(node).unwrap();
         let seed = Instant::now().elapsed().as_nanos() as u64 ^ (node << 32) ^ u64::from(bind.port());
         let random = Arc::new(Random(Mutex::new(seed)));
-        let transport = IrohTransport::bind(secret_key, bind, Vec::new(), None, random).await.unwrap();
+        let mut transport = None;
+        // A socket that was just closed may still hold its port.
+        eventually("bound", async || {
+            let bound = IrohTransport::bind(secret_key, bind, Vec::new(), None, random.clone()).await;
+            transport = bound.inspect_err(|error| eprintln!("{error}")).ok();
+            transport.is_some()
+        })
+        .await;
+        let transport = transport.expect("bound");
         let echo = Arc::new(Echo::default());
         transport.serve(echo.clone());
         Self { node: NodeId(node), transport, echo }
@@ -125,6 +133,8 @@ async fn pair() -> (Member, Member) {
     for member in [&one, &two] {
         member.transport.set_peers(peers(&[&one, &two]));
     }
+    // A dial made before the other side knew of this one was refused.
+    eventually("linked", async || one.call(&two, Channel::Raft, b"").await.is_ok()).await;
     (one, two)
 }
 

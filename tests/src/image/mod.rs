@@ -1,7 +1,8 @@
 //! Images that tests run: built here from Debian's own packages, as OCI archives.
 //!
-//! An archive is built once and kept under `target/test-images`, named by a hash of everything it
-//! is made of, so that a second run finds it. Nothing is installed or started on the machine.
+//! An archive is built once and kept under `target/test-images`, named by a hash of what it is made
+//! of, so that a second run finds it. A newer version of a package is taken when that folder is
+//! removed. Nothing is installed or started on the machine.
 
 mod archive;
 mod catalog;
@@ -52,11 +53,10 @@ impl Recipe {
     fn build(self) -> Result<Image> {
         let folder = cache();
         fs::create_dir_all(&folder)?;
-        let packages = debian::closure(self.packages)?;
         let mut hash = Sha256::new();
         hash.update(self.files.bytes());
         hash.update(self.config.to_string());
-        packages.iter().for_each(|package| hash.update(format!("{package}\n")));
+        self.packages.iter().for_each(|package| hash.update(format!("{package}\n")));
         let hash = hex::encode(hash.finalize());
         let file = self.name.replace([':', '/'], "-");
         let path = folder.join(format!("{file}-{}.tar", &hash[..16]));
@@ -66,8 +66,8 @@ impl Recipe {
         lock.lock()?;
         if !path.is_file() {
             let mut layer = self.files;
-            for package in &packages {
-                layer.add_package(&debian::download(package, &folder.join("packages"))?)?;
+            for package in debian::fetch(self.packages, &folder.join("packages"))? {
+                layer.add_package(&package)?;
             }
             let unfinished = path.with_extension("new");
             archive::write(&unfinished, &reference, layer.into_tar()?, &self.config)

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
 use blixard_tests::host::blixard;
-use blixard_tests::wait;
+use blixard_tests::{image, wait};
 
 const WRITERS: u32 = 4;
 const ACKNOWLEDGED: u32 = 500;
@@ -20,6 +20,10 @@ const LIMIT: Duration = Duration::from_secs(240);
 #[test]
 fn five_hundred_acknowledged_submissions_survive_ten_kills() -> Result<()> {
     Cluster::formed(3)?.check(|cluster| {
+        // An image that is there needs no looking up anywhere.
+        let busybox = image::busybox()?;
+        cluster.hosts[0].import(&busybox)?;
+        let bundle = Bundle::new("job", &busybox).constraint("node.name==nowhere");
         let sockets: Vec<String> = cluster
             .hosts
             .iter()
@@ -35,12 +39,13 @@ fn five_hundred_acknowledged_submissions_survive_ten_kills() -> Result<()> {
         std::thread::scope(|scope| -> Result<()> {
             let writers: Vec<_> = (0..WRITERS)
                 .map(|writer| {
-                    let (sockets, next, acknowledged, finished) = (&sockets, &next, &acknowledged, &finished);
+                    let (sockets, next, acknowledged) = (&sockets, &next, &acknowledged);
+                    let (bundle, finished) = (&bundle, &finished);
                     scope.spawn(move || -> Result<()> {
                         let mut asked = writer as usize;
                         while !finished() {
                             let name = format!("job-{}", next.fetch_add(1, Ordering::SeqCst));
-                            if submit(&name, &sockets[asked % sockets.len()])? {
+                            if submit(bundle, &name, &sockets[asked % sockets.len()])? {
                                 acknowledged.lock().expect("no writer panics").insert(name);
                             } else {
                                 asked += 1;
@@ -91,10 +96,10 @@ fn kill_by_turns(
 }
 
 /// Submits a service that no node may run; true when that was acknowledged.
-fn submit(name: &str, host: &str) -> Result<bool> {
-    let file = Bundle::of(name, "blixard.test/none:1").constraint("node.name==nowhere").write()?;
+fn submit(bundle: &Bundle, name: &str, host: &str) -> Result<bool> {
+    let file = bundle.write()?;
     let status = std::process::Command::new(blixard()?)
-        .args(["run", "-d", file.path()])
+        .args(["run", "-d", "--name", name, file.path()])
         .env("BLIXARD_HOST", host)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

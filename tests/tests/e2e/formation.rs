@@ -104,7 +104,7 @@ fn the_data_of_another_cluster_are_refused() -> Result<()> {
         let code = cluster.hosts[1].wait_exit(REFUSAL)?;
         let log = cluster.hosts[1].log();
         ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
-        ensure!(log.contains("another cluster"), "the reason is not said: {log}");
+        ensure!(log.contains("belongs to cluster") && log.contains(&other.to_string()), "the reason is not said: {log}");
         // Nothing was lost by the refusal.
         cluster.hosts[1].start(&[])?;
         ensure!(cluster.hosts[1].status()?.id == other, "its cluster changed");

@@ -62,7 +62,7 @@ fn logs_and_exec_reach_a_container_from_any_node() -> Result<()> {
     Cluster::formed(3)?.check(|cluster| {
         let busybox = image::busybox()?;
         cluster.hosts[0].import(&busybox)?;
-        let script = "echo to stdout; echo to stderr >&2; echo \"word is $WORD\"; sleep 600";
+        let script = "echo to stdout; echo to stderr >&2; sleep 1; echo \"word is $WORD\"; sleep 600";
         let bundle = Bundle::new("talk", &busybox).shell(script).environment("WORD", "fish");
         cluster.hosts[0].run(&bundle.constraint("node.id==3"))?;
         for host in &cluster.hosts {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
-use blixard_tests::wait;
+use blixard_tests::{image, wait};
 
 /// Entries between two snapshots, far fewer than by default.
 const EVERY: u64 = 50;
@@ -18,9 +18,10 @@ fn a_joiner_whose_log_prefix_was_purged_installs_a_snapshot_while_writes_run() -
         host.environment.insert("BLIXARD_RAFT_SNAPSHOT_ENTRIES".to_owned(), EVERY.to_string());
     }
     cluster.form()?.check(|cluster| {
+        let busybox = image::busybox()?;
+        cluster.hosts[0].import(&busybox)?;
         let write = |host: &blixard_tests::host::Host, number: u32| {
-            let name = format!("job-{number}");
-            host.submit(&Bundle::of(&name, "blixard.test/none:1").constraint("node.name==nowhere"))
+            host.submit(&Bundle::new(&format!("job-{number}"), &busybox).constraint("node.name==nowhere"))
         };
         let next = AtomicU32::new(0);
         wait::until("the second snapshot", Duration::from_secs(90), || {

@@ -51,15 +51,15 @@ pub(super) struct DaemonArgs {
 }
 
 impl DaemonArgs {
-    /// The options as the node takes them, with what the environment adds.
+    /// The options as the node takes them; the daemon adds what the environment says.
     pub(super) fn options(self, connection: &Connection) -> NodeOptions {
-        let mut options = NodeOptions {
+        NodeOptions {
             id: self.id,
             bind: self.bind,
             advertise: self.advertise,
             join: self.join,
             bootstrap: self.bootstrap,
-            data_dir: connection.data_dir.clone(),
+            data_dir: connection.data_dir().map(Into::into),
             http: self.http,
             labels: self.labels,
             name: self.name,
@@ -68,8 +68,6 @@ impl DaemonArgs {
             registries: self.registries,
             log_format: self.log_format,
             log: self.log,
-        };
-        options.merge_env(|name| std::env::var(name).ok());
-        options
+        }
     }
 }

@@ -33,7 +33,7 @@ use crate::render::{self, text};
     args_conflicts_with_subcommands = true,
     subcommand_help_heading = "Questions to a running node",
     override_usage = "blixard node [OPTIONS]      run this machine's node (the daemon)\n       blixard node <COMMAND>      ask a running node about the cluster's nodes",
-    after_help = "Example:\n  blixard node --id 1 --bind 10.77.0.1:7001                              the first node\n  blixard node --id 2 --bind 10.77.0.2:7001 --join node-registry.json    a second one\n  blixard node ls                                                        from either\n\nEnvironment: BLIXARD_NODE_REGISTRIES (registry files, comma-separated, like --join), HTTP_PORT (like --http),\nNAME (like --name), BLIXARD_LOG (like --log). Flags win."
+    after_help = "Example:\n  blixard node --id 1 --bind 10.77.0.1:7001                              the first node\n  blixard node --id 2 --bind 10.77.0.2:7001 --join node-registry.json    a second one\n  blixard node ls                                                        from either\n\nEnvironment (flags win):\n  BLIXARD_NODE_REGISTRIES   registry files, separated by commas, like --join\n  HTTP_PORT                 like --http\n  NAME                      like --name\n  BLIXARD_LOG               like --log"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -44,6 +44,28 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    #[command(flatten)]
+    Ask(Question),
+    /// Remove everything a node left on this machine: containers, networks, rules, data
+    ///
+    /// The daemon must be stopped. The cluster is not asked: remove the node from it as well, with
+    /// `blixard node rm ID --force` on another one.
+    #[command(
+        after_help = "Example:\n  blixard node purge --yes\n  blixard --data-dir ./data/node2 node purge --yes --images"
+    )]
+    Purge {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+        /// Also the images it pulled
+        #[arg(long)]
+        images: bool,
+    },
+}
+
+/// What a running node is asked.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Question {
     /// List the nodes of the cluster
     #[command(visible_alias = "list", after_help = "Example:\n  blixard node ls\n  blixard node ls -o json")]
     Ls(OutputArgs),
@@ -76,38 +98,31 @@ enum Verb {
     /// activate ID` undoes it.
     #[command(after_help = "Example:\n  blixard node down")]
     Down(moving::WaitArgs),
-    /// Remove everything a node left on this machine: containers, networks, rules, data
-    ///
-    /// The daemon must be stopped. The cluster is not asked: remove the node from it as well, with
-    /// `blixard node rm ID --force` on another one.
-    #[command(
-        after_help = "Example:\n  blixard node purge --yes\n  blixard --data-dir ./data/node2 node purge --yes --images"
-    )]
-    Purge {
-        /// Do it
-        #[arg(long)]
-        yes: bool,
-        /// Also the images it pulled
-        #[arg(long)]
-        images: bool,
-    },
+}
+
+/// What is to be done.
+pub(crate) enum Task {
+    /// On this machine, without asking a node.
+    Here(Local),
+    /// By asking a node.
+    Ask(Question),
 }
 
 /// What runs on this machine without asking a node.
 pub(crate) enum Local {
-    Daemon(NodeOptions),
-    Purge { options: NodeOptions, images: bool, yes: bool },
+    Daemon(Box<NodeOptions>),
+    Purge { options: Box<NodeOptions>, images: bool, yes: bool },
 }
 
 impl Args {
-    /// What runs here, or the verb that asks a node.
-    pub(crate) fn local(self: Box<Self>, connection: &Connection) -> Result<Local, Box<Self>> {
+    /// What is to be done.
+    pub(crate) fn task(self, connection: &Connection) -> Task {
         match self.verb {
-            None => Ok(Local::Daemon(self.daemon.options(connection))),
+            Some(Verb::Ask(question)) => Task::Ask(question),
+            None => Task::Here(Local::Daemon(Box::new(self.daemon.options(connection)))),
             Some(Verb::Purge { yes, images }) => {
-                Ok(Local::Purge { options: self.daemon.options(connection), images, yes })
+                Task::Here(Local::Purge { options: Box::new(self.daemon.options(connection)), images, yes })
             }
-            Some(_) => Err(self),
         }
     }
 }
@@ -116,15 +131,14 @@ impl Local {
     /// Runs it to its end.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Daemon(options) => blixard_node::daemon::run(options).map_err(|error| anyhow!(error)),
+            Self::Daemon(options) => blixard_node::daemon::run(*options).map_err(|error| anyhow!(error)),
             Self::Purge { yes: false, .. } => Err(crate::failure::Failure::new(
                 "purge removes this node's containers, networks and data for good",
                 "say --yes when you mean it",
             )
             .into()),
             Self::Purge { options, images, .. } => {
-                blixard_node::daemon::purge(options, images).map_err(|error| anyhow!(error))?;
-                render::note("nothing of the node is left on this machine");
+                blixard_node::daemon::purge(*options, images).map_err(|error| anyhow!(error))?;
                 Ok(ExitCode::SUCCESS)
             }
         }
@@ -132,19 +146,18 @@ impl Local {
 }
 
 /// Asks a node.
-pub(crate) async fn ask(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
-    match args.verb {
-        None | Some(Verb::Purge { .. }) => unreachable!("`local` has taken what does not ask a node"),
-        Some(Verb::Ls(output)) => list(client, output).await,
-        Some(Verb::Drain(args)) => moving::drain(client, args).await,
-        Some(Verb::Leave(args)) => moving::leave(client, args).await,
-        Some(Verb::Down(args)) => moving::down(client, args).await,
-        Some(Verb::Activate { node }) => {
+pub(crate) async fn ask(client: &Client, question: Question) -> anyhow::Result<ExitCode> {
+    match question {
+        Question::Ls(output) => list(client, output).await,
+        Question::Drain(args) => moving::drain(client, args).await,
+        Question::Leave(args) => moving::leave(client, args).await,
+        Question::Down(args) => moving::down(client, args).await,
+        Question::Activate { node } => {
             let _: WriteAnswer = client.post_empty(&format!("/v1/nodes/{}/activate", segment(&node))).await?;
             render::line(&node)?;
             Ok(ExitCode::SUCCESS)
         }
-        Some(Verb::Rm { node, force }) => {
+        Question::Rm { node, force } => {
             let _: WriteAnswer =
                 client.delete(&format!("/v1/nodes/{}?force={force}", segment(&node))).await?;
             render::line(&node)?;

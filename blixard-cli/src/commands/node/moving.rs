@@ -21,7 +21,7 @@ const REFRESH: Duration = Duration::from_millis(300);
 
 /// Which node, and how long to wait.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// The node's number or name
     #[arg(value_name = "ID")]
     node: String,
@@ -31,7 +31,7 @@ pub(super) struct Args {
 
 /// How long to wait.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(super) struct WaitArgs {
+pub(crate) struct WaitArgs {
     /// Do not wait until its containers are gone
     #[arg(short, long)]
     detach: bool,
@@ -119,7 +119,8 @@ async fn is_removed(client: &Client, node: NodeId) -> anyhow::Result<bool> {
 fn item(row: &ReplicaRow) -> Item {
     let mut row = row.clone();
     row.since = None;
-    Item { key: row.name.clone(), text: replica::status(&row, text::now()), bytes: None }
+    let id = row.container_id.as_ref().map(|id| format!(" {}", id.short())).unwrap_or_default();
+    Item { key: format!("{}{id}", row.name), text: replica::status(&row, text::now()), bytes: None }
 }
 
 /// What is still on the node, and what waits for a place elsewhere.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use blixard_core::cluster::node::NodeFacts;
 use blixard_core::cluster::{
     Availability, ClusterState, Desired, Node, NodeStatus, Phase, Replica, ReplicaStatus, Service,
-    ServiceVersion, SubnetRange,
+    ServiceVersion,
 };
 use blixard_core::id::{ClusterId, NodeId, NodeKey, ReplicaId, ServiceName};
 use blixard_core::spec::{HealthSpec, ServiceSpec};
@@ -15,23 +15,8 @@ use blixard_core::time::UtcMs;
 pub(in super::super) const CLUSTER: ClusterId = ClusterId([3; 16]);
 
 pub(in super::super) fn state() -> ClusterState {
-    let mut state = ClusterState {
-        applied: 7,
-        time: UtcMs(1_000),
-        cluster: Some(CLUSTER),
-        level: 1,
-        subnets: SubnetRange::default(),
-        nodes: Default::default(),
-        removed_nodes: Default::default(),
-        tokens: Default::default(),
-        services: Default::default(),
-        replicas: Default::default(),
-        next_replica: ReplicaId(1),
-        requests: Default::default(),
-        requests_by_time: Default::default(),
-        ..ClusterState::default()
-        events: Default::default(),
-    };
+    let mut state =
+        ClusterState { applied: 7, time: UtcMs(1_000), cluster: Some(CLUSTER), ..ClusterState::new() };
     add_node(&mut state, 1, NodeStatus::Up);
     state
 }
@@ -124,6 +109,7 @@ pub(in super::super) fn add_replica(
         created_at: UtcMs(6),
     };
     state.replicas.insert(ReplicaId(id), replica);
+    state.reindex();
 }
 
 pub(in super::super) fn edit_replica(state: &mut ClusterState, id: u64, edit: impl FnOnce(&mut Replica)) {

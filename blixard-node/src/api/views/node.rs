@@ -19,18 +19,9 @@ pub fn node(state: &ClusterState, raft: &RaftStatus, id: NodeId) -> Option<NodeV
 }
 
 fn view(state: &ClusterState, raft: &RaftStatus, id: NodeId, node: &Node) -> NodeView {
-    let own: Vec<&Replica> = state
-        .replicas
-        .values()
-        .filter(|replica| replica.node == id && replica.desired != Desired::Stop)
-        .filter(|replica| !replica.status.phase.is_final())
-        .collect();
-    let reserved = |of: fn(&blixard_core::spec::Reservations) -> u64| -> u64 {
-        own.iter()
-            .filter_map(|replica| state.services.get(&replica.service)?.spec_of(replica.version))
-            .map(|spec| of(&spec.reservations))
-            .sum()
-    };
+    let runs = |replica: &Replica| replica.desired != Desired::Stop && !replica.status.phase.is_final();
+    let replicas = state.replicas_on(id).filter(|(_, replica)| runs(replica)).count();
+    let reserved = state.reserved_on(id);
     NodeView {
         id,
         name: node.facts.name.clone(),
@@ -43,11 +34,11 @@ fn view(state: &ClusterState, raft: &RaftStatus, id: NodeId, node: &Node) -> Nod
         addresses: node.facts.addresses.iter().map(ToString::to_string).collect(),
         subnet: format!("{}/24", node.subnet),
         labels: node.facts.labels.clone(),
-        replicas: u32::try_from(own.len()).unwrap_or(u32::MAX),
+        replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
         cpu_millis: node.facts.cpu_millis,
-        cpu_millis_reserved: reserved(|reservations| reservations.cpu_millis),
+        cpu_millis_reserved: reserved.cpu_millis,
         memory_bytes: node.facts.memory_bytes,
-        memory_bytes_reserved: reserved(|reservations| reservations.memory_bytes),
+        memory_bytes_reserved: reserved.memory_bytes,
         arch: node.facts.arch.clone(),
         os: node.facts.os.clone(),
         version: node.facts.version.clone(),

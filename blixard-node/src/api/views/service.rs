@@ -17,13 +17,8 @@ pub fn services(state: &ClusterState) -> Vec<ServiceRow> {
 /// A service in full; `None` when there is no such.
 pub fn service(state: &ClusterState, cluster: ClusterId, name: &ServiceName) -> Option<ServiceDetail> {
     let service = state.services.get(name)?;
-    let mut replicas: Vec<ReplicaRow> = state
-        .replicas
-        .iter()
-        .filter(|(_, replica)| replica.service == *name)
-        .map(|(&id, replica)| row(state, cluster, id, replica))
-        .collect();
-    replicas.sort_by_key(|row| (row.slot, row.replica));
+    let replicas: Vec<ReplicaRow> =
+        state.replicas_of(name).map(|(id, replica)| row(state, cluster, id, replica)).collect();
     Some(ServiceDetail {
         row: service_row(state, name, service),
         versions: service
@@ -46,9 +41,9 @@ pub fn service(state: &ClusterState, cluster: ClusterId, name: &ServiceName) -> 
 pub fn service_row(state: &ClusterState, name: &ServiceName, service: &Service) -> ServiceRow {
     let current = service.current();
     let ready = state
-        .replicas
-        .values()
-        .filter(|replica| replica.service == *name && replica.version == current.version && replica.counts())
+        .replicas_of(name)
+        .map(|(_, replica)| replica)
+        .filter(|replica| replica.version == current.version && replica.counts())
         .filter(|replica| is_ready(Some(service), replica))
         .count();
     let ready = u32::try_from(ready).unwrap_or(u32::MAX);
@@ -75,10 +70,9 @@ pub fn service_row(state: &ClusterState, name: &ServiceName, service: &Service) 
 /// The slots that should hold a replica and hold none that counts, and why.
 pub(super) fn pending_slots(state: &ClusterState, name: &ServiceName, service: &Service) -> Vec<PendingSlot> {
     let filled: BTreeSet<u32> = state
-        .replicas
-        .values()
-        .filter(|replica| replica.service == *name && replica.counts())
-        .map(|replica| replica.slot)
+        .replicas_of(name)
+        .filter(|(_, replica)| replica.counts())
+        .map(|(_, replica)| replica.slot)
         .collect();
     let missing = (service.wanted() as usize).saturating_sub(filled.len());
     let recorded = service.pending.keys().copied().filter(|slot| !filled.contains(slot));
