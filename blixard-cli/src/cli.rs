@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::commands::{cluster, events, exec, image, inspect, logs, node, ps, run, service};
+use crate::commands::{cluster, config, events, exec, image, inspect, logs, node, ps, run, service};
 
 /// Runs containers on a few machines and keeps them running.
 #[derive(Debug, Parser)]
@@ -46,6 +46,7 @@ impl Connection {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(run::Args),
+    Config(config::Args),
     Ps(ps::Args),
     Stop(service::StopArgs),
     Start(service::StartArgs),
@@ -128,6 +129,8 @@ mod tests {
         check("blixard node purge --yes");
         check("blixard run web.bun -d --name N2".to_lowercase().as_str());
         check("blixard run -");
+        check("blixard config web.bun");
+        check("blixard config -n web -");
         check("blixard ps -a -q -o table");
         check("blixard ps --format json");
         check("blixard service ls");

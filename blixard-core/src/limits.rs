@@ -86,6 +86,12 @@ pub const TOKENS_MAX: usize = 1_024;
 pub const VOTERS_TARGET: usize = 5;
 /// The largest bundle read, in bytes.
 pub const BUNDLE_BYTES_MAX: usize = 1 << 20;
+/// How deep the values of a bundle may be nested; its keys need 4.
+pub const BUNDLE_DEPTH_MAX: usize = 16;
+/// The most values of a bundle, counted with every alias written out.
+pub const BUNDLE_NODES_MAX: usize = 20_000;
+/// The most faults of one bundle that are reported; those after them are only counted.
+pub const BUNDLE_FAULTS_MAX: usize = 100;
 /// The largest specification stored, in encoded bytes.
 pub const SPEC_BYTES_MAX: usize = 256 << 10;
 /// The largest peer message, in bytes. Snapshots and images travel in streams.
@@ -97,3 +103,18 @@ pub const WRITES_PER_ENTRY_MAX: usize = 1_024;
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a stopping container has before SIGKILL when its bundle does not say, in seconds.
 pub const STOP_TIMEOUT_S: u32 = 10;
+/// The longest time a bundle may give a container to stop, in seconds.
+pub const STOP_TIMEOUT_S_MAX: u32 = 3_600;
+/// The longest interval and timeout of a health check; the shortest interval is
+/// [`PROBE_INTERVAL_MIN`].
+pub const PROBE_MAX: Duration = Duration::from_secs(86_400);
+/// Between two probes when the bundle does not say.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// What a probe may take when the bundle does not say.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Failed probes in a row that make a container unhealthy when the bundle does not say.
+pub const PROBE_RETRIES: u32 = 3;
+/// The most failed probes in a row a bundle may allow.
+pub const PROBE_RETRIES_MAX: u32 = 1_000;
+/// The least memory a container may be limited to, in bytes: with less, its start fails.
+pub const MEMORY_LIMIT_MIN: u64 = 6 << 20;

@@ -347,7 +347,7 @@ fn parse_log_format(text: Option<&str>) -> Result<LogFormat, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Containerd, HttpListen, LogFormat, NodeOptions};
+    use super::{LOG, Containerd, HttpListen, LogFormat, NodeOptions};
 
     fn options(edit: impl FnOnce(&mut NodeOptions)) -> NodeOptions {
         let mut options = NodeOptions::default();
@@ -444,6 +444,6 @@ mod tests {
         assert_eq!(config.http, HttpListen::Asked("127.0.0.1:9001".parse().unwrap()));
         assert_eq!(config.data_dir.to_str(), Some("/env"));
         assert_eq!(config.join, ["first.json", "a.json", "b.json"]);
-        assert_eq!(config.log, "info");
+        assert_eq!(config.log, LOG);
     }
 }

@@ -43,6 +43,9 @@ pub type Error = Box<dyn StdError + Send + Sync>;
 
 /// How long a removed node has to stop its containers before the daemon ends all the same.
 const REMOVED_GRACE: Duration = Duration::from_secs(60);
+/// How long the API waits for the container runtime before it serves without.
+const RUNTIME_READY: Duration = Duration::from_secs(5);
+const RUNTIME_POLL: Duration = Duration::from_millis(10);
 /// A network that no machine uses (RFC 1112, class E): for opening a bridge only to remove it.
 const NO_SUBNET: Ipv4Addr = Ipv4Addr::new(240, 0, 0, 0);
 
@@ -161,7 +164,8 @@ async fn form_and_serve(
     let settings = NodeSettings { facts, boot: identity.boots(), raft: raft_config()? };
     let node = Node::start(platform.clone(), membership.clone(), settings).await?;
     let handle = node.handle();
-    context.spawn("discovery", sources.run(platform));
+    context.spawn("discovery", sources.run(platform.clone()));
+    runtime_ready(&platform).await;
     let serving = listen(&config, &handle, stop.clone()).await?;
     announce(&config, &identity, &membership, &handle, known);
 
@@ -181,6 +185,15 @@ async fn form_and_serve(
     }
     drop(serving);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until the runtime knows whose containers it has, so that the first question is not
+/// answered with "not yet". A runtime in trouble keeps the API from serving only for a while.
+async fn runtime_ready(platform: &Platform) {
+    let deadline = platform.clock.now() + RUNTIME_READY;
+    while platform.containers.list().await.is_err() && platform.clock.now() < deadline {
+        platform.clock.sleep_until(platform.clock.now() + RUNTIME_POLL).await;
+    }
 }
 
 /// Raft's settings: the defaults, but for the snapshot threshold that tests lower.

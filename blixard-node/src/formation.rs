@@ -79,7 +79,7 @@ pub async fn form(
             return Err(FormError::OtherId { held: held.node, asked });
         }
         // What the sources say is only a hint now, but one of another cluster is a mistake.
-        let reading = sources.read(platform.into()).await;
+        let reading = sources.read(platform).await;
         let named = reading.contacts.iter().filter_map(|contact| contact.cluster);
         if let Some(asked) = named.into_iter().find(|asked| *asked != held.cluster) {
             return Err(FormError::OtherCluster { held: held.cluster, asked });
@@ -88,7 +88,7 @@ pub async fn form(
     }
     if wish.has_sources && !wish.bootstrap {
         let asked = JoinWish { node: wish.id, facts: wish.facts.clone(), token: None };
-        let Admitted { node, cluster, peers, token } = join(platform.into(), sources, &asked, status).await?;
+        let Admitted { node, cluster, peers, token } = join(platform, sources, &asked, status).await?;
         let membership = Membership { cluster, node, founding: None, peers };
         identity.set_membership(&membership, &token)?;
         return Ok(membership);

@@ -11,13 +11,7 @@ use anyhow::{Context, Result, bail};
 pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
     let output = output(program, arguments)?;
     if !output.status.success() {
-        bail!(
-            "`{program} {}` ended with {}:\n{}{}",
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("`{program} {}` ended with {}:\n{}", arguments.join(" "), output.status, printed(&output));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -32,4 +26,9 @@ pub fn output(program: &str, arguments: &[&str]) -> Result<Output> {
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot start `{program}`: is its package installed?"))
+}
+
+/// Both outputs of a program, one after the other.
+pub fn printed(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

@@ -1,18 +1,19 @@
 //! One host: a namespace, a data directory and the real `blixard` in it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
-use serde_json::Value;
 
 use crate::lan::Lan;
-use crate::{http, process, wait};
+use crate::{cleanup, http, machine, process, wait};
 
 /// How long a daemon may take from its start to its first answer.
 const READY: Duration = Duration::from_secs(30);
@@ -22,11 +23,16 @@ const READY: Duration = Duration::from_secs(30);
 pub struct Host {
     /// Its number: the last part of its address, and its node id unless a test says otherwise.
     pub number: u8,
+    /// Environment variables of its daemon, besides the test's own.
+    pub environment: BTreeMap<String, String>,
+    /// Options of its daemon at every start.
+    pub arguments: Vec<String>,
+    address: Ipv4Addr,
     lan: Arc<Lan>,
-    namespace: String,
     directory: PathBuf,
     mark: String,
     daemon: Option<Child>,
+    powered: bool,
 }
 
 /// The program under test: beside the test's own executable, or where `BLIXARD_BIN` says.
@@ -38,9 +44,8 @@ pub fn blixard() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let own = std::env::current_exe()?;
-    let candidates = own.ancestors().skip(1).take(2).map(|folder| folder.join("blixard"));
+    let mut candidates = own.ancestors().skip(1).take(2).map(|folder| folder.join("blixard"));
     candidates
-        .into_iter()
         .find(|path| path.is_file())
         .with_context(|| format!("no blixard beside {}: build the workspace first", own.display()))
 }
@@ -51,21 +56,37 @@ impl Host {
     /// # Errors
     /// When the namespace or the directory cannot be made.
     pub fn new(lan: &Arc<Lan>, number: u8, directory: &Path) -> Result<Self> {
-        let namespace = lan.plug_host(number)?;
+        let address = Ipv4Addr::new(10, 77, 0, number);
+        lan.plug_host(number, address)?;
         let directory = directory.join(format!("host{number}"));
         std::fs::create_dir_all(&directory)?;
-        let mark = namespace.clone();
-        Ok(Self { number, lan: lan.clone(), namespace, directory, mark, daemon: None })
+        let mark = lan.namespace_of(number);
+        Ok(Self {
+            number,
+            environment: BTreeMap::new(),
+            arguments: Vec::new(),
+            address,
+            lan: lan.clone(),
+            directory,
+            mark,
+            daemon: None,
+            powered: true,
+        })
     }
 
     /// Its address.
     pub fn address(&self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 77, 0, self.number)
+        self.address
     }
 
     /// Its network namespace.
-    pub fn namespace(&self) -> &str {
-        &self.namespace
+    pub fn namespace(&self) -> String {
+        self.lan.namespace_of(self.number)
+    }
+
+    /// The namespace of the LAN it is on.
+    pub fn lan(&self) -> &str {
+        self.lan.namespace()
     }
 
     /// The daemon's data directory.
@@ -73,9 +94,21 @@ impl Host {
         self.directory.join("data")
     }
 
+    /// The file by which others join through it.
+    pub fn registry_file(&self) -> PathBuf {
+        self.data_dir().join("node-registry.json")
+    }
+
     /// What the daemon wrote, of all its runs.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("daemon.log")).unwrap_or_default()
+    }
+
+    /// The last lines of the log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let log = self.log();
+        let all: Vec<&str> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
     }
 
     /// Starts the daemon on the host's address with `--id` its number and `arguments`, without
@@ -85,29 +118,35 @@ impl Host {
     /// When it runs already or cannot be started.
     pub fn spawn(&mut self, arguments: &[&str]) -> Result<()> {
         let id = self.number.to_string();
-        let bind = format!("{}:7001", self.address());
+        let bind = format!("{}:7001", self.address);
         self.spawn_as(&[&["--id", &id, "--bind", &bind], arguments].concat())
     }
 
-    /// Starts the daemon with just these arguments besides its data directory.
+    /// Starts the daemon with just these arguments besides its data directory and containerd.
     ///
     /// # Errors
     /// When it runs already or cannot be started.
     pub fn spawn_as(&mut self, arguments: &[&str]) -> Result<()> {
+        cleanup::check_interrupted()?;
         if self.is_running() {
             bail!("the daemon of host {} runs already", self.number);
         }
+        std::fs::create_dir_all(self.data_dir())?;
         let log = File::options().create(true).append(true).open(self.directory.join("daemon.log"))?;
         let child = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{}", self.namespace))
+            .arg(format!("--net=/run/netns/{}", self.namespace()))
             .arg(blixard()?)
             .arg("node")
             .arg("--data-dir")
             .arg(self.data_dir())
             .args(["--containerd", "private"])
+            .args(&self.arguments)
             .args(arguments)
             .env(process::MARK, &self.mark)
-            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
+            .env("NAME", format!("host{}", self.number))
+            .envs(&self.environment)
+            // A terminal's Ctrl-C is the test's to handle, not the daemon's.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -135,12 +174,12 @@ impl Host {
             if !self.is_running() {
                 return Ok(false);
             }
-            self.cli_json(&["cluster", "status", "-o", "json"]).map(|_| true)
+            self.status().map(|_| true)
         });
         match waited {
             Ok(true) => Ok(()),
-            Ok(false) => bail!("the daemon of host {} ended:\n{}", self.number, self.log()),
-            Err(error) => Err(error.context(format!("host {}:\n{}", self.number, self.log()))),
+            Ok(false) => bail!("the daemon of host {} ended:\n{}", self.number, self.log_tail(40)),
+            Err(error) => Err(error.context(format!("host {}:\n{}", self.number, self.log_tail(40)))),
         }
     }
 
@@ -190,23 +229,44 @@ impl Host {
         self.wait_exit(Duration::from_secs(30)).map(drop)
     }
 
-    /// The machine dies: cable, daemon, containerd, shims and containers at once.
+    /// The machine dies: cable, daemon, containerd, shims and containers at once; with them goes
+    /// all that a machine keeps in memory.
     ///
     /// # Errors
     /// When the cable cannot be pulled.
     pub fn power_off(&mut self) -> Result<()> {
         self.lan.set_cable(self.number, false)?;
         process::power_off(&self.mark);
-        self.daemon = None;
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.wait()?;
+        }
+        machine::forget_running_state(&self.data_dir());
+        self.lan.unplug_host(self.number)?;
+        self.powered = false;
         Ok(())
     }
 
-    /// The machine gets its cable back; the daemon is for the test to start.
+    /// The machine boots and has its cable; the daemon is for the test to start.
     ///
     /// # Errors
-    /// When the cable cannot be plugged.
+    /// When it is not off, or its namespace cannot be made.
     pub fn power_on(&mut self) -> Result<()> {
-        self.lan.set_cable(self.number, true)
+        if self.powered {
+            bail!("host {} is not off", self.number);
+        }
+        self.lan.plug_host(self.number, self.address)?;
+        self.powered = true;
+        Ok(())
+    }
+
+    /// Gives the machine another address, from its next boot on.
+    pub fn readdress(&mut self, last: u8) {
+        self.address = Ipv4Addr::new(10, 77, 0, last);
+    }
+
+    /// Whether the machine has power.
+    pub fn is_powered(&self) -> bool {
+        self.powered
     }
 
     /// Pulls or plugs the cable alone.
@@ -218,57 +278,17 @@ impl Host {
     }
 
     /// Every process of this host.
-    pub fn processes(&self) -> std::collections::BTreeSet<u32> {
+    pub fn processes(&self) -> BTreeSet<u32> {
         process::of_host(&self.mark)
     }
 
-    /// Runs the client against this host's daemon, whatever its code.
+    /// The pid of the host's own containerd.
     ///
     /// # Errors
-    /// When the program cannot be started.
-    pub fn cli_output(&self, arguments: &[&str]) -> Result<Output> {
-        Ok(self.command(arguments)?.stdin(Stdio::null()).output()?)
-    }
-
-    /// The client's command line against this host's daemon, for the caller to start.
-    ///
-    /// # Errors
-    /// When the program has not been built.
-    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = Command::new(blixard()?);
-        command
-            .args(arguments)
-            .env("BLIXARD_HOST", format!("unix://{}", self.data_dir().join("blixard.sock").display()))
-            .env_remove("BLIXARD_DATA_DIR");
-        Ok(command)
-    }
-
-    /// Runs the client against this host's daemon and gives its standard output.
-    ///
-    /// # Errors
-    /// When it ends with another code than 0; the error holds both outputs.
-    pub fn cli(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.cli_output(arguments)?;
-        if !output.status.success() {
-            bail!(
-                "host {}: `blixard {}` ended with {}:\n{}{}",
-                self.number,
-                arguments.join(" "),
-                output.status,
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// Runs the client and reads its output as JSON.
-    ///
-    /// # Errors
-    /// When it fails or prints something else.
-    pub fn cli_json(&self, arguments: &[&str]) -> Result<Value> {
-        let text = self.cli(arguments)?;
-        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    /// When none runs.
+    pub fn containerd_pid(&self) -> Result<u32> {
+        let is_containerd = |pid: &u32| process::name_of(*pid).as_deref() == Some("containerd");
+        self.processes().into_iter().find(is_containerd).context("no containerd runs on the host")
     }
 
     /// What `GET path` on this host's published `port` answers, asked from the LAN.
@@ -276,18 +296,19 @@ impl Host {
     /// # Errors
     /// When nobody answers.
     pub fn get(&self, port: u16, path: &str) -> Result<(u16, String)> {
-        http::get(self.lan.namespace(), (self.address(), port).into(), path)
+        http::get(self.lan.namespace(), (self.address, port).into(), path)
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
         process::power_off(&self.mark);
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.wait().ok();
+        }
+        machine::forget_running_state(&self.data_dir());
         if std::thread::panicking() {
-            let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(60).collect();
-            eprintln!("--- the end of host {}'s log", self.number);
-            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            eprintln!("--- the end of host {}'s log\n{}", self.number, self.log_tail(60));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
 
+use crate::cleanup;
 use crate::command::run;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -22,7 +23,10 @@ impl Lan {
     /// # Errors
     /// When the kernel or a missing permission forbids namespaces or bridges.
     pub fn new() -> Result<Self> {
-        let name = format!("bx{:x}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        cleanup::sweep();
+        cleanup::check_interrupted()?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}{number}", cleanup::prefix(std::process::id()));
         run("ip", &["netns", "add", &name])?;
         let lan = Self { name };
         lan.ip(&["link", "set", "lo", "up"])?;
@@ -42,32 +46,36 @@ impl Lan {
         &self.name
     }
 
-    /// Makes the namespace of host `number` and plugs it in as 10.77.0.`number`.
+    /// The namespace of host `number`.
+    pub fn namespace_of(&self, number: u8) -> String {
+        format!("{}-{number}", self.name)
+    }
+
+    /// Makes the namespace of host `number` and plugs it in with `address`.
     ///
     /// # Errors
     /// When it exists already.
-    pub fn plug_host(&self, number: u8) -> Result<String> {
-        let host = format!("{}-{number}", self.name);
+    pub fn plug_host(&self, number: u8, address: Ipv4Addr) -> Result<()> {
+        let host = self.namespace_of(number);
         run("ip", &["netns", "add", &host])?;
         let port = format!("p{number}");
         self.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &host])?;
         self.ip(&["link", "set", &port, "master", "lan", "up"])?;
-        self.readdress(number, Ipv4Addr::new(10, 77, 0, number))?;
-        Ok(host)
+        let ip = |arguments: &[&str]| run("ip", &[&["-n", &host], arguments].concat()).map(drop);
+        ip(&["addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
+        ip(&["link", "set", "lo", "up"])?;
+        ip(&["link", "set", "eth0", "up"])?;
+        ip(&["route", "add", "default", "via", &Self::gateway().to_string()])
     }
 
-    /// Gives host `number` another address in place of those it has.
+    /// Removes the namespace of host `number` with every interface and firewall rule in it.
     ///
     /// # Errors
-    /// When the address is taken within the namespace.
-    pub fn readdress(&self, number: u8, address: Ipv4Addr) -> Result<()> {
-        let host = format!("{}-{number}", self.name);
-        run("ip", &["-n", &host, "addr", "flush", "dev", "eth0"])?;
-        run("ip", &["-n", &host, "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
-        run("ip", &["-n", &host, "link", "set", "lo", "up"])?;
-        run("ip", &["-n", &host, "link", "set", "eth0", "up"])?;
-        run("ip", &["-n", &host, "route", "replace", "default", "via", &Self::gateway().to_string()])?;
-        Ok(())
+    /// When there is no such host.
+    pub fn unplug_host(&self, number: u8) -> Result<()> {
+        // The cable goes first: a namespace lives on while anything holds it open.
+        self.ip(&["link", "delete", &format!("p{number}")])?;
+        run("ip", &["netns", "delete", &self.namespace_of(number)]).map(drop)
     }
 
     /// Pulls host `number`'s cable, or plugs it back.
@@ -88,7 +96,8 @@ impl Drop for Lan {
     fn drop(&mut self) {
         let listed = run("ip", &["netns", "list"]).unwrap_or_default();
         let names = listed.lines().filter_map(|line| line.split_whitespace().next());
-        for name in names.filter(|name| *name == self.name || name.starts_with(&format!("{}-", self.name))) {
+        let own = format!("{}-", self.name);
+        for name in names.filter(|name| *name == self.name || name.starts_with(&own)) {
             // Nothing more can be done about a namespace that does not go.
             run("ip", &["netns", "delete", name]).ok();
         }

@@ -4,10 +4,17 @@
 //! Nothing here touches the machine's own interfaces: every address belongs to a namespace that
 //! the test made itself, and goes with it.
 
+pub mod bundle;
+pub mod capability;
+pub mod cleanup;
+pub mod client;
 pub mod cluster;
 pub mod command;
 pub mod host;
 pub mod http;
+pub mod image;
 pub mod lan;
+pub mod machine;
 pub mod process;
+pub mod registry;
 pub mod wait;

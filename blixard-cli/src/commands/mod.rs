@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod cluster;
+pub(crate) mod config;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod image;
@@ -21,6 +22,7 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     let node = &cli.connection;
     match cli.command {
         Command::Run(args) => ask(node, async |client| run::run(client, args).await),
+        Command::Config(args) => config::run(&args),
         Command::Ps(args) => ask(node, async |client| ps::ps(client, args).await),
         Command::Stop(args) => ask(node, async |client| service::stop(client, args).await),
         Command::Start(args) => ask(node, async |client| service::start(client, args).await),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::service::{ServiceDetail, SubmitAnswer, SubmitRequest};
-use blixard_core::cluster::Event;
+use blixard_core::cluster::{Desired, Event};
 use blixard_core::id::ServiceName;
 use blixard_core::spec::ServiceSpec;
 use http::Method;
@@ -50,10 +50,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
-    let mut spec = bundle::load(&args.file)?;
-    if let Some(name) = args.name {
-        spec.name = name;
-    }
+    let spec = bundle::load(&args.file, args.name.as_ref())?;
     let submitted = submit(client, spec).await?;
     if args.detach {
         render::line(submitted.name.as_str())?;
@@ -144,10 +141,10 @@ async fn something_happened(events: &mut Option<Lines<Event>>) {
 /// What is shown of each replica and slot while it comes up.
 fn items(detail: &ServiceDetail) -> Vec<Item> {
     let now = text::now();
-    let current = |row: &&ReplicaRow| row.version == detail.row.version;
+    let current = |row: &&ReplicaRow| row.version == detail.row.version && row.desired != Some(Desired::Stop);
     let replicas = detail.replicas.iter().filter(current).map(|row| Item {
         key: row.name.clone(),
-        text: format!("{} on node {}", short_status(row, now), replica::node(row)),
+        text: format!("node {}: {}", replica::node(row), short_status(row, now)),
         bytes: row.progress.map(|progress| (progress.bytes, progress.bytes_total)),
     });
     let pending = detail.pending.iter().map(|slot| Item {
@@ -198,7 +195,7 @@ fn missing(name: &ServiceName, detail: Option<&ServiceDetail>, limit: Duration) 
     let now = text::now();
     let not_ready = detail.replicas.iter().filter(|row| !row.ready && row.version == detail.row.version);
     let replicas = not_ready
-        .map(|row| format!("{}: {} on node {}", row.name, replica::status(row, now), replica::node(row)));
+        .map(|row| format!("{} on node {}: {}", row.name, replica::node(row), replica::status(row, now)));
     let pending = detail
         .pending
         .iter()
@@ -245,7 +242,7 @@ mod tests {
         assert_eq!(
             failure.body.details,
             [
-                "web-1: Restarting: no such command on node 1 (box1)",
+                "web-1 on node 1 (box1): Restarting: no such command",
                 "web-2: pending: port 8080 is taken on node 2",
             ]
         );
@@ -259,8 +256,8 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "web-0: Up on node 1 (box1)",
-                "web-1: Restarting: no such command on node 1 (box1)",
+                "web-0: node 1 (box1): Up",
+                "web-1: node 1 (box1): Restarting: no such command",
                 "web-2: pending: port 8080 is taken on node 2",
             ]
         );

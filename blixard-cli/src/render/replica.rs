@@ -67,7 +67,7 @@ pub(crate) fn status(row: &ReplicaRow, now: UtcMs) -> String {
             let health = match row.healthy {
                 Some(true) => " (healthy)",
                 Some(false) => " (unhealthy)",
-                None if !row.ready => " (health: starting)",
+                None if !row.ready && row.desired == Some(Desired::Run) => " (health: starting)",
                 None => "",
             };
             format!("Up{}{health}", up.unwrap_or_default())
@@ -77,6 +77,10 @@ pub(crate) fn status(row: &ReplicaRow, now: UtcMs) -> String {
         Phase::Completed => ended("Completed"),
         Phase::Failed => with_message(&ended("Failed")),
         Phase::Gone => "Gone".to_owned(),
+    };
+    let text = match &row.blocked {
+        Some(why) => format!("{text}; {}", printable(why)),
+        None => text,
     };
     match row.desired {
         Some(Desired::Retire) if !phase.is_final() => format!("{text}, being replaced"),
@@ -140,7 +144,8 @@ mod tests {
         check(|row| (row.healthy, row.ready) = (Some(false), false), "Up 3 minutes (unhealthy)");
         check(|row| row.ready = false, "Up 3 minutes (health: starting)");
         check(|row| row.desired = Some(Desired::Retire), "Up 3 minutes, being replaced");
-        check(|row| row.desired = Some(Desired::Stop), "Up 3 minutes, to be stopped");
+        check(|row| (row.desired, row.ready) = (Some(Desired::Stop), false), "Up 3 minutes, to be stopped");
+        check(|row| row.blocked = Some("cannot move".into()), "Up 3 minutes; cannot move");
         check(|row| row.lost = true, "Lost: its node is down");
         check(|row| row.phase = Some(Phase::Pulling), "Pulling");
         check(

@@ -45,6 +45,9 @@ pub struct ReplicaRow {
     pub exit_code: Option<u32>,
     /// What is waited for or went wrong; for a slot that waits, why it does.
     pub message: String,
+    /// Why it is not moved or replaced although it should be; absent when it need not be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<String>,
     /// When the phase began, by its node's clock.
     pub since: Option<UtcMs>,
     /// When it was placed.

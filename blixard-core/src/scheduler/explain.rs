@@ -104,7 +104,7 @@ impl Predicate<'_> {
                 format!("have at most {} free of the {} needed", Cpus(*free), Cpus(*needed))
             }
             Misfit::Memory { free, needed } if !same => {
-                format!("have at most {} free of the {} needed", Bytes(*free), Bytes(*needed))
+                format!("have at most {} of memory free of the {} needed", Bytes(*free), Bytes(*needed))
             }
             Misfit::NetworkHeld(_) => "each run a replica of it on their own network".to_owned(),
             _ => self.to_string(),
@@ -133,7 +133,7 @@ impl fmt::Display for Predicate<'_> {
                 write!(f, "{has} {} free of the {} needed", Cpus(*free), Cpus(*needed))
             }
             Misfit::Memory { free, needed } => {
-                write!(f, "{has} {} free of the {} needed", Bytes(*free), Bytes(*needed))
+                write!(f, "{has} {} of memory free of the {} needed", Bytes(*free), Bytes(*needed))
             }
         }
     }

@@ -88,7 +88,7 @@ fn every_obstacle_is_named() {
     });
     assert_eq!(
         place(&world, &asked).expect_err("none fits"),
-        "no node fits: node 1 (alpha) has 256 MiB free of the 512 MiB needed; node 2 (beta) is draining; \
+        "no node fits: node 1 (alpha) has 256 MiB of memory free of the 512 MiB needed; node 2 (beta) is draining; \
          node 3 (gamma) lacks label node.id!=3; node 4 (delta) is down"
     );
 }
@@ -148,7 +148,7 @@ fn pinned_replica_goes_where_its_volumes_are_or_nowhere() {
     world.node(1).facts.memory_bytes = 1 << 28;
     assert_eq!(
         reason(&world),
-        "its volumes are on node 1 (alpha), which has 256 MiB free of the 512 MiB needed"
+        "its volumes are on node 1 (alpha), which has 256 MiB of memory free of the 512 MiB needed"
     );
     world.node(1).status = NodeStatus::Down;
     assert_eq!(reason(&world), "its volumes are on node 1 (alpha), which is down");

@@ -82,12 +82,13 @@ pub enum JoinStatus {
 ///
 /// # Errors
 /// When the cluster refuses for good, or there is no token to show.
-pub async fn join(
-    seams: Seams<'_>,
+pub async fn join<'a>(
+    seams: impl Into<Seams<'a>>,
     sources: &Refresher,
     wish: &JoinWish,
     status: &(dyn Fn(JoinStatus) + Send + Sync),
 ) -> Result<Admitted, JoinError> {
+    let seams = seams.into();
     let mut reading = sources.read(seams).await;
     let mut plan = JoinPlan::new(&reading.contacts);
     let mut deadline = FIRST_ASK_DEADLINE;

@@ -133,9 +133,10 @@ fn wish() -> JoinWish {
     JoinWish { node: Some(NodeId(4)), facts, token: None }
 }
 
+const TOKEN: Secret = Secret { id: TokenId([5; 8]), secret: [6; 32] };
+
 fn ticket(key: u8) -> JoinTarget {
-    let token = Secret { id: TokenId([5; 8]), secret: [6; 32] };
-    JoinTarget::Ticket(Box::new(Ticket { cluster: CLUSTER, peer: peer(key), token }))
+    JoinTarget::Ticket(Box::new(Ticket { cluster: CLUSTER, peer: peer(key), token: TOKEN }))
 }
 
 /// Joins by tickets of members 1 and 2, with these answers; returns also who was asked and what
@@ -169,10 +170,8 @@ fn admitted() -> JoinResponse {
 fn the_leader_that_a_member_names_admits() {
     let (result, world, told) =
         joined([(1, Ok(JoinResponse::Redirect { leader: peer(3) })), (3, Ok(admitted()))]);
-    let token = Secret { id: TokenId([5; 8]), secret: [6; 32] };
     let peers = [(NodeId(1), peer(1))].into();
-    let expect = Admitted { node: NodeId(4), cluster: CLUSTER, peers, token };
-    assert_eq!(result, Ok(expect));
+    assert_eq!(result, Ok(Admitted { node: NodeId(4), cluster: CLUSTER, peers, token: TOKEN }));
     assert!(told.is_empty(), "{told:?}");
     let asked = world.asked.into_inner().unwrap();
     for (_, request) in &asked {

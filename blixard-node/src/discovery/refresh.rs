@@ -40,7 +40,8 @@ impl Refresher {
     }
 
     /// Reads the sources once and hints the transport.
-    pub async fn read(&self, seams: Seams<'_>) -> Arc<Reading> {
+    pub async fn read<'a>(&self, seams: impl Into<Seams<'a>>) -> Arc<Reading> {
+        let seams = seams.into();
         let reading = Arc::new(self.sources.read(seams.transport.key(), seams.spawner).await);
         for contact in &reading.contacts {
             seams.transport.hint(contact.key, &contact.addresses);
@@ -54,7 +55,7 @@ impl Refresher {
         let mut retry = RETRY_MIN;
         let mut told = Vec::new();
         loop {
-            let reading = self.read(Seams::from(&platform)).await;
+            let reading = self.read(&platform).await;
             let problems: Vec<String> = reading.problems.iter().map(ToString::to_string).collect();
             let wait = if problems.is_empty() { REFRESH } else { retry.min(REFRESH) };
             retry = if problems.is_empty() { RETRY_MIN } else { wait.saturating_mul(2) };

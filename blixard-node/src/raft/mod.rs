@@ -11,6 +11,8 @@
 mod change;
 mod codec;
 mod config;
+#[cfg(test)]
+mod golden_tests;
 mod inbound;
 mod log_store;
 mod message;

@@ -230,7 +230,24 @@ async fn leadership_is_handed_over_on_request() {
     from.transfer_leader(to.id(), PATIENCE).await.expect("it takes over");
     eventually("the chosen member leads", || to.leads().then_some(())).await;
     assert_eq!(to.last_leader_contact().map(|(leader, _)| leader), Some(from.id()));
-    write_anywhere(&[to], 1).await;
+    write_anywhere(std::slice::from_ref(&to), 1).await;
+    every_question_may_be_asked_from_any_task(&to);
+}
+
+/// Fails to compile when a future of the façade cannot move between threads: drivers spawn them.
+fn every_question_may_be_asked_from_any_task(node: &RaftNode) {
+    fn is_send(future: impl Send) {
+        drop(future);
+    }
+    is_send(node.propose(Vec::new(), PATIENCE));
+    is_send(node.read_barrier(PATIENCE));
+    is_send(node.transfer_leader(NodeId(1), PATIENCE));
+    is_send(node.add_learner(NodeId(1), PATIENCE));
+    is_send(node.change_voters(BTreeSet::new(), PATIENCE));
+    is_send(node.remove(BTreeSet::new(), PATIENCE));
+    is_send(node.failed());
+    is_send(node.shutdown());
+    is_send(node.initialize());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -133,6 +133,8 @@ async fn pair() -> (Member, Member) {
     for member in [&one, &two] {
         member.transport.set_peers(peers(&[&one, &two]));
     }
+    // A dial made before the other side knew of this one was refused.
+    eventually("linked", async || one.call(&two, Channel::Raft, b"").await.is_ok()).await;
     (one, two)
 }
 

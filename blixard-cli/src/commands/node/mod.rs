@@ -139,7 +139,6 @@ impl Local {
             .into()),
             Self::Purge { options, images, .. } => {
                 blixard_node::daemon::purge(*options, images).map_err(|error| anyhow!(error))?;
-                render::note("nothing of the node is left on this machine");
                 Ok(ExitCode::SUCCESS)
             }
         }

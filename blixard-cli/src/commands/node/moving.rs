@@ -119,7 +119,8 @@ async fn is_removed(client: &Client, node: NodeId) -> anyhow::Result<bool> {
 fn item(row: &ReplicaRow) -> Item {
     let mut row = row.clone();
     row.since = None;
-    Item { key: row.name.clone(), text: replica::status(&row, text::now()), bytes: None }
+    let id = row.container_id.as_ref().map(|id| format!(" {}", id.short())).unwrap_or_default();
+    Item { key: format!("{}{id}", row.name), text: replica::status(&row, text::now()), bytes: None }
 }
 
 /// What is still on the node, and what waits for a place elsewhere.

@@ -150,7 +150,7 @@ impl ClusterState {
             node.availability == Availability::Leaving && self.replicas_on(id).all(|(_, row)| ended(row));
         if !(force || left || node.status == NodeStatus::Down) {
             return Err(Refusal::conflict(format!(
-                "node {id} is not down and holds {} replicas: have it leave first, or force its removal",
+                "node {id} is not down and holds {} replicas: have it leave first, or remove it with --force",
                 replicas.len()
             )));
         }

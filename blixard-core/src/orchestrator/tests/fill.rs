@@ -58,7 +58,7 @@ fn slot_without_a_fitting_node_says_why_once() {
     world.expect(
         "place web/0 v1 on 1
          place web/1 v1 on 2
-         pending web/2: no node fits: node 1 (alpha) and node 2 (beta) have 256 MiB free of the 768 MiB needed",
+         pending web/2: no node fits: node 1 (alpha) and node 2 (beta) have 256 MiB of memory free of the 768 MiB needed",
     );
     world.state.nodes.insert(crate::id::NodeId(3), node(3));
     world.expect("place web/2 v1 on 3");
@@ -69,7 +69,7 @@ fn room_that_a_later_service_gives_free_is_used_in_the_same_plan() {
     let mut world = World::new(1);
     world.submit(spec("zoo", |spec| spec.reservations = memory(1024))).converge();
     world.submit(spec("ape", |spec| spec.reservations = memory(1024)));
-    world.expect("pending ape/0: no node fits: node 1 (alpha) has 0 B free of the 1 GiB needed");
+    world.expect("pending ape/0: no node fits: node 1 (alpha) has 0 B of memory free of the 1 GiB needed");
     world.fail(1, "crash").expect(
         "backoff zoo/0 failures 1 wait 1000 ms
          stop 1
@@ -206,6 +206,6 @@ fn report_is_one_sentence() {
     world.converge();
     assert_eq!(
         world.report("web").to_string(),
-        "1 of 2 replicas run; slot 1: no node fits: node 1 (alpha) has 0 B free of the 1 GiB needed"
+        "1 of 2 replicas run; slot 1: no node fits: node 1 (alpha) has 0 B of memory free of the 1 GiB needed"
     );
 }

@@ -127,7 +127,7 @@ fn update_that_fits_nowhere_keeps_the_old_replica_and_says_why() {
     world.submit(spec("web", |spec| spec.reservations = memory(512))).converge();
     world.submit(spec("web", |spec| spec.reservations = memory(2048)));
     world.expect(
-        "pending web/0: version 2 waits: no node fits: node 1 (alpha) has 512 MiB free of the 2 GiB needed",
+        "pending web/0: version 2 waits: no node fits: node 1 (alpha) has 512 MiB of memory free of the 2 GiB needed",
     );
     assert_eq!(world.places("web"), "0@1 v1");
 }
@@ -164,7 +164,7 @@ fn drain_without_another_place_keeps_the_replica_and_says_why() {
     world.node(2).availability = Availability::Draining;
     world.expect(
         "pending web/1: cannot move off node 2 (beta), which is draining: no node fits: \
-         node 1 (alpha) has 256 MiB free of the 768 MiB needed; node 2 (beta) is draining",
+         node 1 (alpha) has 256 MiB of memory free of the 768 MiB needed; node 2 (beta) is draining",
     );
     world.node(2).availability = Availability::Active;
     world.expect("filled web/1");

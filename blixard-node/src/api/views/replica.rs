@@ -71,6 +71,9 @@ pub(super) fn row(state: &ClusterState, cluster: ClusterId, id: ReplicaId, repli
         attempt: status.attempt,
         exit_code: status.exit_code,
         message: status.message.clone(),
+        blocked: service
+            .filter(|_| replica.counts())
+            .and_then(|service| service.pending.get(&replica.slot).cloned()),
         since: Some(status.since),
         created_at: Some(replica.created_at),
         address: status.address.map(|address| address.to_string()),
@@ -102,6 +105,7 @@ fn pending_row(name: &ServiceName, service: &Service, slot: PendingSlot) -> Repl
         attempt: 0,
         exit_code: None,
         message: slot.reason,
+        blocked: None,
         since: None,
         created_at: None,
         address: None,
@@ -137,6 +141,18 @@ mod tests {
         let pending = ("web-2", None, "port 8080 is taken on node 1");
         check(false, &[("web-0", Some(1), ""), waits, pending]);
         check(true, &[("web-0", Some(1), ""), waits, ("web-1", Some(2), ""), pending]);
+    }
+
+    #[test]
+    fn a_counting_replica_says_why_it_cannot_move() {
+        let mut state = fixture::state();
+        fixture::add_service(&mut state, "web", 1);
+        fixture::add_replica(&mut state, 1, "web", 0, Phase::Running, Desired::Run);
+        fixture::add_replica(&mut state, 2, "web", 0, Phase::Stopping, Desired::Stop);
+        fixture::set_pending(&mut state, "web", 0, "cannot move");
+        let rows = replicas(&state, fixture::CLUSTER, false);
+        let blocked: Vec<_> = rows.iter().map(|row| row.blocked.as_deref()).collect();
+        assert_eq!(blocked, [Some("cannot move"), None]);
     }
 
     #[test]

@@ -1,0 +1,123 @@
+//! Machines die and come back.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use blixard_core::cluster::NodeStatus;
+use blixard_tests::bundle::Bundle;
+use blixard_tests::cluster::Cluster;
+use blixard_tests::{image, wait};
+
+/// How long replacements may take on a busy machine; the aim at rest is 6 s.
+const REPLACED: Duration = Duration::from_secs(25);
+const SETTLED: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_dead_worker_machines_replicas_run_elsewhere_in_the_same_slots_and_its_return_settles() -> Result<()> {
+    machine_dies_and_returns(false)
+}
+
+#[test]
+fn a_dead_leader_machines_replicas_run_elsewhere_in_the_same_slots_and_its_return_settles() -> Result<()> {
+    machine_dies_and_returns(true)
+}
+
+fn machine_dies_and_returns(leads: bool) -> Result<()> {
+    Cluster::formed(3)?.check(|cluster| {
+        let web = image::web()?;
+        cluster.hosts[0].import(&web)?;
+        cluster.hosts[0].run(&Bundle::new("web", &web).replicas(3, 3).port(80, 8080))?;
+        let (leader, followers) = cluster.leader_and_followers()?;
+        let victim = if leads { leader } else { followers[0] };
+        let survivors: Vec<usize> = (0..3).filter(|position| *position != victim).collect();
+        let asked = survivors[0];
+        let before = cluster.hosts[asked].replicas("web")?;
+        let id = u64::from(cluster.hosts[victim].number);
+
+        cluster.hosts[victim].power_off()?;
+        let start = Instant::now();
+        let nodes = wait::until("three replicas elsewhere", REPLACED, || {
+            let nodes = cluster.wait_ready(asked, "web", 3, Duration::ZERO)?;
+            ensure!(!nodes.contains(&id), "one is still counted on the dead node");
+            for position in &survivors {
+                ensure!(cluster.hosts[*position].get(8080, "/")?.0 == 200, "it does not answer");
+            }
+            Ok(nodes)
+        })?;
+        println!("replaced after {:?}", start.elapsed());
+        ensure!(nodes.len() == 3, "{nodes:?}");
+        let after = cluster.hosts[asked].replicas("web")?;
+        let mut slots: Vec<u32> = after.iter().filter(|row| row.ready && !row.lost).map(|row| row.slot).collect();
+        slots.sort_unstable();
+        ensure!(slots == [0, 1, 2], "the slots are {slots:?}");
+        // What ran elsewhere never noticed.
+        for row in before.iter().filter(|row| row.node.is_some_and(|node| node.0 != id)) {
+            ensure!(after.iter().any(|now| now.container_id == row.container_id), "{} was replaced too", row.name);
+        }
+
+        cluster.hosts[victim].power_on()?;
+        cluster.hosts[victim].start(&[])?;
+        cluster.wait_status(asked, victim, NodeStatus::Up)?;
+        wait::until("everything to settle", SETTLED, || {
+            cluster.wait_ready(asked, "web", 3, Duration::ZERO)?;
+            let rows = cluster.hosts[asked].replicas("web")?;
+            wait::ensure(rows.len() == 3, format!("{} rows", rows.len()))?;
+            let mut running = Vec::new();
+            for host in &cluster.hosts {
+                running.extend(host.tasks()?.into_iter().filter(|task| task.running).map(|task| task.container));
+            }
+            let mut wanted: Vec<String> = rows.into_iter().filter_map(|row| Some(row.container_id?.0)).collect();
+            running.sort();
+            wanted.sort();
+            wait::ensure(running == wanted, format!("{running:?} run, {wanted:?} are listed"))
+        })
+    })
+}
+
+#[test]
+fn a_short_loss_of_the_cable_moves_nothing() -> Result<()> {
+    Cluster::formed(3)?.check(|cluster| {
+        let web = image::web()?;
+        cluster.hosts[0].import(&web)?;
+        cluster.hosts[0].run(&Bundle::new("web", &web).replicas(3, 3).port(80, 8080))?;
+        let (_, followers) = cluster.leader_and_followers()?;
+        let (victim, asked) = (followers[0], followers[1]);
+        let ids = |cluster: &Cluster| -> Result<Vec<_>> {
+            Ok(cluster.hosts[asked].replicas("web")?.into_iter().map(|row| row.container_id).collect())
+        };
+        let before = ids(cluster)?;
+        cluster.hosts[victim].set_cable(false)?;
+        cluster.wait_status(asked, victim, NodeStatus::Unknown)?;
+        cluster.hosts[victim].set_cable(true)?;
+        cluster.wait_formed()?;
+        ensure!(ids(cluster)? == before, "a replica moved");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_long_loss_of_the_cable_replaces_replicas_and_stops_the_old_ones_afterwards() -> Result<()> {
+    Cluster::formed(3)?.check(|cluster| {
+        let web = image::web()?;
+        cluster.hosts[0].import(&web)?;
+        cluster.hosts[0].run(&Bundle::new("web", &web).replicas(3, 3).port(80, 8080))?;
+        let (_, followers) = cluster.leader_and_followers()?;
+        let (victim, asked) = (followers[0], followers[1]);
+        let id = u64::from(cluster.hosts[victim].number);
+        let old = cluster.hosts[victim].tasks()?;
+        cluster.hosts[victim].set_cable(false)?;
+        wait::until("three replicas elsewhere", REPLACED, || {
+            let nodes = cluster.wait_ready(asked, "web", 3, Duration::ZERO)?;
+            wait::ensure(!nodes.contains(&id), "one is still counted there")
+        })?;
+        let cut_off = cluster.hosts[victim].tasks()?;
+        ensure!(cut_off == old && old.iter().all(|task| task.running), "{cut_off:?} is not {old:?}");
+        cluster.hosts[victim].set_cable(true)?;
+        wait::until("the old container to stop", SETTLED, || {
+            let tasks = cluster.hosts[victim].tasks()?;
+            wait::ensure(tasks.iter().all(|task| !old.contains(task)), format!("{tasks:?}"))
+        })?;
+        cluster.wait_ready(victim, "web", 3, SETTLED)?;
+        Ok(())
+    })
+}

@@ -1,0 +1,199 @@
+//! How nodes find, admit and refuse each other.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use blixard_tests::cluster::Cluster;
+use blixard_tests::wait;
+use serde_json::Value;
+
+/// How long a daemon that cannot start has to say so and end.
+const REFUSAL: Duration = Duration::from_secs(40);
+
+#[test]
+fn nodes_join_by_registry_file_ticket_and_environment() -> Result<()> {
+    Cluster::hosts(4)?.check(|cluster| {
+        cluster.hosts[0].start(&[])?;
+        let registry = cluster.registry()?;
+        let file: Value = serde_json::from_str(&fs::read_to_string(&registry)?)?;
+        ensure!(file["cluster_node_id"] == 1, "the registry file names node 1: {file}");
+        ensure!(file["direct_addresses"].to_string().contains("10.77.0.1:7001"), "{file}");
+
+        cluster.hosts[1].start(&["--join", &registry])?;
+        let ticket = ticket(&cluster.hosts[0].log())?;
+        cluster.hosts[2].start(&["--join", &ticket])?;
+        // The first of the list does not exist: the second will do.
+        let list = format!("/nonexistent/a.json,{registry}");
+        cluster.hosts[3].environment.insert("BLIXARD_NODE_REGISTRIES".to_owned(), list);
+        cluster.hosts[3].start(&[])?;
+        cluster.wait_formed()
+    })
+}
+
+#[test]
+fn a_restart_never_joins_again_and_changes_nothing() -> Result<()> {
+    Cluster::formed(3)?.check(|cluster| {
+        let before = cluster.hosts[0].status()?;
+        let keys = |cluster: &Cluster| -> Result<Vec<_>> {
+            Ok(cluster.hosts[0].nodes()?.into_iter().map(|node| (node.id, node.key, node.joined_at)).collect())
+        };
+        let members = keys(cluster)?;
+        let registry = cluster.registry()?;
+        cluster.hosts[2].kill()?;
+        cluster.hosts[2].start(&["--join", &registry])?;
+        cluster.wait_formed()?;
+        // The source is a hint by now: a member starts without it.
+        cluster.hosts[2].kill()?;
+        cluster.hosts[2].start(&["--join", "/nonexistent/registry.json"])?;
+        cluster.wait_formed()?;
+        let after = cluster.hosts[2].status()?;
+        ensure!(after.id == before.id && after.voters == before.voters, "{after:?}");
+        ensure!(keys(cluster)? == members, "members changed");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_number_that_belongs_to_another_key_is_refused() -> Result<()> {
+    let mut cluster = Cluster::formed(2)?;
+    cluster.add_host(3)?;
+    cluster.check(|cluster| {
+        let registry = cluster.registry()?;
+        cluster.hosts[2].spawn_as(&["--id", "2", "--bind", "10.77.0.3:7001", "--join", &registry])?;
+        let code = cluster.hosts[2].wait_exit(REFUSAL)?;
+        let log = cluster.hosts[2].log();
+        ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
+        ensure!(log.contains('2') && log.to_lowercase().contains("key"), "the reason is not said: {log}");
+        ensure!(cluster.hosts[0].nodes()?.len() == 2, "a third member appeared");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_wrong_token_is_refused() -> Result<()> {
+    let mut cluster = Cluster::formed(1)?;
+    cluster.add_host(2)?;
+    cluster.check(|cluster| {
+        let mut file: Value = serde_json::from_str(&fs::read_to_string(cluster.registry()?)?)?;
+        let spoilt = spoil_token(&mut file)?;
+        let path = cluster.directory().join("spoilt.json");
+        fs::write(&path, file.to_string())?;
+        cluster.hosts[1].spawn(&["--join", text(&path)?])?;
+        let code = cluster.hosts[1].wait_exit(REFUSAL)?;
+        let log = cluster.hosts[1].log();
+        ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
+        ensure!(log.to_lowercase().contains("token"), "the reason is not said: {log}");
+        ensure!(!log.contains(&spoilt), "the secret is in the log");
+        ensure!(cluster.hosts[0].nodes()?.len() == 1, "it was admitted");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_data_of_another_cluster_are_refused() -> Result<()> {
+    Cluster::hosts(2)?.check(|cluster| {
+        cluster.hosts[0].start(&[])?;
+        cluster.hosts[1].start(&[])?;
+        let other = cluster.hosts[1].status()?.id;
+        ensure!(cluster.hosts[0].status()?.id != other, "two clusters have one identity");
+        cluster.hosts[1].kill()?;
+        let registry = cluster.registry()?;
+        cluster.hosts[1].spawn(&["--join", &registry])?;
+        let code = cluster.hosts[1].wait_exit(REFUSAL)?;
+        let log = cluster.hosts[1].log();
+        ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
+        ensure!(log.contains("belongs to cluster") && log.contains(&other.to_string()), "the reason is not said: {log}");
+        // Nothing was lost by the refusal.
+        cluster.hosts[1].start(&[])?;
+        ensure!(cluster.hosts[1].status()?.id == other, "its cluster changed");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_registry_file_that_cannot_be_read_never_bootstraps() -> Result<()> {
+    let mut cluster = Cluster::formed(1)?;
+    for number in 2..=5 {
+        cluster.add_host(number)?;
+    }
+    cluster.check(|cluster| {
+        let whole = fs::read_to_string(cluster.registry()?)?;
+        let directory = cluster.directory().to_owned();
+        let mut check = |position: usize, name: &str, content: Option<&str>| -> Result<()> {
+            let path = directory.join(name);
+            if let Some(content) = content {
+                fs::write(&path, content)?;
+            }
+            let host = &mut cluster.hosts[position];
+            host.spawn(&["--join", text(&path)?])?;
+            let told = wait::until("the daemon to name the file", REFUSAL, || {
+                wait::ensure(host.log().contains(name), "the log does not name it")
+            });
+            told.with_context(|| host.log_tail(20))?;
+            ensure!(!host.registry_file().exists(), "{name}: it made a cluster of its own");
+            ensure!(host.status().is_err(), "{name}: it serves");
+            Ok(())
+        };
+        check(1, "malformed.json", Some("{\"cluster_node_id\": [}"))?;
+        check(2, "truncated.json", Some(&whole[..whole.len() / 2]))?;
+        check(3, "missing.json", None)?;
+        check(4, "empty.json", Some(""))
+    })
+}
+
+#[test]
+fn a_source_that_does_not_answer_never_bootstraps_and_is_tried_again() -> Result<()> {
+    Cluster::hosts(2)?.check(|cluster| {
+        cluster.hosts[0].start(&[])?;
+        let registry = cluster.directory().join("registry.json");
+        fs::copy(cluster.registry()?, &registry)?;
+        cluster.hosts[0].kill()?;
+        cluster.hosts[1].spawn(&["--join", text(&registry)?])?;
+        let host = &cluster.hosts[1];
+        wait::until("the daemon to say whom it cannot reach", REFUSAL, || {
+            wait::ensure(host.log().contains("10.77.0.1"), "the log does not name the address")
+        })
+        .with_context(|| host.log_tail(20))?;
+        ensure!(!host.registry_file().exists(), "it made a cluster of its own");
+        ensure!(cluster.hosts[1].is_running(), "it gave up: {}", cluster.hosts[1].log_tail(20));
+        let lines = cluster.hosts[1].log().lines().count();
+        ensure!(lines < 500, "a hot loop wrote {lines} lines");
+        cluster.hosts[0].start(&[])?;
+        cluster.hosts[1].wait_ready()?;
+        cluster.wait_formed()
+    })
+}
+
+#[test]
+fn the_bootstrapping_node_prints_the_line_for_the_next_machine() -> Result<()> {
+    Cluster::hosts(1)?.check(|cluster| {
+        cluster.hosts[0].start(&[])?;
+        let log = cluster.hosts[0].log();
+        let line = log.lines().find(|line| line.contains("blixard node") && line.contains("--join"));
+        line.with_context(|| format!("no such line: {log}"))?;
+        ensure!(ticket(&log)?.len() > 20, "the ticket is too short to hold a key and a token");
+        Ok(())
+    })
+}
+
+/// The ticket in the line that a node prints for the next machine.
+fn ticket(log: &str) -> Result<String> {
+    let words = log.lines().filter(|line| line.contains("--join")).flat_map(str::split_whitespace);
+    let after = words.skip_while(|word| *word != "--join").nth(1);
+    Ok(after.with_context(|| format!("no ticket is printed: {log}"))?.trim_matches(['`', '\'', '"']).to_owned())
+}
+
+/// Changes the secret of the file's token and gives the changed one.
+fn spoil_token(file: &mut Value) -> Result<String> {
+    let token = file.get_mut("join_token").context("a registry file has a token")?;
+    let (id, secret) = token.as_str().and_then(|text| text.split_once('.')).context("a token is ID.SECRET")?;
+    let secret: String = secret.chars().map(|digit| if digit == '0' { '1' } else { '0' }).collect();
+    *token = Value::from(format!("{id}.{secret}"));
+    Ok(secret)
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("the temporary directory is not UTF-8")
+}

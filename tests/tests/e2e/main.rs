@@ -1,0 +1,17 @@
+//! End to end: real processes, real containerd, a network namespace for each host.
+//!
+//! One file a theme. Every test makes its own LAN, hosts and cluster and removes them, so tests
+//! may run beside each other; two or three at a time is what four cores bear.
+
+mod adoption;
+mod disk;
+mod durability;
+mod failover;
+mod formation;
+mod images;
+mod quorum;
+mod reboot;
+mod run;
+mod service;
+mod snapshot;
+mod software;

@@ -1,0 +1,101 @@
+//! The node as a member: draining, leaving, being removed; its own machine left clean.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use blixard_core::cluster::{Availability, NodeStatus};
+use blixard_tests::bundle::Bundle;
+use blixard_tests::cluster::Cluster;
+use blixard_tests::command::run;
+use blixard_tests::{image, wait};
+
+const SOON: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_drained_node_gives_its_replicas_away_and_takes_no_new_ones() -> Result<()> {
+    Cluster::formed(3)?.check(|cluster| {
+        let web = image::web()?;
+        cluster.hosts[0].import(&web)?;
+        cluster.hosts[0].run(&Bundle::new("web", &web).replicas(3, 6).port(80, 8080))?;
+        cluster.hosts[0].cli(&["node", "drain", "3"])?;
+        wait::until("the node to be empty", SOON, || {
+            let nodes = cluster.wait_ready(0, "web", 3, Duration::ZERO)?;
+            wait::ensure(!nodes.contains(&3), format!("replicas on {nodes:?}"))?;
+            wait::ensure(cluster.hosts[2].tasks()?.is_empty(), "containerd still has tasks")
+        })?;
+        let view = cluster.hosts[1].nodes()?;
+        ensure!(view[2].availability != Availability::Active, "{:?}", view[2]);
+        cluster.hosts[0].cli(&["service", "scale", "web", "6"])?;
+        let nodes = cluster.wait_ready(0, "web", 6, SOON)?;
+        ensure!(!nodes.contains(&3), "a drained node got a replica: {nodes:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_leaves_and_a_dead_one_is_removed_by_force() -> Result<()> {
+    Cluster::formed(4)?.check(|cluster| {
+        cluster.hosts[0].cli(&["node", "leave", "4"])?;
+        wait::until("node 4 to be gone", SOON, || {
+            wait::ensure(cluster.hosts[0].nodes()?.len() == 3, "it is listed")
+        })?;
+        cluster.hosts[2].power_off()?;
+        let text = cluster.hosts[0].cli_refused(&["node", "rm", "3"])?;
+        ensure!(text.contains("--force"), "the way out is not named: {text}");
+        cluster.wait_status(0, 2, NodeStatus::Down)?;
+        cluster.hosts[0].cli(&["node", "rm", "3", "--force"])?;
+        wait::until("node 3 to be gone", SOON, || {
+            wait::ensure(cluster.hosts[1].nodes()?.len() == 2, "it is listed")
+        })?;
+        // It comes back, and is told that it is no member any more; its number is never used again.
+        cluster.hosts[2].power_on()?;
+        let registry = cluster.registry()?;
+        cluster.hosts[2].spawn(&["--join", &registry])?;
+        wait::until("node 3 to say that it was removed", SOON, || {
+            wait::ensure(cluster.hosts[2].log().contains("removed"), "it does not say so")
+        })?;
+        ensure!(cluster.hosts[0].nodes()?.len() == 2, "it is a member again");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_stopped_daemon_leaves_its_containers_and_purge_leaves_nothing() -> Result<()> {
+    Cluster::formed(1)?.check(|cluster| {
+        let web = image::web()?;
+        let host = &mut cluster.hosts[0];
+        host.import(&web)?;
+        host.run(&Bundle::new("web", &web).port(80, 8080))?;
+        host.interrupt()?;
+        ensure!(host.get(8080, "/")?.0 == 200, "the container went with the daemon");
+        ensure!(host.log().contains("containers go on"), "the daemon does not say that containers stay");
+
+        let data = host.data_dir().display().to_string();
+        let namespace = host.namespace();
+        let blixard = blixard_tests::host::blixard()?.display().to_string();
+        let net = format!("--net=/run/netns/{namespace}");
+        run("nsenter", &[&net, &blixard, "node", "purge", "--data-dir", &data])?;
+        ensure!(host.get(8080, "/").is_err(), "something answers");
+        ensure!(host.processes().is_empty(), "left running: {:?}", host.processes());
+        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+        ensure!(!mounts.contains(&data), "mounts are left: {mounts}");
+        let links = run("ip", &["-n", &namespace, "-o", "link"])?;
+        ensure!(links.lines().count() == 2, "links besides lo and eth0 are left: {links}");
+        let rules = run("ip", &["netns", "exec", &namespace, "nft", "list", "ruleset"])?;
+        ensure!(rules.trim().is_empty(), "rules are left: {rules}");
+        Ok(())
+    })
+}
+
+#[test]
+fn node_down_stops_the_containers_of_one_node() -> Result<()> {
+    Cluster::formed(3)?.check(|cluster| {
+        let web = image::web()?;
+        cluster.hosts[0].import(&web)?;
+        cluster.hosts[0].run(&Bundle::new("web", &web).replicas(3, 3).port(80, 8080))?;
+        cluster.hosts[1].cli(&["node", "down"])?;
+        wait::until("host 2 to run nothing", SOON, || {
+            wait::ensure(cluster.hosts[1].tasks()?.iter().all(|task| !task.running), "it runs some")
+        })
+    })
+}
