@@ -69,7 +69,15 @@ impl ClusterState {
         })
     }
 
+    /// The last member that stays cannot leave: nobody would be left to take its replicas and vote.
     pub(super) fn set_availability(&mut self, id: NodeId, availability: Availability) -> Answer {
+        let others = self.nodes.iter().filter(|(other, _)| **other != id);
+        let stay = others.filter(|(_, node)| node.availability != Availability::Leaving).count();
+        if availability == Availability::Leaving && self.nodes.contains_key(&id) && stay == 0 {
+            return Err(Refusal::conflict(format!(
+                "node {id} is the only member that stays: a cluster keeps at least one"
+            )));
+        }
         self.change_node(id, |node| {
             if node.availability == availability {
                 return None;
@@ -178,6 +186,17 @@ mod tests {
         assert_eq!(cluster.command(Command::Level { level: 2 }), Outcome::Done);
         assert_refused(cluster.command(Command::Level { level: 2 }), "only raised");
         assert_eq!(cluster.state.level, 2);
+    }
+
+    #[test]
+    fn the_last_member_that_stays_does_not_leave() {
+        let leave = |node| Write::SetAvailability { node, availability: Availability::Leaving };
+        assert_refused(Cluster::of(1).write(leave(NodeId(1))), "only member that stays");
+        let mut cluster = Cluster::of(2);
+        assert_eq!(cluster.write(leave(TWO)), Outcome::Done);
+        assert_eq!(cluster.write(leave(TWO)), Outcome::Done);
+        assert_refused(cluster.write(leave(NodeId(1))), "only member that stays");
+        assert_refused(cluster.write(leave(NodeId(9))), "no node");
     }
 
     #[test]
