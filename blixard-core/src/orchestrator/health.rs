@@ -11,17 +11,27 @@
 //! from when it began, except the deposed leader's, which counts from its last append.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::cluster::{ClusterState, Command, Node, NodeStatus};
 use crate::id::NodeId;
 use crate::limits::{NODE_DOWN_AFTER, NODE_UNKNOWN_AFTER};
 use crate::time::{Mono, UtcMs};
 
+/// How often the leader looks around at least.
+pub const LOOK: Duration = Duration::from_secs(1);
+/// Shorter absences of the leader itself are not made up for: the nodes' silence outlasts them.
+const AWAY_MIN: Duration = Duration::from_millis(750);
+
 /// What one leader has heard of the nodes during its term.
 #[derive(Debug, Clone)]
 pub struct Liveness {
     leader: NodeId,
     nodes: BTreeMap<NodeId, Heard>,
+    /// When the leader last looked around.
+    looked: Mono,
+    /// Up to when its absence was made up for.
+    excused: Mono,
 }
 
 /// When a node was last heard.
@@ -46,7 +56,23 @@ impl Liveness {
         {
             heard.at = at.min(now);
         }
-        Self { leader, nodes }
+        Self { leader, nodes, looked: now, excused: now }
+    }
+
+    /// The leader looks around, as it does every [`LOOK`]; no quorum has confirmed it for
+    /// `unconfirmed`. Time in which its own process stood still, or in which it was cut off, is no
+    /// node's silence: it could have heard nobody, and recorded nothing.
+    pub fn look(&mut self, now: Mono, unconfirmed: Duration) {
+        let away_from = (now - unconfirmed).min(self.looked + LOOK).max(self.excused);
+        self.looked = now;
+        let away = now.since(away_from);
+        if away < AWAY_MIN {
+            return;
+        }
+        self.excused = now;
+        for heard in self.nodes.values_mut() {
+            heard.at = (heard.at + away).min(now);
+        }
     }
 
     /// Takes in a heartbeat. `boot` names the start of the daemon that sent it.

@@ -151,3 +151,41 @@ fn new_member_gets_grace_and_a_removed_one_is_forgotten() {
     term.state.nodes.remove(&NodeId(3));
     assert_eq!(term.step(ms(10_000) + NODE_UNKNOWN_AFTER), [health(NodeId(4), NodeStatus::Unknown)]);
 }
+
+#[test]
+fn time_in_which_the_leader_itself_stood_still_is_no_nodes_silence() {
+    let mut term = Term::new(None);
+    term.beat(ms(1000));
+    term.liveness.look(BEGIN + ms(1000), ms(50));
+    term.liveness.look(BEGIN + ms(61_000), ms(50));
+    assert_eq!(term.step(ms(61_000)), []);
+    term.liveness.look(BEGIN + ms(62_000), ms(50));
+    assert_eq!(term.step(ms(62_000)).len(), 2, "silence from then on counts");
+}
+
+#[test]
+fn time_without_a_quorum_is_no_nodes_silence() {
+    let mut term = Term::new(None);
+    term.beat(ms(1000));
+    for away in 1..=20 {
+        term.liveness.look(BEGIN + ms(1000 + away * 500), ms(away * 500));
+        let down = |command: &Command| matches!(command, Command::Health { status: NodeStatus::Down, .. });
+        assert!(!term.step(ms(1000 + away * 500)).iter().any(down), "after {away}");
+    }
+    let back = 11_000;
+    for quiet in 1..=10 {
+        term.liveness.look(BEGIN + ms(back + quiet * 500), ms(50));
+    }
+    let down = health(OTHER, NodeStatus::Down);
+    assert!(term.step(ms(back + 5_000)).contains(&down), "a node that stays silent is down");
+}
+
+#[test]
+fn slow_commits_excuse_nobody() {
+    let mut term = Term::new(None);
+    term.beat(ms(1000));
+    for later in 1..=5 {
+        term.liveness.look(BEGIN + ms(1000 + later * 1000), ms(300));
+    }
+    assert!(term.step(ms(6000)).contains(&health(OTHER, NodeStatus::Down)));
+}
