@@ -59,6 +59,30 @@ impl fmt::Display for UtcMs {
     }
 }
 
+/// The clock a leader stamps entries with: its wall clock, but never behind log time.
+///
+/// Log time that is ahead of the wall clock, because some leader's clock was, goes on at half the
+/// pace until the wall clock has caught up. Were it to stand still instead, nothing that waits for
+/// log time would happen meanwhile: holds would not end, failed slots not be tried again.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogClock {
+    /// A reading, and when it was taken. Later ones count from it while log time is ahead.
+    anchor: Option<(UtcMs, Mono)>,
+}
+
+impl LogClock {
+    /// What to stamp an entry with at `now`, when the wall clock says `wall` and the last entry
+    /// applied was stamped `log`. Never less than `log`, or than an earlier reading.
+    pub fn read(&mut self, now: Mono, wall: UtcMs, log: UtcMs) -> UtcMs {
+        let slewed = self.anchor.map_or(UtcMs(0), |(at, since)| at.after(now.since(since) / 2));
+        let known = wall.max(log);
+        if known > slewed {
+            self.anchor = Some((known, now));
+        }
+        known.max(slewed)
+    }
+}
+
 /// A reading of one node's monotonic clock, counted from an arbitrary start (`CLOCK_BOOTTIME` in
 /// production, so that a suspended machine notices). Meaningless on another node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -89,7 +113,28 @@ impl Sub<Duration> for Mono {
 
 #[cfg(test)]
 mod tests {
-    use super::UtcMs;
+    use std::time::Duration;
+
+    use super::{LogClock, Mono, UtcMs};
+
+    #[test]
+    fn log_time_ahead_of_the_wall_clock_goes_on_at_half_the_pace_until_that_has_caught_up() {
+        let mut clock = LogClock::default();
+        let mut log = UtcMs(0);
+        let mut check = |after_ms: u64, wall: u64, expect: u64| {
+            let time = clock.read(Mono(Duration::from_millis(1_000_000 + after_ms)), UtcMs(wall), log);
+            assert_eq!(time, UtcMs(expect), "after {after_ms} ms");
+            log = time;
+        };
+        check(0, 5_000, 5_000);
+        check(100, 9_000, 9_000);
+        check(200, 5_200, 9_050);
+        for step in 0..1_000 {
+            check(201 + step, 5_201 + step, 9_050 + step.div_ceil(2));
+        }
+        check(8_000, 13_000, 13_000);
+        check(8_010, 13_010, 13_010);
+    }
 
     #[test]
     fn utc_is_shown_as_rfc_3339() {
