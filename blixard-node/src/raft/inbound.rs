@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use blixard_core::id::NodeId;
-use blixard_core::time::Mono;
 use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::error::{LinearizableReadError, RaftError};
@@ -74,11 +73,6 @@ impl RaftNode {
             }
             Ok(Err(RaftError::Fatal(fatal))) => ReadIndex::Unavailable(fatal.to_string()),
         }
-    }
-
-    fn note_leader(&self, leader: NodeId) {
-        let contact: (NodeId, Mono) = (leader, self.context().clock.now());
-        *self.leader_contact() = Some(contact);
     }
 }
 

@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use blixard_core::cluster::ClusterState;
 use blixard_core::id::NodeId;
-use blixard_core::time::Mono;
+use blixard_core::time::{LogClock, Mono};
 use openraft::error::{InitializeError, RaftError};
 
 pub use self::config::RaftConfig;
@@ -106,6 +106,9 @@ struct Inner {
     state: watch::Receiver<Arc<ClusterState>>,
     failure: watch::Receiver<Option<Arc<str>>>,
     leader_contact: Mutex<Option<(NodeId, Mono)>>,
+    /// Told when a leader is heard for the first time, or again after a silence.
+    contacts: watch::Sender<()>,
+    log_clock: Mutex<LogClock>,
     closing: Vec<Closing>,
 }
 
@@ -150,7 +153,20 @@ impl RaftNode {
         context.spawn("raft compaction", compact(raft.clone(), uncompacted, config.snapshot_bytes));
         let closing = vec![log_closing, state_closing];
         let leader_contact = Mutex::new(None);
-        let inner = Inner { id, platform, context, config, raft, state, failure, leader_contact, closing };
+        let (contacts, _) = watch::channel(());
+        let inner = Inner {
+            id,
+            platform,
+            context,
+            config,
+            raft,
+            state,
+            failure,
+            leader_contact,
+            contacts,
+            log_clock: Mutex::default(),
+            closing,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -272,6 +288,10 @@ impl RaftNode {
 
     fn leader_contact(&self) -> MutexGuard<'_, Option<(NodeId, Mono)>> {
         self.inner.leader_contact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log_clock(&self) -> MutexGuard<'_, LogClock> {
+        self.inner.log_clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why Raft stopped: the store's words when it is the store, else openraft's.

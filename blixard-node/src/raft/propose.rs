@@ -6,7 +6,7 @@ use blixard_core::cluster::snapshot::encode_entry;
 use blixard_core::cluster::{Command, Entry, Outcome};
 use blixard_core::id::NodeId;
 use blixard_core::limits::ENTRY_BYTES_MAX;
-use blixard_core::time::Mono;
+use blixard_core::time::{Mono, UtcMs};
 use blixard_core::wire::Channel;
 use futures_util::future::BoxFuture;
 use openraft::error::{ClientWriteError, RaftError};
@@ -64,7 +64,7 @@ impl RaftNode {
         commands: Vec<Command>,
         deadline: Duration,
     ) -> Result<(u64, Vec<Outcome>), ProposeError> {
-        let at = self.state().stamp(self.context().clock.utc());
+        let at = self.log_time();
         let bytes = encode_entry(&Entry::new(at, commands));
         if bytes.len() > ENTRY_BYTES_MAX {
             let words = format!("an entry of {} bytes is larger than {ENTRY_BYTES_MAX}", bytes.len());
@@ -80,6 +80,12 @@ impl RaftNode {
             })
         };
         self.until(deadline, attempt).await
+    }
+
+    /// Log time now: what this member would stamp an entry with.
+    pub fn log_time(&self) -> UtcMs {
+        let (clock, log) = (&self.context().clock, self.state().time);
+        self.log_clock().read(clock.now(), clock.utc(), log)
     }
 
     /// Repeats `attempt` until it has a final answer, at most until `deadline`.

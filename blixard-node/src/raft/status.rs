@@ -1,8 +1,10 @@
 //! What this member knows of Raft, and waiting for it to change.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::id::NodeId;
+use blixard_core::time::Mono;
 use openraft::metrics::RaftServerMetrics;
 use openraft::{Instant as _, RaftMetrics};
 
@@ -11,16 +13,19 @@ use super::types::{LogId, Types};
 use crate::handle::RaftStatus;
 use crate::watch::{Closed, Receiver};
 
-/// Tells when leader, term or membership change. A leader that merely falls silent is no change: it
-/// leaves [`RaftStatus::leader`] without notice, until an election makes another.
+/// Tells when leader, term or membership change, and when the leader falls silent or is heard again.
 pub struct StatusWatch {
     node: RaftNode,
     changes: Receiver<RaftServerMetrics<Types>>,
+    contacts: Receiver<()>,
+    /// The silence that was told of: none is told of twice.
+    told: Option<Mono>,
 }
 
 impl StatusWatch {
     pub(super) fn new(node: &RaftNode) -> Self {
-        Self { node: node.clone(), changes: node.raft().server_metrics() }
+        let (changes, contacts) = (node.raft().server_metrics(), node.inner.contacts.subscribe());
+        Self { node: node.clone(), changes, contacts, told: None }
     }
 
     /// The status now.
@@ -28,13 +33,28 @@ impl StatusWatch {
         self.node.status()
     }
 
-    /// Waits until leader, term or membership change and returns the status then. Cancel safe.
+    /// Waits for the next such change and returns the status then. Cancel safe.
     ///
     /// # Errors
     /// When Raft has stopped.
     pub async fn changed(&mut self) -> Result<RaftStatus, Closed> {
-        self.changes.changed().await?;
-        Ok(self.current())
+        let clock = Arc::clone(&self.node.context().clock);
+        loop {
+            let silent_at = self.node.silent_at().filter(|at| Some(*at) != self.told);
+            // Cancel safety: `changed` loses nothing when dropped, and a timer holds nothing.
+            tokio::select! {
+                biased;
+                changed = self.changes.changed() => changed?,
+                changed = self.contacts.changed() => changed?,
+                () = clock.sleep_until(silent_at.unwrap_or_default()), if silent_at.is_some() => {
+                    if self.node.silent_at() != silent_at {
+                        continue;
+                    }
+                    self.told = silent_at;
+                }
+            }
+            return Ok(self.current());
+        }
     }
 }
 
@@ -64,8 +84,28 @@ impl RaftNode {
     pub(super) fn hears(&self, leader: NodeId) -> bool {
         leader == self.id()
             || self.last_leader_contact().is_some_and(|(heard, at)| {
-                heard == leader && self.context().clock.now().since(at) <= self.config().election_max * 2
+                heard == leader && self.context().clock.now() < at + self.silence()
             })
+    }
+
+    /// From when on the leader last heard counts as silent, if it says nothing more.
+    fn silent_at(&self) -> Option<Mono> {
+        self.last_leader_contact().map(|(_, at)| at + self.silence())
+    }
+
+    fn silence(&self) -> Duration {
+        self.config().election_max * 2
+    }
+
+    /// Notes that `leader` has just been heard.
+    pub(super) fn note_leader(&self, leader: NodeId) {
+        let now = self.context().clock.now();
+        let before = self.leader_contact().replace((leader, now));
+        // openraft's own notice of a new leader comes before this one, and of one that was only
+        // silent for a while there is none.
+        if before.is_none_or(|(known, at)| known != leader || at + self.silence() <= now) {
+            self.inner.contacts.send(());
+        }
     }
 }
 

@@ -282,6 +282,24 @@ async fn without_a_quorum_writes_and_barriers_fail_in_time_and_name_who_is_missi
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_watches_learns_that_the_leader_is_silent_and_that_it_is_back() {
+    let cluster = Cluster::start(3, RaftConfig::default()).await;
+    let leader = cluster.leader().await.id();
+    let follower = cluster.nodes().into_iter().find(|node| node.id() != leader).expect("there are three");
+    let mut statuses = follower.watch_status();
+    for node in cluster.nodes() {
+        cluster.links.cut(node.id(), true);
+    }
+    let silent = async { while statuses.changed().await.expect("Raft runs").leader.is_some() {} };
+    tokio::time::timeout(PATIENCE, silent).await.expect("told that nobody leads");
+    for node in cluster.nodes() {
+        cluster.links.cut(node.id(), false);
+    }
+    let back = async { while follower.status().leader.is_none() && statuses.changed().await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, back).await.expect("told of the leader that is back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_off_member_disturbs_nobody_when_it_returns() {
     let cluster = Cluster::start(3, RaftConfig::default()).await;
     let leader = cluster.leader().await;
