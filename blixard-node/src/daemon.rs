@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::cluster::ClusterState;
 use blixard_core::cluster::command::LEVEL;
 use blixard_core::cluster::node::NodeFacts;
 use blixard_core::discovery::file::Registry;
@@ -31,7 +30,7 @@ use crate::formation::{self, Wish};
 use crate::handle::NodeHandle;
 use crate::identity::Identity;
 use crate::linux::{LinuxClock, LinuxRandom, LinuxSpawner};
-use crate::node::{Membership, Node, NodeSettings};
+use crate::node::{Membership, NO_SUBNET, Node, NodeSettings};
 use crate::platform::{ContainerRuntime, Platform, Transport};
 use crate::raft::RaftConfig;
 use crate::runtime::images::Registries;
@@ -46,8 +45,6 @@ const REMOVED_GRACE: Duration = Duration::from_secs(60);
 /// How long the API waits for the container runtime before it serves without.
 const RUNTIME_READY: Duration = Duration::from_secs(5);
 const RUNTIME_POLL: Duration = Duration::from_millis(10);
-/// A network that no machine uses (RFC 1112, class E): for opening a bridge only to remove it.
-const NO_SUBNET: Ipv4Addr = Ipv4Addr::new(240, 0, 0, 0);
 
 /// Runs a node until it is told to stop, on a runtime of its own.
 ///
@@ -87,7 +84,12 @@ struct Built {
 
 async fn serve(config: NodeConfig) -> Result<ExitCode, Error> {
     let mut stop = Stop::listen()?;
-    let built = build(&config).await?;
+    // Cancel safety: what is built is only held; a private containerd that was started goes on.
+    let built = tokio::select! {
+        biased;
+        built = build(&config) => built?,
+        () = stop.once() => return Ok(ExitCode::SUCCESS),
+    };
     let context = NodeContext::new(&built.platform);
     // Cancel safety: forming repeats its questions when the daemon starts again.
     let serving = context.clone().run(form_and_serve(config, built, context, stop.watch()));
@@ -167,7 +169,7 @@ async fn form_and_serve(
     let handle = node.handle();
     context.spawn("discovery", sources.run(platform.clone()));
     runtime_ready(&platform).await;
-    let serving = listen(&config, &handle, stop.clone()).await?;
+    let mut serving = listen(&config, &handle, stop.clone()).await?;
     announce(&config, &identity, &membership, &handle, known);
 
     // Cancel safety: both only watch.
@@ -177,14 +179,22 @@ async fn form_and_serve(
         () = removed(&handle) => true,
     };
     if removed {
-        println!("node {} was removed from its cluster: its containers are stopped", handle.id);
+        let left = handle.platform.containers.list().await.map_or(0, |left| left.len());
+        match left {
+            0 => println!("node {} was removed from its cluster: its containers are stopped", handle.id),
+            _ => println!(
+                "node {} was removed from its cluster; {left} of its containers are left: blixard node purge",
+                handle.id
+            ),
+        }
     } else {
         println!(
             "stopping; containers go on, and the next start takes them up again (to stop them too: blixard node down)"
         );
         node.shutdown().await;
+        // What was asked before is answered; the listeners' own grace bounds it.
+        while serving.join_next().await.is_some() {}
     }
-    drop(serving);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -295,14 +305,11 @@ fn announce(
 
 /// Waits until this node has been removed from the cluster and its containers are gone.
 async fn removed(handle: &NodeHandle) {
-    let is_removed = |state: &ClusterState| state.removed_nodes.contains_key(&handle.id);
-    let mut state = handle.state();
-    while !is_removed(&state) {
-        state = handle.state_after(state.applied, Duration::from_secs(60)).await;
-    }
+    handle.removed().await;
     let clock = &handle.platform.clock;
     let end = clock.now() + REMOVED_GRACE;
-    while clock.now() < end && handle.platform.containers.list().await.is_ok_and(|left| !left.is_empty()) {
+    let gone = async || matches!(handle.platform.containers.list().await, Ok(left) if left.is_empty());
+    while clock.now() < end && !gone().await {
         clock.sleep_until(clock.now() + Duration::from_millis(200)).await;
     }
 }
