@@ -107,6 +107,11 @@ pub enum JoinResponse {
         /// Why, for people.
         message: String,
     },
+    /// Refused for good: this key was a member's that was removed.
+    Removed {
+        /// Which, for people.
+        message: String,
+    },
     /// Refused for good.
     Refused {
         /// Why, for people.
@@ -173,7 +178,7 @@ pub enum ForwardResponse {
 /// A member's notice that its daemon stops for a while: nothing of it is to be replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldRequest {
-    /// Until when, in log time.
+    /// Until when, in log time; 0 when it is back already.
     pub until: UtcMs,
 }
 

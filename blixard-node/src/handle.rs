@@ -6,23 +6,33 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use blixard_core::cluster::{ClusterState, Command, Outcome, Write};
+use blixard_core::cluster::node::NodeFacts;
+use blixard_core::cluster::{ClusterState, Command, NodeStatus, Outcome, Refusal, Write};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId, RequestId};
 use blixard_core::limits;
 use blixard_core::time::{Mono, UtcMs};
 use blixard_core::wire::{self, Channel, ForwardRequest, ForwardResponse, HoldRequest};
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::drivers::leader::{self, Input};
+use crate::drivers::batch::Input;
+use crate::drivers::beats::{Beat, Beats};
+use crate::drivers::leader;
 use crate::platform::{Duplex, LinkError, Platform, PullProgress};
 use crate::raft::{ProposeError, RaftNode};
 use crate::watch;
 
-/// How long a write waits before it asks again who leads.
-const RETRY: Duration = Duration::from_millis(20);
+/// How long a write that came to nothing waits before it is tried again with the same leader;
+/// doubled up to the last.
+const RETRY_MIN: Duration = Duration::from_millis(20);
+/// The longest such wait.
+const RETRY_MAX: Duration = Duration::from_millis(320);
 /// How long a member has to show that it is there when a failed write looks for who is missing.
 const PROBE: Duration = Duration::from_millis(500);
+
+/// What a node says that cannot take part for the moment.
+const STORE_FAILED: &str = "this node's store failed and is being reopened: see its log";
 
 /// Why a write was not acknowledged.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -31,6 +41,14 @@ pub enum WriteError {
     /// the same request id.
     #[error("{0}")]
     Unavailable(String),
+}
+
+/// Why one try at a write came to nothing.
+enum Missed {
+    /// Nothing happened.
+    Nothing(String),
+    /// It may have been applied, or may yet be.
+    Unknown(String),
 }
 
 /// What this node knows of Raft.
@@ -80,6 +98,9 @@ pub(crate) struct SharedInner {
     state: watch::Sender<Arc<ClusterState>>,
     status: watch::Sender<RaftStatus>,
     inputs: mpsc::Sender<Input>,
+    pub(crate) beats: Beats,
+    /// Whether a member said that this node was removed.
+    removed: watch::Sender<bool>,
     pub(crate) pulls: Arc<Mutex<BTreeMap<ReplicaId, PullProgress>>>,
 }
 
@@ -101,6 +122,7 @@ impl Shared {
         let (inputs, queue) = mpsc::channel(leader::QUEUE);
         let (state, _) = watch::channel(Arc::new(ClusterState::default()));
         let (status, _) = watch::channel(RaftStatus::default());
+        let (removed, _) = watch::channel(false);
         let inner = SharedInner {
             id,
             cluster,
@@ -110,6 +132,8 @@ impl Shared {
             state,
             status,
             inputs,
+            beats: Beats::default(),
+            removed,
             pulls: Arc::default(),
         };
         (Self(Arc::new(inner)), queue)
@@ -135,8 +159,16 @@ impl Shared {
         self.stopping.load(Ordering::Relaxed)
     }
 
+    /// Publishes a state. What is published never goes back: a store that was reopened begins
+    /// before what it had applied, and who is a member must not be forgotten meanwhile.
     pub(crate) fn set_state(&self, state: Arc<ClusterState>) {
-        self.state.send(state);
+        self.state.send_if_modified(|known| {
+            let newer = state.applied > known.applied;
+            if newer {
+                *known = state;
+            }
+            newer
+        });
     }
 
     pub(crate) fn set_status(&self, status: RaftStatus) {
@@ -169,11 +201,34 @@ impl Shared {
         self.wait_status(|status| !status.is_leader(self.id) || status.term != term).await;
     }
 
-    async fn wait_status(&self, holds: impl Fn(&RaftStatus) -> bool) {
+    pub(crate) async fn wait_status(&self, holds: impl Fn(&RaftStatus) -> bool) {
         let mut statuses = self.watch_status();
         while !holds(&statuses.borrow()) {
             // The sender lives as long as `self`.
             statuses.changed().await.ok();
+        }
+    }
+
+    pub(crate) fn set_removed(&self) {
+        self.removed.send(true);
+    }
+
+    /// Waits until this node knows that it was removed: by its own state, or because a member said
+    /// so. Cancel safe.
+    pub(crate) async fn wait_removed(&self) {
+        let mut told = self.removed.subscribe();
+        let mut states = self.watch_state();
+        let applied = async {
+            while !states.borrow_and_update().removed_nodes.contains_key(&self.id) {
+                // The sender lives as long as `self`.
+                states.changed().await.ok();
+            }
+        };
+        // Cancel safety: both only watch.
+        tokio::select! {
+            biased;
+            _ = told.wait_for(|told| *told) => {}
+            () = applied => {}
         }
     }
 
@@ -204,10 +259,21 @@ impl Shared {
         self.inputs.send(input).await.ok();
     }
 
+    /// Takes in a member's sign of life, on this node as leader.
+    pub(crate) fn beat(&self, node: NodeId, boot: u64, facts: NodeFacts) {
+        let state = self.state();
+        let known = state.nodes.get(&node);
+        let as_known = known.is_some_and(|known| {
+            known.status == NodeStatus::Up && known.hold_until.is_none() && known.facts == facts
+        });
+        let at = self.platform.clock.now();
+        self.beats.put(node, Beat { boot, facts, at }, !as_known);
+    }
+
     /// Has this node, as leader, apply `command`.
     pub(crate) async fn propose_here(&self, command: Command) -> Result<(u64, Outcome), ProposeError> {
         let (reply, answer) = oneshot::channel();
-        self.input(Input::Propose { command, reply }).await;
+        self.input(Input::Propose { command: Box::new(command), reply }).await;
         answer.await.unwrap_or_else(|_| Err(ProposeError::Unavailable("the node is stopping".to_owned())))
     }
 
@@ -224,18 +290,19 @@ impl Shared {
     /// Which members, by name, show no sign of life to this node.
     pub(crate) async fn missing_members(&self) -> Vec<String> {
         let state = self.state();
-        let mut missing = Vec::new();
-        for (id, node) in &state.nodes {
-            if *id == self.id {
-                continue;
-            }
+        let others = state.nodes.iter().filter(|(id, _)| **id != self.id);
+        // All at once: several that are missing take no longer than one.
+        let probes = others.map(|(id, node)| async move {
             let answer = self.platform.transport.call(*id, Channel::Addresses, Bytes::new(), PROBE).await;
-            if answer.is_err() {
-                missing.push(format!("node {id} ({})", node.facts.name));
-            }
-        }
-        missing
+            answer.is_err().then(|| format!("node {id} ({})", node.facts.name))
+        });
+        join_all(probes).await.into_iter().flatten().collect()
     }
+}
+
+/// A member's notice as a command.
+pub(crate) fn hold_command(node: NodeId, until: UtcMs) -> Command {
+    Command::Hold { node, until: (until > UtcMs(0)).then_some(until) }
 }
 
 /// A running node, shared by whoever serves it. Cloning is cheap.
@@ -267,9 +334,7 @@ impl NodeHandle {
     /// When no quorum confirms within `deadline`.
     pub async fn state_latest(&self, deadline: Duration) -> Result<Arc<ClusterState>, WriteError> {
         let Some(raft) = self.shared.raft() else {
-            return Err(WriteError::Unavailable(
-                "this node's store failed and is being reopened: see its log".to_owned(),
-            ));
+            return Err(WriteError::Unavailable(STORE_FAILED.to_owned()));
         };
         match raft.read_barrier(deadline).await {
             Ok(_) => Ok(raft.state()),
@@ -292,27 +357,68 @@ impl NodeHandle {
     /// # Errors
     /// When it could not be committed within [`limits::WRITE_DEADLINE`].
     pub async fn write(&self, request: RequestId, write: Write) -> Result<(u64, Outcome), WriteError> {
-        // A clock behind the cluster's must not make the write look old.
-        let made_at = self.state().stamp(self.platform.clock.utc());
-        let forward = ForwardRequest { request, made_at, write };
-        let deadline = self.platform.clock.now() + limits::WRITE_DEADLINE;
+        let mut forward = ForwardRequest { request, made_at: self.stamp(), write };
+        // The rest is for finding out who is missing.
+        let deadline = self.platform.clock.now() + (limits::WRITE_DEADLINE - PROBE);
         let mut reason = "no leader is known".to_owned();
-        while self.platform.clock.now() < deadline {
-            match self.try_write(&forward, deadline).await {
+        let mut may_be_applied = false;
+        let mut wait = RETRY_MIN;
+        while let Some(leader) = self.leader(deadline).await {
+            match self.try_write(leader, &forward, deadline).await {
+                // The cluster's clock was far ahead of what this node knew of it, and nothing of
+                // the write can have been applied and forgotten: it was made now.
+                Ok((index, Outcome::Refused(Refusal::TooOld))) if !may_be_applied => {
+                    self.wait_applied(index, deadline).await;
+                    forward.made_at = self.stamp();
+                    may_be_applied = true;
+                    continue;
+                }
                 Ok((index, outcome)) => {
-                    let left = deadline.since(self.platform.clock.now());
-                    self.state_after(index.saturating_sub(1), left).await;
+                    self.wait_applied(index, deadline).await;
                     return Ok((index, outcome));
                 }
-                Err(why) => reason = why,
+                Err(Missed::Nothing(why)) => reason = why,
+                Err(Missed::Unknown(why)) => {
+                    may_be_applied = true;
+                    reason = why;
+                }
             }
-            self.shared.wait(RETRY).await;
+            let changed = self.shared.wait_status(|status| status.leader != Some(leader));
+            self.shared.within(wait, changed).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+        if self.shared.raft().is_none() {
+            STORE_FAILED.clone_into(&mut reason);
         }
         Err(self.no_quorum(&reason).await)
     }
 
-    async fn try_write(&self, forward: &ForwardRequest, deadline: Mono) -> Result<(u64, Outcome), String> {
-        let leader = self.shared.status().leader.ok_or("no leader is known")?;
+    /// This node's clock, but never behind the cluster's: that must not make a write look old.
+    fn stamp(&self) -> UtcMs {
+        self.state().stamp(self.platform.clock.utc())
+    }
+
+    /// Waits until a leader is known; `None` when none is by `deadline`.
+    async fn leader(&self, deadline: Mono) -> Option<NodeId> {
+        let left = deadline.since(self.platform.clock.now());
+        if left.is_zero() {
+            return None;
+        }
+        self.shared.within(left, self.shared.wait_status(|status| status.leader.is_some())).await?;
+        self.shared.status().leader
+    }
+
+    async fn wait_applied(&self, index: u64, deadline: Mono) {
+        let left = deadline.since(self.platform.clock.now());
+        self.state_after(index.saturating_sub(1), left).await;
+    }
+
+    async fn try_write(
+        &self,
+        leader: NodeId,
+        forward: &ForwardRequest,
+        deadline: Mono,
+    ) -> Result<(u64, Outcome), Missed> {
         let left = deadline.since(self.platform.clock.now());
         let asking = async {
             if leader == self.id {
@@ -320,22 +426,28 @@ impl NodeHandle {
             }
             let request = Bytes::from(wire::encode(forward));
             let answer = self.platform.transport.call(leader, Channel::Forward, request, left).await;
-            let bytes = answer.map_err(|error| error.to_string())?;
-            wire::decode(&bytes).map_err(|error| error.to_string())
+            let bytes = answer.map_err(|error| match error {
+                LinkError::Unreachable { .. } => Missed::Nothing(error.to_string()),
+                LinkError::Timeout { .. } | LinkError::Refused { .. } => Missed::Unknown(error.to_string()),
+            })?;
+            wire::decode(&bytes).map_err(|error| Missed::Unknown(error.to_string()))
         };
         // A leader that died answers nothing until the deadline; its successor may at once. Asking
         // twice is safe: the request applies once.
         let deposed = self.shared.wait_status(|status| status.leader.is_some_and(|now| now != leader));
+        let unknown = |why: &str| Err(Missed::Unknown(why.to_owned()));
         let response = tokio::select! {
             biased;
             response = asking => response?,
-            () = deposed => return Err("the leader has just changed".to_owned()),
-            () = self.shared.wait(left) => return Err("the leader could not commit in time".to_owned()),
+            () = deposed => return unknown("the leader has just changed"),
+            () = self.shared.wait(left) => return unknown("the leader could not commit in time"),
         };
         match response {
             ForwardResponse::Applied { index, outcome } => Ok((index, outcome)),
-            ForwardResponse::NotLeader { .. } => Err("the leader has just changed".to_owned()),
-            ForwardResponse::Unavailable { message } => Err(message),
+            ForwardResponse::NotLeader { .. } => {
+                Err(Missed::Nothing("the leader has just changed".to_owned()))
+            }
+            ForwardResponse::Unavailable { message } => Err(Missed::Unknown(message)),
         }
     }
 
@@ -348,9 +460,15 @@ impl NodeHandle {
         WriteError::Unavailable(message)
     }
 
-    /// Asks the cluster to replace nothing of this node until `until`, as before a planned stop.
+    /// Waits until this node knows that it was removed from its cluster. Cancel safe.
+    pub async fn removed(&self) {
+        self.shared.wait_removed().await;
+    }
+
+    /// Asks the cluster to replace nothing of this node until `until`, as before a planned stop; 0
+    /// when it is back.
     pub(crate) async fn hold(&self, until: UtcMs) -> Result<(), WriteError> {
-        let command = Command::Hold { node: self.id, until: Some(until) };
+        let command = hold_command(self.id, until);
         match self.shared.status().leader {
             Some(leader) if leader == self.id => {
                 let held = self.shared.propose_here(command).await;
@@ -367,7 +485,7 @@ impl NodeHandle {
 
     /// What this node knows of Raft.
     pub fn raft(&self) -> RaftStatus {
-        self.shared.status()
+        self.shared.raft().map_or_else(RaftStatus::default, |raft| raft.status())
     }
 
     /// Pulls going on at this node's agent.

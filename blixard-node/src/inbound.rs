@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use blixard_core::cluster::{Command, Outcome};
+use blixard_core::cluster::{ClusterState, Command, Outcome};
 use blixard_core::id::{NodeId, NodeKey};
 use blixard_core::limits;
 use blixard_core::wire::{
@@ -17,9 +17,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 
 use crate::api::{self, Access};
-use crate::drivers::leader::Input;
+use crate::drivers::batch::Input;
 use crate::drivers::peers::peers_of;
-use crate::handle::{NodeHandle, Shared};
+use crate::handle::{NodeHandle, Shared, hold_command};
 use crate::platform::{Duplex, Inbound};
 use crate::raft::ProposeError;
 
@@ -44,7 +44,7 @@ impl Dispatch {
             let committed = answer.await.map_err(|_| "the node is stopping".to_owned())?;
             committed.map_err(|error| error.to_string())?;
         } else {
-            self.shared.input(Input::Beat { node: from, boot: beat.boot, facts: Box::new(beat.facts) }).await;
+            self.shared.beat(from, beat.boot, beat.facts);
         }
         Ok(HeartbeatAck { term: status.term, generation: beat.generation })
     }
@@ -60,6 +60,9 @@ impl Dispatch {
             };
         }
         let state = shared.state();
+        if let Some(answer) = self.known(&state, key, request.node) {
+            return answer;
+        }
         let Some(leader) = shared.status().leader else {
             return JoinResponse::Unavailable { message: "the cluster has no leader now".to_owned() };
         };
@@ -82,17 +85,7 @@ impl Dispatch {
             secret_sha256: Sha256::digest(&secret).into(),
         };
         match shared.propose_here(command).await {
-            Ok((_, Outcome::Joined { node, cluster })) => {
-                let mut peers = peers_of(&shared.state(), node, &BTreeMap::new());
-                // Where this node listens now may be newer than its row.
-                let own = Peer {
-                    key: shared.platform.transport.key(),
-                    addresses: shared.platform.transport.addresses(),
-                    relay_url: None,
-                };
-                peers.insert(shared.id, own);
-                JoinResponse::Admitted { node, cluster, peers }
-            }
+            Ok((_, Outcome::Joined { node, .. })) => self.admitted(&shared.state(), node),
             Ok((_, Outcome::Refused(refusal))) => JoinResponse::Refused { message: refusal.to_string() },
             Ok((_, other)) => JoinResponse::Unavailable { message: format!("unexpected answer {other:?}") },
             Err(ProposeError::NotLeader { .. }) => {
@@ -100,6 +93,33 @@ impl Dispatch {
             }
             Err(error) => JoinResponse::Unavailable { message: error.to_string() },
         }
+    }
+
+    /// The answer to someone whose key is known: a member that asks again, as one does that crashed
+    /// between asking and starting, or one that was removed. It takes no entry, so any member has it.
+    fn known(&self, state: &ClusterState, key: NodeKey, asked: Option<NodeId>) -> Option<JoinResponse> {
+        if let Some((id, _)) = state.nodes.iter().find(|(_, node)| node.key == key) {
+            let agrees = asked.is_none_or(|asked| asked == *id);
+            return agrees.then(|| self.admitted(state, *id));
+        }
+        let (id, _) = state.removed_nodes.iter().find(|(_, removed)| **removed == key)?;
+        let message = format!(
+            "this machine was node {id} and was removed: start it with an empty data directory to join anew"
+        );
+        Some(JoinResponse::Removed { message })
+    }
+
+    fn admitted(&self, state: &ClusterState, node: NodeId) -> JoinResponse {
+        let shared = &self.shared;
+        let mut peers = peers_of(state, node, &BTreeMap::new());
+        // Where this node listens now may be newer than its row.
+        let own = Peer {
+            key: shared.platform.transport.key(),
+            addresses: shared.platform.transport.addresses(),
+            relay_url: None,
+        };
+        peers.insert(shared.id, own);
+        JoinResponse::Admitted { node, cluster: shared.cluster, peers }
     }
 
     /// Sends an image of this node's store down `stream`: one byte 1 and the archive, or 0.
@@ -139,7 +159,7 @@ impl Inbound for Dispatch {
             Channel::Forward => Ok(wire::encode(&shared.serve_forward(decode(&request)?).await).into()),
             Channel::Hold => {
                 let HoldRequest { until } = decode(&request)?;
-                let held = shared.propose_here(Command::Hold { node: from, until: Some(until) }).await;
+                let held = shared.propose_here(hold_command(from, until)).await;
                 held.map(|_| Bytes::new()).map_err(|error| error.to_string())
             }
             // A call on it asks for nothing but an answer: the transport exchanges addresses itself.

@@ -4,6 +4,7 @@
 //! while the rest goes on: containers are the agent's, and the agent needs only the last state.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::context::NodeContext;
 use crate::drivers::agent::{AgentDriver, AgentInput, feed};
 use crate::drivers::heartbeat::{self, Outbox};
-use crate::drivers::{leader, membership, peers};
+use crate::drivers::{leader, membership, peers, standing};
 use crate::handle::{NodeHandle, Shared};
 use crate::images::Members;
 use crate::inbound::Dispatch;
@@ -31,6 +32,11 @@ const REOPEN_MIN: Duration = Duration::from_millis(200);
 const REOPEN_MAX: Duration = Duration::from_secs(10);
 /// How much the agent may be told at a time.
 const AGENT_INPUTS: usize = 16;
+/// How long a founder waits before it tries again.
+const FOUND_RETRY: Duration = Duration::from_secs(1);
+/// A network that no machine uses (RFC 1112, class E): for a node without one, that only removes
+/// what it has.
+pub(crate) const NO_SUBNET: Ipv4Addr = Ipv4Addr::new(240, 0, 0, 0);
 /// How long a stopping node waits for the cluster to note its hold and take over leadership.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -119,7 +125,8 @@ async fn start(
     platform.transport.serve(Dispatch::new(shared.clone()));
 
     let outbox = Arc::new(Outbox::default());
-    context.spawn("peers", peers::run(shared.clone(), hints));
+    context.spawn("peers", peers::run(shared.clone(), hints.clone()));
+    context.spawn("standing", standing::run(shared.clone(), hints, settings.facts.clone()));
     context.spawn("raft", keep_raft(context.clone(), shared.clone(), settings.raft, raft));
     context.spawn("leader", leader::run(shared.clone(), queue));
     context.spawn("membership", membership::run(shared.clone()));
@@ -142,6 +149,8 @@ async fn keep_raft(context: NodeContext, shared: Shared, config: RaftConfig, fir
         shared.set_raft(Some(raft.clone()));
         let why = follow(&shared, &raft).await;
         if shared.is_stopping() {
+            // Whoever still asks is told that this node leads no more.
+            shared.set_raft(None);
             return;
         }
         tracing::error!(node.id = %shared.id, err = why, "the store failed; reopening it, containers go on");
@@ -153,6 +162,9 @@ async fn keep_raft(context: NodeContext, shared: Shared, config: RaftConfig, fir
         }
         raft = loop {
             shared.wait(delay).await;
+            if shared.is_stopping() {
+                return;
+            }
             delay = (delay * 2).min(REOPEN_MAX);
             match RaftNode::open(shared.platform.clone(), shared.id, config.clone()).await {
                 Ok(raft) => break Arc::new(raft),
@@ -186,6 +198,7 @@ async fn found(shared: Shared, founding: Founding, facts: NodeFacts) {
     while shared.state().cluster.is_none() {
         if let Err(error) = try_to_found(&shared, &founding, &facts).await {
             tracing::warn!(node.id = %shared.id, err = error, "could not found the cluster yet");
+            shared.wait(FOUND_RETRY).await;
         }
         shared.wait(limits::RAFT_HEARTBEAT).await;
     }
@@ -221,15 +234,11 @@ async fn try_to_found(shared: &Shared, founding: &Founding, facts: &NodeFacts) -
 
 /// Runs the agent once the state says which containers are this node's.
 async fn run_agent(context: NodeContext, shared: Shared, outbox: Arc<Outbox>) {
-    let mut states = shared.watch_state();
-    let subnet = loop {
-        let state = Arc::clone(&states.borrow_and_update());
-        if let Some(node) = state.nodes.get(&shared.id) {
-            break node.subnet;
-        }
-        if states.changed().await.is_err() {
-            return;
-        }
+    // Cancel safety: both only watch.
+    let subnet = tokio::select! {
+        biased;
+        subnet = own_subnet(&shared) => subnet,
+        () = shared.wait_removed() => NO_SUBNET,
     };
     let (inputs, queue) = mpsc::channel(AGENT_INPUTS);
     let driver = AgentDriver {
@@ -245,6 +254,18 @@ async fn run_agent(context: NodeContext, shared: Shared, outbox: Arc<Outbox>) {
     context.spawn("agent driver", driver.run());
     context.spawn("agent feed", feed(NodeHandle::new(shared.clone()), inputs.clone()));
     ask_for_reports(&shared, &inputs).await;
+}
+
+/// Where this node's containers get their addresses from, once the state says so.
+async fn own_subnet(shared: &Shared) -> Ipv4Addr {
+    let mut states = shared.watch_state();
+    loop {
+        if let Some(node) = states.borrow_and_update().nodes.get(&shared.id) {
+            return node.subnet;
+        }
+        // The sender lives as long as `shared`.
+        states.changed().await.ok();
+    }
 }
 
 /// Has the agent report everything to each new leader: what the last one had acknowledged and
@@ -267,6 +288,7 @@ async fn ask_for_reports(shared: &Shared, agent: &mpsc::Sender<AgentInput>) {
 }
 
 async fn stop(shared: Shared) {
+    shared.set_stopping();
     let handle = NodeHandle::new(shared.clone());
     let until = shared.state().time.max(shared.platform.clock.utc()).after(limits::NODE_HOLD);
     if shared.within(FAREWELL, handle.hold(until)).await.is_none_or(|held| held.is_err()) {
@@ -280,7 +302,6 @@ async fn stop(shared: Shared) {
                 Err(_) => tracing::warn!(node.id = %shared.id, "leadership could not be handed over"),
             }
         }
-        shared.set_stopping();
         raft.shutdown().await;
     }
     shared.platform.transport.shutdown().await;

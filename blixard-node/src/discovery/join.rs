@@ -112,7 +112,9 @@ pub async fn join<'a>(
                 Ok(JoinResponse::Admitted { node, cluster, peers }) => {
                     return Ok(Admitted { node, cluster, peers, token });
                 }
-                Ok(JoinResponse::Refused { message }) => return Err(JoinError::Refused { reason: message }),
+                Ok(JoinResponse::Refused { message } | JoinResponse::Removed { message }) => {
+                    return Err(JoinError::Refused { reason: message });
+                }
                 Ok(JoinResponse::Redirect { leader }) => {
                     if plan.redirected(leader) {
                         continue;

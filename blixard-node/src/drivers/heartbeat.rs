@@ -11,12 +11,13 @@ use blixard_core::cluster::node::NodeFacts;
 use blixard_core::cluster::replica::{Phase, ReplicaStatus};
 use blixard_core::id::ReplicaId;
 use blixard_core::limits;
+use blixard_core::time::UtcMs;
 use blixard_core::wire::{self, Channel, Heartbeat, HeartbeatAck};
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
-use super::leader::Input;
-use crate::handle::Shared;
+use super::batch::Input;
+use crate::handle::{NodeHandle, Shared};
 
 /// How long a report waits for its acknowledgement before it is sent again.
 const REPORT_DEADLINE: Duration = Duration::from_secs(5);
@@ -56,7 +57,7 @@ pub(crate) async fn beats(shared: Shared, boot: u64, facts: NodeFacts) {
         let leader = statuses.borrow().leader;
         match leader {
             Some(leader) if leader == shared.id => {
-                shared.input(Input::Beat { node: shared.id, boot, facts: Box::new(facts.clone()) }).await;
+                shared.beat(shared.id, boot, facts.clone());
             }
             Some(leader) => {
                 let beat = Heartbeat { boot, facts: facts.clone(), statuses: BTreeMap::new(), generation: 0 };
@@ -73,9 +74,22 @@ pub(crate) async fn beats(shared: Shared, boot: u64, facts: NodeFacts) {
             }
             None => {}
         }
+        lift_hold(&shared).await;
         let changed =
             async { while statuses.borrow().leader == leader && statuses.changed().await.is_ok() {} };
         shared.within(limits::NODE_HEARTBEAT, changed).await;
+    }
+}
+
+/// Says that this node is back from a planned stop, where its return was too quick for the leader
+/// to notice: what it announced would go on covering for it.
+async fn lift_hold(shared: &Shared) {
+    let state = shared.state();
+    let held = state.nodes.get(&shared.id).and_then(|node| node.hold_until);
+    if held.is_some_and(|until| until > state.time) && !shared.is_stopping() {
+        let lifting = NodeHandle::new(shared.clone());
+        // What fails is tried again with the next beat.
+        shared.within(limits::NODE_HEARTBEAT, lifting.hold(UtcMs(0))).await;
     }
 }
 

@@ -5,94 +5,32 @@
 //! state as those writes will leave it, so that a submission is placed in the same Raft round
 //! that records it. The decisions are [`orchestrator`]'s; this task feeds and proposes them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::pin::pin;
 use std::time::Duration;
 
-use blixard_core::cluster::node::NodeFacts;
-use blixard_core::cluster::replica::ReplicaStatus;
 use blixard_core::cluster::{Availability, ClusterState, Command, Entry, Outcome, Write, command};
-use blixard_core::id::{NodeId, ReplicaId, RequestId};
+use blixard_core::id::{NodeId, RequestId};
 use blixard_core::limits;
-use blixard_core::orchestrator::health::Liveness;
+use blixard_core::orchestrator::health::{LOOK, Liveness};
 use blixard_core::orchestrator::{Planner, membership};
 use blixard_core::time::UtcMs;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
+use super::batch::{Batch, Input};
 use crate::handle::Shared;
-use crate::raft::ProposeError;
+use crate::raft::{ProposeError, RaftNode};
 
 /// How many inputs wait at most; senders wait beyond that.
 pub const QUEUE: usize = 8 * limits::WRITES_PER_ENTRY_MAX;
-/// The leader looks around at least this often, whatever happens.
-const IDLE: Duration = Duration::from_secs(1);
-
-/// What the leader answers to an input: the log index it was applied at and the outcome.
-pub type Reply = oneshot::Sender<Result<(u64, Outcome), ProposeError>>;
-
-/// Something for the leader to take into account.
-pub enum Input {
-    /// A command to propose: a client's write, a join, a hold.
-    Propose {
-        /// What to propose.
-        command: Command,
-        /// Where the outcome goes.
-        reply: Reply,
-    },
-    /// What an agent saw; acknowledged once it is in the log.
-    Report {
-        /// The agent's node.
-        node: NodeId,
-        /// What it saw.
-        statuses: BTreeMap<ReplicaId, ReplicaStatus>,
-        /// Where the acknowledgement goes.
-        reply: Reply,
-    },
-    /// An agent's sign of life.
-    Beat {
-        /// The agent's node.
-        node: NodeId,
-        /// Which start of its daemon sent it.
-        boot: u64,
-        /// What it tells of itself.
-        facts: Box<NodeFacts>,
-    },
-}
+/// How often in a row a plan is made anew at once because a step of the last one no longer held.
+const REPLAN_MAX: u32 = 3;
+/// How long the next plan waits after that.
+const REPLAN_PAUSE: Duration = Duration::from_millis(200);
 
 /// A client's write as a command.
 pub fn write_command(request: RequestId, made_at: UtcMs, write: Write) -> Command {
     Command::Write { request, made_at, write }
-}
-
-/// What waits for the next entry.
-#[derive(Default)]
-struct Batch {
-    commands: Vec<Command>,
-    replies: Vec<(usize, Reply)>,
-    reports: BTreeMap<NodeId, (BTreeMap<ReplicaId, ReplicaStatus>, Vec<Reply>)>,
-    beats: BTreeMap<NodeId, (u64, Box<NodeFacts>)>,
-}
-
-impl Batch {
-    fn add(&mut self, input: Input) {
-        match input {
-            Input::Propose { command, reply } => {
-                self.replies.push((self.commands.len(), reply));
-                self.commands.push(command);
-            }
-            Input::Report { node, statuses, reply } => {
-                let (known, replies) = self.reports.entry(node).or_default();
-                known.extend(statuses);
-                replies.push(reply);
-            }
-            Input::Beat { node, boot, facts } => {
-                self.beats.insert(node, (boot, facts));
-            }
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.commands.len() >= limits::WRITES_PER_ENTRY_MAX
-    }
 }
 
 /// The task. Runs until its queue closes.
@@ -117,31 +55,32 @@ pub(crate) async fn run(shared: Shared, mut inputs: mpsc::Receiver<Input>) {
 /// Answers an input on a node that does not lead.
 fn refuse(shared: &Shared, input: Input) {
     let error = ProposeError::NotLeader { leader: shared.status().leader };
-    match input {
-        Input::Propose { reply, .. } | Input::Report { reply, .. } => {
-            // A requester that went away needs no answer.
-            reply.send(Err(error)).ok();
-        }
-        Input::Beat { .. } => {}
-    }
+    let (Input::Propose { reply, .. } | Input::Report { reply, .. }) = input;
+    // A requester that went away needs no answer.
+    reply.send(Err(error)).ok();
 }
 
 /// One term of leading. Returns `None` when the queue has closed.
 async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()> {
     let clock = shared.platform.clock.clone();
+    let began = clock.now();
     // Everything the former leader committed is applied before the first plan is made.
     let Some(raft) = shared.raft() else { return Some(()) };
     if raft.read_barrier(limits::WRITE_DEADLINE).await.is_err() {
         shared.platform.clock.sleep_until(clock.now() + limits::RAFT_HEARTBEAT).await;
         return Some(());
     }
-    let term = shared.status().term;
+    let (term, leads) = (shared.status().term, shared.status().is_leader(shared.id));
+    if !leads {
+        return Some(());
+    }
     tracing::info!(node.id = %shared.id, raft.term = term, "leading");
     let state = raft.state();
     let mut liveness = Liveness::new(shared.id, clock.now(), &state, raft.last_leader_contact());
-    let mut planner = Planner::new(&state, clock.utc().max(state.time));
+    let mut planner = Planner::new(&state, raft.log_time());
     let mut wake = clock.now();
     let mut dirty = true;
+    let mut replans = 0;
 
     while shared.status().is_leader(shared.id) && shared.status().term == term {
         let mut batch = Batch::default();
@@ -150,7 +89,8 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
             tokio::select! {
                 biased;
                 input = inputs.recv() => batch.add(input?),
-                () = clock.sleep_until(wake.min(clock.now() + IDLE)) => {}
+                () = shared.beats.news() => {}
+                () = clock.sleep_until(wake.min(clock.now() + LOOK)) => {}
                 () = shared.wait_not_leading(term) => break,
             }
         }
@@ -163,18 +103,19 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
         dirty = false;
 
         let now = clock.now();
-        let utc = clock.utc();
+        let log_time = raft.log_time();
         let state = raft.state();
-        for (node, (boot, facts)) in std::mem::take(&mut batch.beats) {
-            liveness.heard(node, boot, now);
-            if state.nodes.get(&node).is_some_and(|known| known.facts != *facts) {
-                batch.commands.push(Command::Facts { node, facts: *facts });
+        // Those before this term were another's to hear.
+        for (node, beat) in shared.beats.take().into_iter().filter(|(_, beat)| beat.at >= began) {
+            liveness.heard(node, beat.boot, beat.at);
+            if state.nodes.get(&node).is_some_and(|known| known.facts != beat.facts) {
+                batch.commands.push(Command::Facts { node, facts: beat.facts });
             }
         }
-        let log_time = utc.max(state.time);
+        liveness.look(now, unconfirmed(shared, &raft));
         batch.commands.extend(liveness.step(now, log_time, &state));
-        wake = liveness.wake_at(now, log_time, &state).unwrap_or(now + IDLE);
-        housekeeping(shared, &state, &mut batch.commands);
+        wake = liveness.wake_at(now, log_time, &state).unwrap_or(now + LOOK);
+        housekeeping(shared, &state, log_time, &mut batch.commands);
         let first_report = batch.commands.len();
         let mut report_replies = Vec::new();
         for (node, (statuses, replies)) in std::mem::take(&mut batch.reports) {
@@ -182,7 +123,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
             report_replies.push(replies);
         }
 
-        let plan = plan_after(&mut planner, &state, &batch.commands, utc);
+        let plan = plan_after(&mut planner, &state, &batch.commands, log_time);
         if let Some(next) = planner.wake_at() {
             wake = wake.min(now + next.since(log_time) + Duration::from_millis(1));
         }
@@ -192,7 +133,8 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
         if batch.commands.is_empty() {
             continue;
         }
-        match raft.propose(batch.commands, limits::WRITE_DEADLINE).await {
+        let proposing = raft.propose(batch.commands, limits::WRITE_DEADLINE);
+        match looking(shared, &raft, &mut liveness, proposing).await {
             Ok((index, outcomes)) => {
                 for (position, reply) in batch.replies {
                     reply.send(Ok((index, outcomes[position].clone()))).ok();
@@ -205,6 +147,11 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
                 // A step that no longer held means the plan was made from another state than it
                 // was applied to: look again at once.
                 dirty = matches!(outcomes.last(), Some(Outcome::Planned { dropped }) if !dropped.is_empty());
+                replans = if dirty { replans + 1 } else { 0 };
+                if replans > REPLAN_MAX {
+                    (dirty, replans) = (false, 0);
+                    wake = wake.min(clock.now() + REPLAN_PAUSE);
+                }
             }
             Err(error) => {
                 tracing::warn!(node.id = %shared.id, err = %error, "could not commit");
@@ -215,6 +162,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
                 if matches!(error, ProposeError::Fatal(_)) {
                     break;
                 }
+                shared.within(limits::RAFT_HEARTBEAT, shared.wait_not_leading(term)).await;
             }
         }
     }
@@ -222,18 +170,41 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
     Some(())
 }
 
+/// For how long no quorum has confirmed this leader; one that is a quorum by itself needs none.
+fn unconfirmed(shared: &Shared, raft: &RaftNode) -> Duration {
+    let status = raft.status();
+    let alone = status.voters == [shared.id];
+    status.quorum_ack_ms_ago.filter(|_| !alone).map_or(Duration::ZERO, Duration::from_millis)
+}
+
+/// Does `work`, which may wait for a quorum, while the leader goes on looking around.
+async fn looking<T>(
+    shared: &Shared,
+    raft: &RaftNode,
+    liveness: &mut Liveness,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = pin!(work);
+    loop {
+        let done = shared.within(LOOK, &mut work).await;
+        liveness.look(shared.platform.clock.now(), unconfirmed(shared, raft));
+        if let Some(done) = done {
+            return done;
+        }
+    }
+}
+
 /// The plan for the state as `commands` will leave it.
 fn plan_after(
     planner: &mut Planner,
     state: &ClusterState,
     commands: &[Command],
-    utc: UtcMs,
+    now: UtcMs,
 ) -> command::Plan {
-    let now = utc.max(state.time);
     if commands.is_empty() {
         return planner.plan(state, now).0;
     }
-    let entry = Entry::new(state.stamp(utc), commands.to_vec());
+    let entry = Entry::new(now, commands.to_vec());
     let mut after = state.clone();
     after.apply(state.applied + 1, &entry);
     planner.plan(&after, now).0
@@ -241,7 +212,7 @@ fn plan_after(
 
 /// What the leader does for the cluster itself: raises the feature level once every member knows
 /// it, and removes members that have left.
-fn housekeeping(shared: &Shared, state: &ClusterState, commands: &mut Vec<Command>) {
+fn housekeeping(shared: &Shared, state: &ClusterState, now: UtcMs, commands: &mut Vec<Command>) {
     let known = state.nodes.values().map(|node| node.facts.level).min();
     if let Some(level) = known.map(|level| level.min(command::LEVEL))
         && level > state.level
@@ -254,7 +225,7 @@ fn housekeeping(shared: &Shared, state: &ClusterState, commands: &mut Vec<Comman
         if leaving && membership::leave_blocker(state, &voters, *id).is_none() {
             commands.push(Command::Write {
                 request: shared.random_request(),
-                made_at: state.stamp(shared.platform.clock.utc()),
+                made_at: now,
                 write: Write::RemoveNode { node: *id, force: false },
             });
         }

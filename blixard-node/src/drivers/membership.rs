@@ -43,7 +43,8 @@ pub(crate) async fn run(shared: Shared) {
 }
 
 fn members(shared: &Shared, raft: &RaftNode, state: &ClusterState) -> RaftMembers {
-    let status = shared.status();
+    // What Raft has now: the last change may not have been told of yet.
+    let status = raft.status();
     let lag: BTreeMap<_, _> =
         state.nodes.keys().filter_map(|id| Some((*id, raft.replication_lag(*id)?))).collect();
     RaftMembers {

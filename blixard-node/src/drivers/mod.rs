@@ -2,7 +2,10 @@
 //! runs the actions.
 
 pub mod agent;
+pub(crate) mod batch;
+pub(crate) mod beats;
 pub(crate) mod heartbeat;
 pub mod leader;
 pub(crate) mod membership;
 pub(crate) mod peers;
+pub(crate) mod standing;

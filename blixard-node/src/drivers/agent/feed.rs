@@ -1,5 +1,6 @@
 //! Tells the agent which replicas are its own, whenever that changes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +21,21 @@ const WAIT: Duration = Duration::from_secs(60);
 ///
 /// Begins only with a state that a quorum confirmed: an older one, as an isolated node restarts
 /// with, lacks replicas whose containers run here.
+///
+/// A node that was removed from its cluster has none, whatever its state says.
 pub async fn feed(node: NodeHandle, agent: mpsc::Sender<AgentInput>) {
-    let mut state = confirmed(&node).await;
+    // Cancel safety: a set that was not handed over is followed by the empty one.
+    tokio::select! {
+        biased;
+        () = node.removed() => {}
+        () = follow(&node, &agent) => return,
+    }
+    // An error: the agent is gone.
+    agent.send(AgentInput::Assigned(BTreeMap::new())).await.ok();
+}
+
+async fn follow(node: &NodeHandle, agent: &mpsc::Sender<AgentInput>) {
+    let mut state = confirmed(node).await;
     let mut told = None;
     loop {
         let own = assignments(&state, node.id);
@@ -31,7 +45,7 @@ pub async fn feed(node: NodeHandle, agent: mpsc::Sender<AgentInput>) {
             }
             told = Some(own);
         }
-        state = changed(&node, state).await;
+        state = changed(node, state).await;
         if agent.is_closed() {
             return;
         }

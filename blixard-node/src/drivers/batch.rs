@@ -1,0 +1,123 @@
+//! What the leader's task is given, and what of it shares the next entry.
+
+use std::collections::BTreeMap;
+
+use blixard_core::cluster::replica::ReplicaStatus;
+use blixard_core::cluster::{Command, Outcome, Write};
+use blixard_core::id::{NodeId, ReplicaId};
+use blixard_core::{limits, wire};
+use tokio::sync::oneshot;
+
+use crate::raft::ProposeError;
+
+/// How large the commands of one entry may grow, in bytes, before the plan joins them.
+const BATCH_BYTES: usize = limits::ENTRY_BYTES_MAX / 4;
+/// What most commands, and statuses in a report, take at most, in bytes.
+const SMALL_BYTES: usize = 512;
+
+/// What the leader answers to an input: the log index it was applied at and the outcome.
+pub(crate) type Reply = oneshot::Sender<Result<(u64, Outcome), ProposeError>>;
+
+/// Something for the leader to take into account.
+pub(crate) enum Input {
+    /// A command to propose: a client's write, a join, a hold.
+    Propose {
+        /// What to propose.
+        command: Box<Command>,
+        /// Where the outcome goes.
+        reply: Reply,
+    },
+    /// What an agent saw; acknowledged once it is in the log.
+    Report {
+        /// The agent's node.
+        node: NodeId,
+        /// What it saw.
+        statuses: BTreeMap<ReplicaId, ReplicaStatus>,
+        /// Where the acknowledgement goes.
+        reply: Reply,
+    },
+}
+
+/// What waits for the next entry.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) commands: Vec<Command>,
+    pub(super) replies: Vec<(usize, Reply)>,
+    pub(super) reports: BTreeMap<NodeId, (BTreeMap<ReplicaId, ReplicaStatus>, Vec<Reply>)>,
+    /// About how large all this is when encoded.
+    bytes: usize,
+}
+
+impl Batch {
+    pub(super) fn add(&mut self, input: Input) {
+        match input {
+            Input::Propose { command, reply } => {
+                self.bytes += size(&command);
+                self.replies.push((self.commands.len(), reply));
+                self.commands.push(*command);
+            }
+            Input::Report { node, statuses, reply } => {
+                self.bytes += statuses.len() * SMALL_BYTES;
+                let (known, replies) = self.reports.entry(node).or_default();
+                known.extend(statuses);
+                replies.push(reply);
+            }
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.commands.len() >= limits::WRITES_PER_ENTRY_MAX || self.bytes >= BATCH_BYTES
+    }
+}
+
+/// About how large a command is when encoded: only specifications vary much.
+fn size(command: &Command) -> usize {
+    match command {
+        Command::Write { write: Write::Submit { spec, .. }, .. } => SMALL_BYTES + wire::encode(&**spec).len(),
+        _ => SMALL_BYTES,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use blixard_core::cluster::snapshot::encode_entry;
+    use blixard_core::cluster::{Command, Entry, Write};
+    use blixard_core::id::{NodeId, RequestId};
+    use blixard_core::limits;
+    use blixard_core::spec::ServiceSpec;
+    use blixard_core::time::UtcMs;
+    use tokio::sync::oneshot;
+
+    use super::{Batch, Input};
+
+    fn submission(bytes: usize) -> Command {
+        let spec = serde_json::json!({
+            "name": "web",
+            "image": {"reference": "x".repeat(bytes)},
+            "replicas": {"min": 1, "max": 1},
+        });
+        let spec: Arc<ServiceSpec> = Arc::new(serde_json::from_value(spec).expect("a specification"));
+        let write = Write::Submit { spec, origin: NodeId(1) };
+        Command::Write { request: RequestId([0; 16]), made_at: UtcMs(0), write }
+    }
+
+    #[test]
+    fn a_full_batch_is_an_entry_that_fits() {
+        let check = |bytes: usize, commands_min: usize| {
+            let mut batch = Batch::default();
+            while !batch.is_full() {
+                let (reply, _) = oneshot::channel();
+                batch.add(Input::Propose { command: Box::new(submission(bytes)), reply });
+            }
+            assert!(batch.commands.len() >= commands_min, "{} of {bytes} bytes", batch.commands.len());
+            let entry = encode_entry(&Entry::new(UtcMs(0), batch.commands));
+            assert!(entry.len() < limits::ENTRY_BYTES_MAX / 2, "{} of {bytes} bytes", entry.len());
+        };
+        check(10, limits::WRITES_PER_ENTRY_MAX);
+        check(1 << 10, limits::WRITES_PER_ENTRY_MAX);
+        check(limits::SPEC_BYTES_MAX, 8);
+        check(limits::SPEC_BYTES_MAX * 4, 4);
+    }
+}

@@ -1,0 +1,180 @@
+//! Nodes that are cut off: what they are told, what they say, and what they do about it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use blixard_core::api::STALE_HEADER;
+use blixard_core::id::NodeId;
+use blixard_node::raft::RaftConfig;
+use http::{Method, Request};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use simulation::checks::settled;
+use simulation::disk::Loss;
+use simulation::machine::Running;
+use simulation::trace::Show;
+use simulation::world::World;
+use tokio::time::Instant;
+use tower::ServiceExt;
+
+/// How long anything here may take, in simulated time.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs `history` on a formed cluster of three.
+fn with_three<F: Future<Output = ()>>(history: impl FnOnce(Arc<World>) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime without I/O needs nothing").block_on(async {
+        let world = World::new(7, 3, &RaftConfig::default(), Show::Hash);
+        until("the cluster forms", || {
+            for machine in &world.machines {
+                world.start(machine.number);
+            }
+            settled(&world).is_ok()
+        })
+        .await;
+        history(world.clone()).await;
+        assert!(world.checks.first().is_none(), "{:?}", world.checks.first());
+        world.end();
+    });
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What a node's API answers: the status, whether it may be old, and the body.
+async fn ask(node: &Running, method: Method, path: &str, body: Value) -> (u16, bool, Value) {
+    let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+    let request = request.body(Body::from(body.to_string())).expect("it is well formed");
+    let (router, (reply, answer)) = (node.router.clone(), tokio::sync::oneshot::channel());
+    node.context.spawn("api call", async move {
+        let Ok(response) = router.oneshot(request).await;
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.expect("a whole body").to_bytes();
+        reply.send((parts, serde_json::from_slice(&bytes).unwrap_or(Value::Null))).ok();
+    });
+    let (parts, body) = answer.await.expect("an answer");
+    (parts.status.as_u16(), parts.headers.contains_key(STALE_HEADER), body)
+}
+
+async fn submit(node: &Running, name: &str, replicas: u32) -> (u16, Value) {
+    let spec = json!({"spec": {
+        "name": name,
+        "image": {"reference": "docker.io/library/app:latest"},
+        "replicas": {"min": replicas, "max": replicas},
+    }});
+    let (status, _, body) = ask(node, Method::POST, "/v1/services", spec).await;
+    (status, body)
+}
+
+fn node(world: &World, number: u64) -> Running {
+    world.machine(number).running().expect("it runs")
+}
+
+fn cut(world: &World, number: u64, cut: bool) {
+    for other in world.machines.iter().map(|machine| machine.number).filter(|other| *other != number) {
+        world.net.set_cut(number, other, cut);
+        world.net.set_cut(other, number, cut);
+    }
+}
+
+fn follower(world: &World) -> u64 {
+    let leader = world.leader().expect("one leads");
+    (1..=3).find(|number| *number != leader).expect("there are three")
+}
+
+async fn runs_everywhere(world: &World) {
+    assert_eq!(submit(&node(world, 1), "web", 3).await.0, 201);
+    let busy = |number| !world.machine(number).containers.running().is_empty();
+    until("every machine runs something", || (1..=3).all(busy)).await;
+}
+
+#[test]
+fn a_node_removed_while_it_was_cut_off_learns_of_it_and_stops_its_containers() {
+    with_three(async |world| {
+        runs_everywhere(&world).await;
+        let gone = follower(&world);
+        cut(&world, gone, true);
+        let leader = node(&world, world.leader().expect("one leads"));
+        let path = format!("/v1/nodes/{gone}?force");
+        assert_eq!(ask(&leader, Method::DELETE, &path, Value::Null).await.0, 200);
+        let removed = node(&world, gone);
+        assert!(removed.handle.state().nodes.contains_key(&NodeId(gone)), "it heard of its removal already");
+        cut(&world, gone, false);
+        let learned = tokio::time::timeout(PATIENCE, removed.handle.removed()).await;
+        learned.expect("it learns that it was removed");
+        until("its containers are gone", || world.machine(gone).containers.running().is_empty()).await;
+    });
+}
+
+#[test]
+fn a_node_removed_while_it_was_off_stops_its_containers_when_it_returns() {
+    with_three(async |world| {
+        runs_everywhere(&world).await;
+        let gone = follower(&world);
+        world.machine(gone).crash(Loss::Process);
+        let leader = node(&world, world.leader().expect("one leads"));
+        let path = format!("/v1/nodes/{gone}?force");
+        assert_eq!(ask(&leader, Method::DELETE, &path, Value::Null).await.0, 200);
+        assert!(!world.machine(gone).containers.running().is_empty(), "nobody stopped them yet");
+        world.start(gone);
+        until("its containers are gone", || world.machine(gone).containers.running().is_empty()).await;
+    });
+}
+
+#[test]
+fn a_node_that_leaves_ends_up_knowing_it() {
+    with_three(async |world| {
+        runs_everywhere(&world).await;
+        let leader = world.leader().expect("one leads");
+        let leaving = node(&world, leader);
+        let (status, ..) =
+            ask(&leaving, Method::POST, &format!("/v1/nodes/{leader}/leave"), Value::Null).await;
+        assert_eq!(status, 200);
+        tokio::time::timeout(PATIENCE, leaving.handle.removed()).await.expect("it learns that it has left");
+        until("its containers are gone", || world.machine(leader).containers.running().is_empty()).await;
+    });
+}
+
+#[test]
+fn without_a_quorum_answers_come_in_time_and_name_who_is_missing() {
+    with_three(async |world| {
+        let alone = follower(&world);
+        let missing: Vec<u64> = (1..=3).filter(|number| *number != alone).collect();
+        for number in &missing {
+            world.machine(*number).crash(Loss::Power);
+        }
+        for _ in 0..2 {
+            let begun = Instant::now();
+            let (status, body) = submit(&node(&world, alone), "late", 1).await;
+            assert_eq!(status, 503, "{body}");
+            assert!(begun.elapsed() <= Duration::from_millis(10_100), "after {:?}", begun.elapsed());
+            let said = body["error"].as_str().expect("a reason").to_owned();
+            for number in &missing {
+                assert!(said.contains(&format!("node {number} (")), "{said}");
+            }
+            let begun = Instant::now();
+            let (status, stale, _) =
+                ask(&node(&world, alone), Method::GET, "/v1/services", Value::Null).await;
+            assert_eq!((status, stale), (200, true));
+            assert!(begun.elapsed() < Duration::from_millis(2_500), "after {:?}", begun.elapsed());
+        }
+        assert_eq!(node(&world, alone).handle.raft().leader, None, "the one that is gone does not lead");
+    });
+}
+
+#[test]
+fn a_leader_whose_clock_is_far_ahead_takes_writes_of_nodes_whose_clocks_are_right() {
+    with_three(async |world| {
+        let leader = world.leader().expect("one leads");
+        assert_eq!(submit(&node(&world, leader), "web", 1).await.0, 201);
+        world.machine(leader).clock.set_skew_ms(25 * 60 * 1000);
+        let (status, body) = submit(&node(&world, follower(&world)), "api", 1).await;
+        assert_eq!(status, 201, "{body}");
+    });
+}
