@@ -100,7 +100,8 @@ async fn serve(config: NodeConfig) -> Result<ExitCode, Error> {
 
 async fn build(config: &NodeConfig) -> Result<Built, Error> {
     let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir);
-    private.map_err(|error| format!("cannot make the data directory {}: {error}", config.data_dir.display()))?;
+    private
+        .map_err(|error| format!("cannot make the data directory {}: {error}", config.data_dir.display()))?;
     let disk = Arc::new(LinuxDisk::new(&config.data_dir));
     let identity = Identity::load_or_create(&*disk, &LinuxRandom)?;
     let targets = config.join.iter().map(|text| JoinTarget::parse(text)).collect::<Result<_, _>>()?;
@@ -237,8 +238,9 @@ fn write_registry(
         cluster: membership.cluster,
         token,
     };
-    registry::write(data_dir, &registry)
-        .map_err(|error| format!("cannot write {}: {error}", data_dir.join(registry::REGISTRY_FILE).display()).into())
+    registry::write(data_dir, &registry).map_err(|error| {
+        format!("cannot write {}: {error}", data_dir.join(registry::REGISTRY_FILE).display()).into()
+    })
 }
 
 /// Opens the API's listeners. They serve until the node stops.
@@ -396,7 +398,9 @@ impl Stop {
 pub fn purge(options: NodeOptions, images: bool) -> Result<(), Error> {
     let config = checked(options)?;
     if !config.data_dir.exists() {
-        return Err(format!("there is no data directory {}: nothing to remove", config.data_dir.display()).into());
+        return Err(
+            format!("there is no data directory {}: nothing to remove", config.data_dir.display()).into()
+        );
     }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         // Holding the identity keeps a daemon from starting meanwhile, and fails while one runs.

@@ -35,6 +35,39 @@ struct Inner {
     images: BTreeSet<String>,
     subscriber: Option<mpsc::UnboundedSender<RuntimeEvent>>,
     next_pid: u32,
+    trouble: Trouble,
+    counts: ContainerCounts,
+}
+
+/// How often the runtime fails, each in thousandths of the calls.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// A pull fails.
+    pub pull: u64,
+    /// A start fails, having made the container or not.
+    pub start: u64,
+    /// A removal fails.
+    pub remove: u64,
+}
+
+/// What happened to containers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ContainerCounts {
+    /// Containers started.
+    pub started: u64,
+    /// Pulls, starts and removals that failed by [`Trouble`].
+    pub failed: u64,
+    /// Processes that ended by themselves.
+    pub exited: u64,
+}
+
+impl ContainerCounts {
+    /// Adds another machine's.
+    pub fn add(&mut self, other: Self) {
+        self.started += other.started;
+        self.failed += other.failed;
+        self.exited += other.exited;
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -58,7 +91,24 @@ impl SimContainers {
             images: BTreeSet::new(),
             subscriber: None,
             next_pid: 100,
+            trouble: Trouble::default(),
+            counts: ContainerCounts::default(),
         })))
+    }
+
+    /// Sets how often the runtime fails.
+    pub fn set_trouble(&self, trouble: Trouble) {
+        self.lock().trouble = trouble;
+    }
+
+    /// What happened so far.
+    pub fn counts(&self) -> ContainerCounts {
+        self.lock().counts
+    }
+
+    /// The daemon ended: nobody listens. Containers go on.
+    pub fn unsubscribe(&self) {
+        self.lock().subscriber = None;
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -77,7 +127,8 @@ impl SimContainers {
     /// The running containers: replica, attempt and process.
     pub fn running(&self) -> Vec<(ReplicaId, u32, u32)> {
         let inner = self.lock();
-        let running = inner.containers.iter().filter(|(_, container)| container.state == ObservedState::Running);
+        let running =
+            inner.containers.iter().filter(|(_, container)| container.state == ObservedState::Running);
         running.map(|((replica, attempt), container)| (*replica, *attempt, container.pid)).collect()
     }
 
@@ -85,7 +136,11 @@ impl SimContainers {
     pub fn exit(&self, replica: ReplicaId, attempt: u32, code: u32) {
         let mut inner = self.lock();
         let Some(container) = inner.containers.get_mut(&(replica, attempt)) else { return };
+        if container.state != ObservedState::Running {
+            return;
+        }
         container.state = ObservedState::Exited(code);
+        inner.counts.exited += 1;
         inner.record("container exit", replica, attempt);
         if let Some(subscriber) = &inner.subscriber {
             subscriber.send(RuntimeEvent::Exited { replica, attempt, code }).ok();
@@ -102,6 +157,23 @@ impl Inner {
     fn record(&self, kind: &str, replica: ReplicaId, attempt: u32) {
         let what = [replica.0.to_le_bytes().as_slice(), &attempt.to_le_bytes()].concat();
         self.trace.record(kind, self.machine, &what);
+    }
+
+    /// Whether a call with this chance of failing fails now.
+    fn fails(&mut self, thousandths: u64, what: &str) -> Result<(), RuntimeError> {
+        if thousandths == 0 || !self.random.chance(thousandths) {
+            return Ok(());
+        }
+        self.counts.failed += 1;
+        self.trace.record("container trouble", self.machine, what.as_bytes());
+        Err(RuntimeError::Unavailable(format!("the simulated runtime does not {what}")))
+    }
+
+    /// The lowest address of the node's network that no container has.
+    fn free_address(&self) -> Option<Ipv4Addr> {
+        let taken: BTreeSet<_> = self.containers.values().filter_map(|container| container.address).collect();
+        let network = u32::from(self.subnet);
+        (2..=254).map(|host| Ipv4Addr::from(network | host)).find(|address| !taken.contains(address))
     }
 }
 
@@ -144,30 +216,49 @@ impl ContainerRuntime for SimContainers {
     }
 
     async fn start(&self, config: &ContainerConfig) -> Result<Started, RuntimeError> {
-        self.take(40).await;
-        let mut inner = self.lock();
-        if !inner.images.contains(&config.spec.image.reference) {
-            return Err(RuntimeError::NotFound(format!("no image {}", config.spec.image.reference)));
-        }
-        inner.next_pid += 1;
-        let pid = inner.next_pid;
-        let host = u32::try_from(config.replica.0 % 250).unwrap_or_default() + 2;
-        let address = Some(Ipv4Addr::from(u32::from(inner.subnet) | host));
-        let image = config.spec.image.reference.clone();
-        let container = Container { pid, state: ObservedState::Running, address, image };
-        inner.containers.insert((config.replica, config.attempt), container);
-        inner.record("container start", config.replica, config.attempt);
-        Ok(Started { pid, address })
+        self.take(20).await;
+        let started = {
+            let mut inner = self.lock();
+            let key = (config.replica, config.attempt);
+            if let Some(container) = inner.containers.get(&key)
+                && container.state == ObservedState::Running
+            {
+                return Ok(Started { pid: container.pid, address: container.address });
+            }
+            let trouble = inner.trouble.start;
+            inner.fails(trouble / 2, "make a container")?;
+            if !inner.images.contains(&config.spec.image.reference) {
+                return Err(RuntimeError::NotFound(format!("no image {}", config.spec.image.reference)));
+            }
+            inner.next_pid += 1;
+            let pid = inner.next_pid;
+            let address = inner.free_address();
+            let image = config.spec.image.reference.clone();
+            let container = Container { pid, state: ObservedState::Running, address, image };
+            inner.containers.insert(key, container);
+            inner.counts.started += 1;
+            inner.record("container start", config.replica, config.attempt);
+            inner.fails(trouble / 2, "say that a container started")?;
+            Started { pid, address }
+        };
+        self.take(20).await;
+        Ok(started)
     }
 
     async fn state(&self, replica: ReplicaId, attempt: u32) -> Result<ObservedState, RuntimeError> {
         let inner = self.lock();
-        inner.containers.get(&(replica, attempt)).map(|found| found.state).ok_or_else(|| none(replica, attempt))
+        inner
+            .containers
+            .get(&(replica, attempt))
+            .map(|found| found.state)
+            .ok_or_else(|| none(replica, attempt))
     }
 
     async fn remove(&self, replica: ReplicaId, attempt: u32, _: Duration) -> Result<(), RuntimeError> {
         self.take(20).await;
         let mut inner = self.lock();
+        let trouble = inner.trouble.remove;
+        inner.fails(trouble, "remove a container")?;
         inner.containers.remove(&(replica, attempt));
         inner.record("container remove", replica, attempt);
         Ok(())
@@ -177,7 +268,8 @@ impl ContainerRuntime for SimContainers {
         self.take(1).await;
         let inner = self.lock();
         inner.containers.values().any(|container| {
-            container.state == ObservedState::Running && container.address.map(Into::into) == Some(address.ip())
+            container.state == ObservedState::Running
+                && container.address.map(Into::into) == Some(address.ip())
         })
     }
 
@@ -211,12 +303,7 @@ impl ContainerRuntime for SimContainers {
         Ok(Box::pin(futures_util::stream::empty()))
     }
 
-    async fn exec(
-        &self,
-        _: ReplicaId,
-        _: u32,
-        _: &ExecConfig,
-    ) -> Result<Box<dyn ExecSession>, RuntimeError> {
+    async fn exec(&self, _: ReplicaId, _: u32, _: &ExecConfig) -> Result<Box<dyn ExecSession>, RuntimeError> {
         Err(RuntimeError::Invalid("simulated containers have no processes to start".to_owned()))
     }
 
@@ -229,16 +316,26 @@ impl ContainerRuntime for SimContainers {
         Ok(self.lock().images.contains(reference))
     }
 
-    async fn pull(&self, reference: &str, _: Option<&str>, progress: OnProgress) -> Result<String, RuntimeError> {
+    async fn pull(
+        &self,
+        reference: &str,
+        _: Option<&str>,
+        progress: OnProgress,
+    ) -> Result<String, RuntimeError> {
         self.take(100).await;
         progress(PullProgress { bytes: 1, bytes_total: 1 });
         let mut inner = self.lock();
+        let trouble = inner.trouble.pull;
+        inner.fails(trouble, "pull")?;
         inner.images.insert(reference.to_owned());
         inner.trace.record("pull", inner.machine, reference.as_bytes());
         Ok(digest_of(reference))
     }
 
-    async fn import(&self, mut archive: Pin<Box<dyn AsyncRead + Send>>) -> Result<Vec<ImageInfo>, RuntimeError> {
+    async fn import(
+        &self,
+        mut archive: Pin<Box<dyn AsyncRead + Send>>,
+    ) -> Result<Vec<ImageInfo>, RuntimeError> {
         let mut reference = String::new();
         let read = archive.read_to_string(&mut reference).await;
         read.map_err(|error| RuntimeError::Invalid(error.to_string()))?;

@@ -3,15 +3,18 @@
 //! Writes go to a list beside the durable bytes. A sync closes the list into a batch. Outside a
 //! writer's commit a batch is durable when the sync returns; inside one, the commit runs at once
 //! but its batches become durable only when its completions run, later in simulated time, as on a
-//! disk that takes that long. A crash in between keeps the batches up to a drawn one whole, any
-//! subset of the drawn one, perhaps with a torn write, and nothing after it.
+//! disk that takes that long.
+//!
+//! A process that dies keeps what it had written up to a drawn operation. A machine that loses
+//! power keeps the batches up to a drawn one whole, any subset of the drawn one, perhaps with a
+//! torn write, and nothing after it. A fuse ends the process inside a chosen operation.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use blixard_node::platform::{Disk, DurableWriter, Spawner};
+use blixard_node::platform::{Disk, DurableWriter};
 
 use crate::random::Stream;
 use crate::tasks::SimSpawner;
@@ -24,27 +27,43 @@ enum Op {
     SetLen(u64),
 }
 
+fn position(offset: u64) -> usize {
+    usize::try_from(offset).expect("simulated files are small")
+}
+
 impl Op {
     fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::Write(offset, data) => {
-                let offset = usize::try_from(*offset).expect("simulated files are small");
+                let offset = position(*offset);
                 if bytes.len() < offset + data.len() {
                     bytes.resize(offset + data.len(), 0);
                 }
                 bytes[offset..offset + data.len()].copy_from_slice(data);
             }
-            Self::SetLen(len) => bytes.resize(usize::try_from(*len).expect("simulated files are small"), 0),
+            Self::SetLen(len) => bytes.resize(position(*len), 0),
         }
     }
 
-    /// Sorts operations of one batch that a disk may do in any order.
-    fn key(&self) -> (bool, u64) {
+    /// Its beginning only, as a torn write leaves it.
+    fn torn(&self, random: &Stream) -> Self {
         match self {
-            Self::SetLen(len) => (false, *len),
-            Self::Write(offset, _) => (true, *offset),
+            Self::Write(offset, data) => {
+                let kept = position(random.below(data.len() as u64 + 1));
+                Self::Write(*offset, data[..kept].to_vec())
+            }
+            Self::SetLen(len) => Self::SetLen(*len),
         }
     }
+}
+
+/// How a life of a daemon ends without being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The process dies: the kernel has what was written.
+    Process,
+    /// The machine does: only what was synced is certain.
+    Power,
 }
 
 /// A file: what a crash keeps for certain, and what it may keep.
@@ -56,34 +75,49 @@ struct File {
     batches: Vec<Vec<Op>>,
     /// Not synced.
     open: Vec<Op>,
+    locked: bool,
 }
 
 impl File {
+    fn write(&mut self, op: Op) {
+        op.apply(&mut self.current);
+        self.open.push(op);
+    }
+
     fn settle(&mut self) {
         for op in self.batches.drain(..).flatten() {
             op.apply(&mut self.durable);
         }
     }
 
-    /// Loses what a crash loses.
-    fn crash(&mut self, random: &Stream) {
+    /// Loses what the end of a life loses.
+    fn lose(&mut self, loss: Loss, random: &Stream) {
+        self.locked = false;
         let mut batches = std::mem::take(&mut self.batches);
         batches.push(std::mem::take(&mut self.open));
-        let reached = usize::try_from(random.below(batches.len() as u64)).expect("a small number");
-        for batch in &batches[..reached] {
-            batch.iter().for_each(|op| op.apply(&mut self.durable));
-        }
-        for op in &batches[reached] {
-            match op {
-                Op::Write(offset, data) if random.chance(100) => {
-                    let kept = usize::try_from(random.below(data.len() as u64 + 1)).expect("a small number");
-                    Op::Write(*offset, data[..kept].to_vec()).apply(&mut self.durable);
+        match loss {
+            Loss::Process => {
+                let ops: Vec<Op> = batches.into_iter().flatten().collect();
+                // More often than not the process dies when it writes nothing.
+                let all = random.chance(500);
+                let kept = if all { ops.len() } else { position(random.below(ops.len() as u64 + 1)) };
+                ops[..kept].iter().for_each(|op| op.apply(&mut self.durable));
+            }
+            Loss::Power => {
+                let reached = position(random.below(batches.len() as u64));
+                for batch in &batches[..reached] {
+                    batch.iter().for_each(|op| op.apply(&mut self.durable));
                 }
-                op if random.chance(500) => op.apply(&mut self.durable),
-                _ => {}
+                for op in &batches[reached] {
+                    if random.chance(100) {
+                        op.torn(random).apply(&mut self.durable);
+                    } else if random.chance(500) {
+                        op.apply(&mut self.durable);
+                    }
+                }
             }
         }
-        self.current = self.durable.clone();
+        self.current.clone_from(&self.durable);
     }
 }
 
@@ -93,18 +127,33 @@ pub struct SimDisk(Arc<Mutex<Inner>>);
 
 struct Inner {
     files: BTreeMap<String, File>,
-    /// Whether a writer's commit is running: syncs become durable later.
-    committing: bool,
+    /// The file whose writer's commit is running: its syncs become durable later.
+    committing: Option<&'static str>,
     node: u64,
     trace: Trace,
     random: Stream,
+    /// How many more operations until the process dies in one.
+    fuse: Option<u64>,
+    /// Whether every write fails, as when the disk is full.
+    full: bool,
+    /// How many times slower than usual a flush is.
+    slowness: u64,
 }
 
 impl SimDisk {
     /// An empty disk.
     pub fn new(node: u64, seed: u64, trace: Trace) -> Self {
         let random = Stream::new(seed, &format!("disk {node}"));
-        let inner = Inner { files: BTreeMap::new(), committing: false, node, trace, random };
+        let inner = Inner {
+            files: BTreeMap::new(),
+            committing: None,
+            node,
+            trace,
+            random,
+            fuse: None,
+            full: false,
+            slowness: 1,
+        };
         Self(Arc::new(Mutex::new(inner)))
     }
 
@@ -112,12 +161,44 @@ impl SimDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The daemon crashed with operations in flight.
-    pub fn crash(&self) {
+    /// A life of the daemon ended with operations in flight.
+    pub fn lose(&self, loss: Loss) {
         let mut inner = self.lock();
-        inner.committing = false;
+        inner.committing = None;
+        inner.fuse = None;
         let random = inner.random.clone();
-        inner.files.values_mut().for_each(|file| file.crash(&random));
+        inner.files.values_mut().for_each(|file| file.lose(loss, &random));
+    }
+
+    /// A life of the daemon ended in order: everything it wrote is there.
+    pub fn release(&self) {
+        for file in self.lock().files.values_mut() {
+            file.settle();
+            for op in std::mem::take(&mut file.open) {
+                op.apply(&mut file.durable);
+            }
+            file.locked = false;
+        }
+    }
+
+    /// Has the process die in the operation after the next `operations`.
+    pub fn set_fuse(&self, operations: u64) {
+        self.lock().fuse = Some(operations);
+    }
+
+    /// Has the process live on.
+    pub fn clear_fuse(&self) {
+        self.lock().fuse = None;
+    }
+
+    /// Fills the disk up, or makes room again.
+    pub fn set_full(&self, full: bool) {
+        self.lock().full = full;
+    }
+
+    /// Makes each flush take `times` as long.
+    pub fn set_slowness(&self, times: u64) {
+        self.lock().slowness = times;
     }
 
     /// This disk for one life of the daemon, whose tasks `spawner` holds.
@@ -127,7 +208,7 @@ impl SimDisk {
 
     fn delay(&self) -> Duration {
         let inner = self.lock();
-        Duration::from_micros(150 + inner.random.below(700))
+        Duration::from_micros(150 + inner.random.below(1850)) * u32::try_from(inner.slowness).unwrap_or(1)
     }
 }
 
@@ -141,31 +222,40 @@ pub struct LifeDisk {
 
 impl Disk for LifeDisk {
     fn open(&self, name: &str) -> io::Result<Box<dyn redb::StorageBackend>> {
-        self.disk.lock().files.entry(name.to_owned()).or_default();
+        if self.spawner.is_crashed() {
+            return Err(io::Error::other("the process has ended"));
+        }
+        let mut inner = self.disk.lock();
+        let file = inner.files.entry(name.to_owned()).or_default();
+        if file.locked {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, format!("{name} is open already")));
+        }
+        file.locked = true;
         Ok(Box::new(Backend { life: self.clone(), name: name.to_owned() }))
     }
 
     fn start_writer(&self, name: &'static str, mut writer: Box<dyn DurableWriter>) -> io::Result<()> {
         let disk = self.disk.clone();
-        self.spawner.spawn(
-            name,
-            Box::pin(async move {
-                while writer.wait_async().await {
-                    disk.lock().committing = true;
-                    let completions = writer.commit();
-                    disk.lock().committing = false;
-                    tokio::time::sleep(disk.delay()).await;
-                    disk.lock().files.values_mut().for_each(File::settle);
-                    completions.into_iter().for_each(|complete| complete());
+        let life = self.spawner.clone();
+        let work = async move {
+            while writer.wait_async().await {
+                disk.lock().committing = Some(name);
+                let completions = writer.commit();
+                disk.lock().committing = None;
+                if life.is_crashed() {
+                    return;
                 }
-            }),
-        );
+                tokio::time::sleep(disk.delay()).await;
+                disk.lock().files.get_mut(name).into_iter().for_each(File::settle);
+                completions.into_iter().for_each(|complete| complete());
+            }
+        };
+        blixard_node::platform::Spawner::spawn(&self.spawner, name, Box::pin(work));
         Ok(())
     }
 }
 
 /// One open file.
-#[derive(Clone)]
 struct Backend {
     life: LifeDisk,
     name: String,
@@ -177,72 +267,92 @@ impl std::fmt::Debug for Backend {
     }
 }
 
-impl Backend {
-    fn with<T>(&self, work: impl FnOnce(&mut File) -> T) -> io::Result<T> {
-        if self.life.spawner.is_crashed() {
-            return Err(io::Error::other("the machine has crashed"));
+impl Drop for Backend {
+    fn drop(&mut self) {
+        if !self.life.spawner.is_crashed()
+            && let Some(file) = self.life.disk.lock().files.get_mut(&self.name)
+        {
+            file.locked = false;
         }
-        let mut inner = self.life.disk.lock();
-        let file = inner.files.get_mut(&self.name).expect("it was made when it was opened");
-        Ok(work(file))
+    }
+}
+
+impl Backend {
+    fn with<T>(&self, work: impl FnOnce(&mut Inner, &str) -> io::Result<T>) -> io::Result<T> {
+        if self.life.spawner.is_crashed() {
+            return Err(io::Error::other("the process has ended"));
+        }
+        work(&mut self.life.disk.lock(), &self.name)
+    }
+
+    /// Runs an operation that changes the file, unless the process dies in it or the disk refuses.
+    fn change(&self, work: impl FnOnce(&mut Inner, &str)) -> io::Result<()> {
+        self.with(|inner, name| {
+            match &mut inner.fuse {
+                Some(0) => {
+                    inner.trace.record("fuse", inner.node, name.as_bytes());
+                    self.life.spawner.crash();
+                    return Err(io::Error::other("the process has ended"));
+                }
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            if inner.full {
+                return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on device"));
+            }
+            work(inner, name);
+            Ok(())
+        })
+    }
+}
+
+impl Inner {
+    fn file(&mut self, name: &str) -> &mut File {
+        self.files.get_mut(name).expect("it was made when it was opened")
+    }
+
+    fn sync(&mut self, name: &str) {
+        let batch = std::mem::take(&mut self.file(name).open);
+        for op in &batch {
+            match op {
+                Op::Write(offset, data) => self.trace.record_at("disk write", self.node, *offset, data),
+                Op::SetLen(len) => self.trace.record_at("disk length", self.node, *len, &[]),
+            }
+        }
+        self.trace.record("disk sync", self.node, name.as_bytes());
+        let committing = self.committing == Some(name);
+        let file = self.file(name);
+        file.batches.push(batch);
+        if !committing {
+            file.settle();
+        }
     }
 }
 
 impl redb::StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.with(|file| file.current.len() as u64)
+        self.with(|inner, name| Ok(inner.file(name).current.len() as u64))
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.with(|file| {
-            let start = usize::try_from(offset).map_err(io::Error::other)?;
-            let found = file.current.get(start..start + out.len());
+        self.with(|inner, name| {
+            let start = position(offset);
+            let found = inner.file(name).current.get(start..start + out.len());
             let found = found.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "past the end"))?;
             out.copy_from_slice(found);
             Ok(())
-        })?
+        })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.with(|file| {
-            let op = Op::SetLen(len);
-            op.apply(&mut file.current);
-            file.open.push(op);
-        })
+        self.change(|inner, name| inner.file(name).write(Op::SetLen(len)))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let (batch, node, trace) = {
-            let batch = self.with(|file| std::mem::take(&mut file.open))?;
-            let inner = self.life.disk.lock();
-            (batch, inner.node, inner.trace.clone())
-        };
-        let mut sorted: Vec<&Op> = batch.iter().collect();
-        sorted.sort_by_key(|op| op.key());
-        for op in sorted {
-            match op {
-                Op::Write(offset, data) => {
-                    trace.record("disk offset", node, &offset.to_le_bytes());
-                    trace.record("disk write", node, data);
-                }
-                Op::SetLen(len) => trace.record("disk length", node, &len.to_le_bytes()),
-            }
-        }
-        trace.record("disk sync", node, self.name.as_bytes());
-        let committing = self.life.disk.lock().committing;
-        self.with(|file| {
-            file.batches.push(batch);
-            if !committing {
-                file.settle();
-            }
-        })
+        self.change(Inner::sync)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.with(|file| {
-            let op = Op::Write(offset, data.to_vec());
-            op.apply(&mut file.current);
-            file.open.push(op);
-        })
+        self.change(|inner, name| inner.file(name).write(Op::Write(offset, data.to_vec())))
     }
 }

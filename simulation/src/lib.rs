@@ -1,14 +1,22 @@
 //! Runs the production node under simulated time, network, disk and containers.
 //!
-//! Everything above the seams of `blixard_node::platform` is the production's: redb, the codec,
-//! Raft's adapter, the drivers, the API's handlers. This crate only implements the seams, drives
-//! a history from one seed and hashes what happened. All nodes of a world live on one thread, and
-//! nothing in it reads a real clock or an unseeded random number, so one seed is one history.
+//! Only the seams of [`blixard_node::platform`] are implemented here; redb, the codecs, the HTTP
+//! router, openraft's adapter and the drivers are production's. A run is a function of its seed:
+//! the same seed gives the same history, whose hash covers every delivery, applied entry, disk
+//! operation and container action.
 
+pub mod checks;
+pub mod clients;
 pub mod containers;
 pub mod disk;
+pub mod faults;
+pub mod machine;
 pub mod net;
+mod panics;
 pub mod random;
+pub mod scenario;
+mod stream;
 pub mod tasks;
 pub mod time;
 pub mod trace;
+pub mod world;

@@ -1,7 +1,11 @@
-//! The simulated network: messages with delay, loss and partitions, delivered in the context of
-//! the node they reach.
+//! A simulated network at the level of messages: delays, losses and cuts between pairs.
+//!
+//! Links are QUIC's: packets that are lost are sent again, so a message is late or its link falls,
+//! and nothing is doubled. A message between two that cannot hear each other fails when the link's
+//! idle time ends or at its deadline, whichever is sooner; its answer may be what was lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,14 +16,36 @@ use blixard_core::wire::{Channel, Peer};
 use blixard_node::context::NodeContext;
 use blixard_node::platform::{Duplex, Inbound, LinkError, Transport};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
 use crate::random::Stream;
+use crate::stream::SimStream;
 use crate::tasks::SimSpawner;
 use crate::trace::Trace;
 
 /// The size of a simulated stream's buffer, in bytes.
 const STREAM_BUFFER: usize = 64 << 10;
+/// How long a link is silent before it falls, as with the production transport.
+const LINK_IDLE: Duration = Duration::from_secs(3);
+
+/// How the network treats messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weather {
+    /// The longest usual delay, in microseconds.
+    pub delay_us: u64,
+    /// The chance of a long delay, in thousandths.
+    pub spikes: u64,
+    /// The longest long delay, in milliseconds.
+    pub spike_ms: u64,
+    /// The chance that a message's link falls under it, in thousandths.
+    pub loss: u64,
+}
+
+impl Weather {
+    /// Nothing is late or lost.
+    pub const CALM: Self = Self { delay_us: 900, spikes: 0, spike_ms: 1, loss: 0 };
+}
 
 /// The network between the machines of a world. Cloning shares it.
 #[derive(Clone)]
@@ -27,12 +53,13 @@ pub struct Net(Arc<Mutex<Inner>>);
 
 struct Inner {
     lives: BTreeMap<NodeKey, Arc<Life>>,
-    /// Pairs whose first cannot send to their second.
-    cut: BTreeSet<(NodeKey, NodeKey)>,
+    /// Pairs of machines whose first cannot send to their second.
+    cut: BTreeSet<(u64, u64)>,
     random: Stream,
     trace: Trace,
-    /// The chance that a message is lost, in thousandths.
-    loss: u64,
+    weather: Weather,
+    delivered: u64,
+    failed: u64,
 }
 
 /// One life of a node, as the network sees it.
@@ -49,26 +76,53 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Net {
-    /// A network on which nothing is lost and nobody is cut off.
+    /// A network in calm weather on which nobody is cut off.
     pub fn new(seed: u64, trace: Trace) -> Self {
-        let random = Stream::new(seed, "network");
-        let (lives, cut) = (BTreeMap::new(), BTreeSet::new());
-        Self(Arc::new(Mutex::new(Inner { lives, cut, random, trace, loss: 0 })))
+        Self(Arc::new(Mutex::new(Inner {
+            lives: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            random: Stream::new(seed, "network"),
+            trace,
+            weather: Weather::CALM,
+            delivered: 0,
+            failed: 0,
+        })))
     }
 
-    /// Sets the chance that a message is lost, in thousandths.
-    pub fn set_loss(&self, thousandths: u64) {
-        lock(&self.0).loss = thousandths;
+    /// Changes how messages are treated.
+    pub fn set_weather(&self, weather: Weather) {
+        lock(&self.0).weather = weather;
     }
 
-    /// Cuts what `from` sends to `to`, or lets it through again.
-    pub fn set_cut(&self, from: NodeKey, to: NodeKey, cut: bool) {
+    /// Cuts what machine `from` sends to machine `to`, or lets it through again.
+    pub fn set_cut(&self, from: u64, to: u64, cut: bool) {
         let mut inner = lock(&self.0);
         if cut {
             inner.cut.insert((from, to));
         } else {
             inner.cut.remove(&(from, to));
         }
+    }
+
+    /// Lets everything through again.
+    pub fn heal(&self) {
+        lock(&self.0).cut.clear();
+    }
+
+    /// How many messages arrived and how many were lost or cut.
+    pub fn counts(&self) -> (u64, u64) {
+        let inner = lock(&self.0);
+        (inner.delivered, inner.failed)
+    }
+
+    /// Whether `from` can send to `to` now.
+    pub(crate) fn reaches(&self, from: u64, to: u64) -> bool {
+        !lock(&self.0).cut.contains(&(from, to))
+    }
+
+    pub(crate) fn record(&self, kind: &str, machine: u64, what: &[u8]) {
+        let trace = lock(&self.0).trace.clone();
+        trace.record(kind, machine, what);
     }
 
     /// Plugs a life of a node in: replaces an earlier one of the same key.
@@ -84,29 +138,37 @@ impl Net {
         Arc::new(SimTransport { net: self.clone(), key, life })
     }
 
-    /// Takes a node off the network.
-    pub fn unplug(&self, key: NodeKey) {
-        lock(&self.0).lives.remove(&key);
+    /// Takes a life off the network, unless another has replaced it.
+    fn unplug(&self, key: NodeKey, life: &Arc<Life>) {
+        let mut inner = lock(&self.0);
+        if inner.lives.get(&key).is_some_and(|plugged| Arc::ptr_eq(plugged, life)) {
+            inner.lives.remove(&key);
+        }
+        drop(inner);
+        // A life and what serves it hold each other.
+        lock(&life.handler).take();
+        lock(&life.context).take();
     }
 
-    /// The other side of a message from `from`, after the message's delay; an error when it is
-    /// lost, cut or there is nobody.
-    async fn pass(&self, from: NodeKey, to: NodeKey) -> Result<Arc<Life>, &'static str> {
+    /// Carries a message to where `to` lives; `None` when it does not arrive.
+    async fn pass(&self, from: u64, to: NodeKey) -> Option<Arc<Life>> {
         let (delay, lost) = {
             let inner = lock(&self.0);
-            (Duration::from_micros(50 + inner.random.below(450)), inner.random.chance(inner.loss))
+            let weather = inner.weather;
+            let usual = Duration::from_micros(50 + inner.random.below(weather.delay_us));
+            let spike = inner.random.chance(weather.spikes);
+            let late = if spike { inner.random.below(weather.spike_ms) } else { 0 };
+            (usual + Duration::from_millis(late), inner.random.chance(weather.loss))
         };
         tokio::time::sleep(delay).await;
-        let inner = lock(&self.0);
-        if lost || inner.cut.contains(&(from, to)) {
-            return Err("lost");
+        let mut inner = lock(&self.0);
+        let life = inner.lives.get(&to).filter(|life| !life.spawner.is_crashed()).cloned();
+        let life = life.filter(|life| !lost && !inner.cut.contains(&(from, life.machine)));
+        match life {
+            Some(_) => inner.delivered += 1,
+            None => inner.failed += 1,
         }
-        inner.lives.get(&to).filter(|life| !life.spawner.is_crashed()).cloned().ok_or("nobody is there")
-    }
-
-    fn record(&self, kind: &str, machine: u64, what: &[u8]) {
-        let trace = lock(&self.0).trace.clone();
-        trace.record(kind, machine, what);
+        life
     }
 }
 
@@ -117,64 +179,104 @@ pub struct SimTransport {
     life: Arc<Life>,
 }
 
+/// What a receiver does with a request, unless it does not know the sender.
+type Serve<'a> =
+    &'a (dyn Fn(Arc<dyn Inbound>, &Life) -> Option<BoxFuture<'static, Result<Bytes, String>>> + Sync);
+
 impl SimTransport {
     /// Says in which context this node handles what arrives.
     pub fn set_context(&self, context: NodeContext) {
         *lock(&self.life.context) = Some(context);
     }
 
-    fn key_of(&self, to: NodeId) -> Result<NodeKey, LinkError> {
-        let peer = lock(&self.life.peers).get(&to).map(|peer| peer.key);
-        peer.ok_or_else(|| unreachable(to, "it is not a known member"))
+    /// Takes this life off the network.
+    pub fn unplug(&self) {
+        self.net.unplug(self.key, &self.life);
     }
 
-    /// Sends a request and waits for its answer, within `deadline`.
+    fn key_of(&self, to: NodeId) -> Result<NodeKey, LinkError> {
+        let peer = lock(&self.life.peers).get(&to).map(|peer| peer.key);
+        peer.ok_or_else(|| unreachable(&format!("node {to}"), "it is not a known member"))
+    }
+
+    /// Runs `work`, which never ends when a message is lost.
+    async fn within<T>(
+        &self,
+        to: &str,
+        deadline: Duration,
+        work: impl Future<Output = Result<T, LinkError>>,
+    ) -> Result<T, LinkError> {
+        match tokio::time::timeout(deadline.min(LINK_IDLE), work).await {
+            Ok(answer) => answer,
+            Err(_) if deadline > LINK_IDLE => Err(unreachable(to, "the link fell")),
+            Err(_) => Err(LinkError::Timeout { to: to.to_owned(), within: deadline }),
+        }
+    }
+
+    /// Sends a request and waits for its answer. What takes the receiver long keeps its link up.
     async fn exchange(
         &self,
         to: NodeKey,
-        name: String,
+        name: &str,
         deadline: Duration,
-        serve: impl FnOnce(Arc<dyn Inbound>, &Life) -> Option<futures_util::future::BoxFuture<'static, Result<Bytes, String>>>,
         kind: &str,
         request: &[u8],
+        serve: Serve<'_>,
     ) -> Result<Bytes, LinkError> {
-        let exchange = async {
-            let Ok(life) = self.net.pass(self.key, to).await else {
-                return std::future::pending().await;
-            };
-            self.net.record(kind, life.machine, request);
-            let handler = lock(&life.handler).clone();
-            let context = lock(&life.context).clone();
-            let (Some(handler), Some(context)) = (handler, context) else {
-                return Err(LinkError::Unreachable { to: name.clone(), reason: "it is starting".to_owned() });
-            };
-            let Some(work) = serve(handler, &life) else {
-                return Err(LinkError::Unreachable { to: name.clone(), reason: "it does not know us".to_owned() });
-            };
-            let (reply, answer) = oneshot::channel();
-            context.spawn("inbound", async move {
-                // The sender may have given up.
-                reply.send(work.await).ok();
-            });
-            let Ok(answer) = answer.await else { return std::future::pending().await };
-            let Ok(own) = self.net.pass(to, self.key).await else { return std::future::pending().await };
-            self.net.record("answer", own.machine, answer.as_deref().unwrap_or_default());
-            answer.map_err(|reason| LinkError::Refused { to: name.clone(), reason })
+        let sent = tokio::time::Instant::now();
+        let arrival = async { Ok(self.arrive(to, kind, request).await) };
+        let life = self.within(name, deadline, arrival).await?;
+        let (handler, context) = life.receiver(name)?;
+        let Some(work) = serve(handler, &life) else { return Err(unreachable(name, "it does not know us")) };
+        let (reply, answer) = oneshot::channel();
+        context.spawn("inbound", async move {
+            // The sender may have given up.
+            reply.send(work.await).ok();
+        });
+        let left = deadline.saturating_sub(sent.elapsed());
+        let answer = match tokio::time::timeout(left, answer).await {
+            Ok(Ok(answer)) => answer,
+            // It crashed: the link falls when it has been silent for long enough.
+            Ok(Err(_)) => {
+                let left = deadline.saturating_sub(sent.elapsed());
+                return self.within(name, left, pending()).await;
+            }
+            Err(_) => return Err(LinkError::Timeout { to: name.to_owned(), within: deadline }),
         };
-        match tokio::time::timeout(deadline, exchange).await {
-            Ok(answer) => answer,
-            Err(_) => Err(LinkError::Timeout { to: name.clone(), within: deadline }),
-        }
+        let left = deadline.saturating_sub(sent.elapsed());
+        let back = async {
+            if self.net.pass(life.machine, self.key).await.is_none() {
+                pending::<()>().await;
+            }
+            Ok(())
+        };
+        self.within(name, left, back).await?;
+        self.net.record("answer", self.life.machine, answer.as_deref().unwrap_or_default());
+        answer.map_err(|reason| LinkError::Refused { to: name.to_owned(), reason })
+    }
+
+    async fn arrive(&self, to: NodeKey, kind: &str, what: &[u8]) -> Arc<Life> {
+        let Some(life) = self.net.pass(self.life.machine, to).await else { return pending().await };
+        self.net.record(kind, life.machine, what);
+        life
     }
 }
 
-fn unreachable(to: NodeId, reason: &str) -> LinkError {
-    LinkError::Unreachable { to: format!("node {to}"), reason: reason.to_owned() }
+fn unreachable(to: &str, reason: &str) -> LinkError {
+    LinkError::Unreachable { to: to.to_owned(), reason: reason.to_owned() }
 }
 
-/// Which member a key is to a receiver.
-fn member(life: &Life, key: NodeKey) -> Option<NodeId> {
-    lock(&life.peers).iter().find(|(_, peer)| peer.key == key).map(|(id, _)| *id)
+impl Life {
+    fn receiver(&self, name: &str) -> Result<(Arc<dyn Inbound>, NodeContext), LinkError> {
+        let handler = lock(&self.handler).clone();
+        let context = lock(&self.context).clone();
+        handler.zip(context).ok_or_else(|| unreachable(name, "it is starting"))
+    }
+
+    /// Which member the holder of `key` is to this one.
+    fn member(&self, key: NodeKey) -> Option<NodeId> {
+        lock(&self.peers).iter().find(|(_, peer)| peer.key == key).map(|(id, _)| *id)
+    }
 }
 
 #[async_trait]
@@ -206,18 +308,19 @@ impl Transport for SimTransport {
         let key = self.key_of(to)?;
         let (own, sent) = (self.key, request.clone());
         let serve = move |handler: Arc<dyn Inbound>, life: &Life| {
-            let from = member(life, own)?;
-            Some(Box::pin(async move { handler.call(from, channel, sent).await }) as _)
+            let (from, sent) = (life.member(own)?, sent.clone());
+            Some(Box::pin(async move { handler.call(from, channel, sent).await }) as BoxFuture<'static, _>)
         };
-        self.exchange(key, format!("node {to}"), deadline, serve, "deliver", &request).await
+        self.exchange(key, &format!("node {to}"), deadline, "deliver", &request, &serve).await
     }
 
     async fn call_stranger(&self, to: &Peer, request: Bytes, deadline: Duration) -> Result<Bytes, LinkError> {
         let (own, sent) = (self.key, request.clone());
         let serve = move |handler: Arc<dyn Inbound>, _: &Life| {
-            Some(Box::pin(async move { handler.stranger(own, None, sent).await }) as _)
+            let sent = sent.clone();
+            Some(Box::pin(async move { handler.stranger(own, None, sent).await }) as BoxFuture<'static, _>)
         };
-        self.exchange(to.key, format!("key {}", to.key), deadline, serve, "stranger", &request).await
+        self.exchange(to.key, &format!("key {}", to.key), deadline, "stranger", &request, &serve).await
     }
 
     async fn open_stream(
@@ -229,27 +332,20 @@ impl Transport for SimTransport {
     ) -> Result<Box<dyn Duplex>, LinkError> {
         let key = self.key_of(to)?;
         let name = format!("node {to}");
-        let opening = async {
-            let Ok(life) = self.net.pass(self.key, key).await else { return std::future::pending().await };
-            self.net.record("stream", life.machine, &header);
-            let handler = lock(&life.handler).clone();
-            let context = lock(&life.context).clone();
-            let (Some(handler), Some(context), Some(from)) = (handler, context, member(&life, self.key)) else {
-                return Err(unreachable(to, "it does not know us"));
-            };
-            let (near, far) = tokio::io::duplex(STREAM_BUFFER);
-            context.spawn("inbound stream", async move {
-                handler.stream(from, channel, header, Box::new(far)).await;
-            });
-            Ok(Box::new(near) as Box<dyn Duplex>)
-        };
-        match tokio::time::timeout(deadline, opening).await {
-            Ok(opened) => opened,
-            Err(_) => Err(LinkError::Timeout { to: name, within: deadline }),
-        }
+        let arrival = async { Ok(self.arrive(key, "stream", &header).await) };
+        let life = self.within(&name, deadline, arrival).await?;
+        let (handler, context) = life.receiver(&name)?;
+        let Some(from) = life.member(self.key) else { return Err(unreachable(&name, "it does not know us")) };
+        let (near, far) = tokio::io::duplex(STREAM_BUFFER);
+        let near = SimStream::new(near, self.net.clone(), self.life.machine, life.machine);
+        let far = SimStream::new(far, self.net.clone(), life.machine, self.life.machine);
+        context.spawn("inbound stream", async move {
+            handler.stream(from, channel, header, Box::new(far)).await;
+        });
+        Ok(Box::new(near))
     }
 
     async fn shutdown(&self) {
-        self.net.unplug(self.key);
+        self.unplug();
     }
 }

@@ -6,6 +6,9 @@ use blixard_node::platform::Spawner;
 use futures_util::future::BoxFuture;
 use tokio::task::AbortHandle;
 
+/// How many tasks are held before those that have ended are first let go of.
+const SWEEP_MIN: usize = 64;
+
 /// The tasks of one life of a node. Cloning shares them.
 #[derive(Clone, Default)]
 pub struct SimSpawner(Arc<Mutex<Tasks>>);
@@ -14,34 +17,41 @@ pub struct SimSpawner(Arc<Mutex<Tasks>>);
 struct Tasks {
     crashed: bool,
     handles: Vec<AbortHandle>,
+    sweep_at: usize,
 }
 
 impl SimSpawner {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Tasks> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends every task at its next await point, and every later one before its first.
     pub fn crash(&self) {
-        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.crashed = true;
-        for handle in tasks.handles.drain(..) {
-            handle.abort();
-        }
+        let handles = {
+            let mut tasks = self.lock();
+            tasks.crashed = true;
+            std::mem::take(&mut tasks.handles)
+        };
+        handles.iter().for_each(AbortHandle::abort);
     }
 
     /// Whether this life is over.
     pub fn is_crashed(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).crashed
+        self.lock().crashed
     }
 }
 
 impl Spawner for SimSpawner {
     fn spawn(&self, _name: &'static str, task: BoxFuture<'static, ()>) {
-        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if tasks.crashed {
+        if self.is_crashed() {
             return;
         }
         let handle = tokio::spawn(task).abort_handle();
+        let mut tasks = self.lock();
         tasks.handles.push(handle);
-        if tasks.handles.len().is_power_of_two() {
+        if tasks.handles.len() >= tasks.sweep_at.max(SWEEP_MIN) {
             tasks.handles.retain(|handle| !handle.is_finished());
+            tasks.sweep_at = tasks.handles.len() * 2;
         }
     }
 

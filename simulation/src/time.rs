@@ -1,6 +1,7 @@
 //! Simulated clocks, over tokio's paused one.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use blixard_core::time::{Mono, UtcMs};
 use blixard_node::platform::Clock;
@@ -8,20 +9,25 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 /// When every world begins, by a clock without skew: 2026-01-01T00:00:00Z.
-const EPOCH: UtcMs = UtcMs(1_767_225_600_000);
+const EPOCH_MS: i64 = 1_767_225_600_000;
 
-/// One node's clocks.
-#[derive(Debug, Clone, Copy)]
+/// One machine's clocks. Cloning shares them.
+#[derive(Debug, Clone)]
 pub struct SimClock {
     start: Instant,
-    /// How far ahead the wall clock is.
-    skew: Duration,
+    /// How far ahead the wall clock is, in milliseconds.
+    skew_ms: Arc<AtomicI64>,
 }
 
 impl SimClock {
-    /// The clocks of a node whose wall clock is ahead by `skew`. `start` is the world's.
-    pub fn new(start: Instant, skew: Duration) -> Self {
-        Self { start, skew }
+    /// The clocks of a machine whose wall clock is right. `start` is the world's.
+    pub fn new(start: Instant) -> Self {
+        Self { start, skew_ms: Arc::default() }
+    }
+
+    /// Sets how far ahead of the right time the wall clock is, in milliseconds.
+    pub fn set_skew_ms(&self, skew_ms: i64) {
+        self.skew_ms.store(skew_ms, Ordering::Relaxed);
     }
 }
 
@@ -31,7 +37,9 @@ impl Clock for SimClock {
     }
 
     fn utc(&self) -> UtcMs {
-        EPOCH.after(self.start.elapsed() + self.skew)
+        let elapsed = i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let now = EPOCH_MS.saturating_add(elapsed).saturating_add(self.skew_ms.load(Ordering::Relaxed));
+        UtcMs(u64::try_from(now).unwrap_or_default())
     }
 
     fn sleep_until(&self, deadline: Mono) -> BoxFuture<'static, ()> {

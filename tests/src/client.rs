@@ -81,7 +81,8 @@ impl Host {
     /// When it fails or prints something else.
     pub fn cli_json<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T> {
         let text = self.cli(&[arguments, &["-o", "json"]].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("`blixard {}` printed: {text}", arguments.join(" ")))
+        serde_json::from_str(&text)
+            .with_context(|| format!("`blixard {}` printed: {text}", arguments.join(" ")))
     }
 
     /// `cluster status`
@@ -140,7 +141,10 @@ impl Host {
     /// When the client fails or the container has none.
     pub fn pid_of(&self, target: &str) -> Result<u32> {
         let detail = self.inspect(target)?;
-        detail.container.and_then(|container| container.pid).with_context(|| format!("{target} has no process"))
+        detail
+            .container
+            .and_then(|container| container.pid)
+            .with_context(|| format!("{target} has no process"))
     }
 
     /// `image import`
@@ -194,7 +198,8 @@ impl Host {
             // The first line is a title.
             for line in listed.lines().skip(1) {
                 let mut words = line.split_whitespace();
-                let (Some(container), Some(pid), Some(state)) = (words.next(), words.next(), words.next()) else {
+                let (Some(container), Some(pid), Some(state)) = (words.next(), words.next(), words.next())
+                else {
                     continue;
                 };
                 tasks.push(Task {

@@ -115,7 +115,8 @@ impl Cluster {
             for host in &self.hosts {
                 let nodes = host.nodes()?;
                 let up = nodes.iter().filter(|node| node.status == NodeStatus::Up).count();
-                let voting = nodes.iter().filter(|node| matches!(node.role, Role::Leader | Role::Voter)).count();
+                let voting =
+                    nodes.iter().filter(|node| matches!(node.role, Role::Leader | Role::Voter)).count();
                 let told = format!("host {} sees {up} of {count} up, {voting} vote", host.number);
                 wait::ensure(up == count && voting == voters, told)?;
             }
@@ -161,13 +162,24 @@ impl Cluster {
     ///
     /// # Errors
     /// When that takes longer than `deadline`.
-    pub fn wait_ready(&self, asked: usize, service: &str, count: usize, deadline: Duration) -> Result<Vec<u64>> {
+    pub fn wait_ready(
+        &self,
+        asked: usize,
+        service: &str,
+        count: usize,
+        deadline: Duration,
+    ) -> Result<Vec<u64>> {
         wait::until(&format!("{count} replicas of {service}"), deadline, || {
             let rows = self.hosts[asked].replicas(service)?;
             let mut ready: Vec<_> = rows.iter().filter(|row| row.ready && !row.lost).collect();
             ready.sort_by_key(|row| row.slot);
             let told = || rows.iter().map(|row| format!("{} {:?} {}", row.name, row.phase, row.message));
-            ensure!(ready.len() == count, "{} are ready: {}", ready.len(), told().collect::<Vec<_>>().join("; "));
+            ensure!(
+                ready.len() == count,
+                "{} are ready: {}",
+                ready.len(),
+                told().collect::<Vec<_>>().join("; ")
+            );
             Ok(ready.iter().filter_map(|row| row.node).map(|node| node.0).collect())
         })
     }

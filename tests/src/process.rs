@@ -43,7 +43,8 @@ fn matching(wanted: impl Fn(&str) -> bool) -> BTreeSet<u32> {
 fn mark_of(pid: u32) -> Option<String> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let prefix = format!("{MARK}=");
-    let entry = environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(prefix.as_bytes()))?;
+    let entry =
+        environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(prefix.as_bytes()))?;
     Some(String::from_utf8_lossy(entry).into_owned())
 }
 

@@ -96,7 +96,8 @@ impl Registry {
             ensure!(put.status == 201, "an upload ends with {}: {}", put.status, put.body);
         }
         let kind = format!("Content-Type: {}", Layout::ROOT_TYPE);
-        let put = self.ask("PUT", &format!("/v2/{name}/manifests/{tag}"), &[kind], &layout.blobs[&layout.root])?;
+        let put =
+            self.ask("PUT", &format!("/v2/{name}/manifests/{tag}"), &[kind], &layout.blobs[&layout.root])?;
         ensure!(put.status == 201, "the manifest is answered with {}: {}", put.status, put.body);
         Ok(layout.root)
     }

@@ -34,7 +34,7 @@ pub enum Input {
     /// A command to propose: a client's write, a join, a hold.
     Propose {
         /// What to propose.
-        command: Command,
+        command: Box<Command>,
         /// Where the outcome goes.
         reply: Reply,
     },
@@ -77,7 +77,7 @@ impl Batch {
         match input {
             Input::Propose { command, reply } => {
                 self.replies.push((self.commands.len(), reply));
-                self.commands.push(command);
+                self.commands.push(*command);
             }
             Input::Report { node, statuses, reply } => {
                 let (known, replies) = self.reports.entry(node).or_default();

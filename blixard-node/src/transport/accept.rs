@@ -20,11 +20,23 @@ const HANDSHAKES_UNPROVEN_MAX: usize = 32;
 /// How long a dialler has to get through the handshake and say hello.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Accepts connections until the endpoint closes.
+/// Accepts connections for as long as the transport's tasks run.
 pub(super) async fn accept(shared: Arc<Shared>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let strangers = Arc::new(Strangers::default());
-    while let Some(incoming) = shared.endpoint.accept().await {
+    let mut endpoint = shared.listener.endpoint();
+    loop {
+        let incoming = match &endpoint {
+            Some(endpoint) => endpoint.accept().await,
+            None => None,
+        };
+        let Some(incoming) = incoming else {
+            tracing::warn!("the endpoint for links ended; binding another");
+            drop(endpoint);
+            shared.listener.renew().await;
+            endpoint = shared.listener.endpoint();
+            continue;
+        };
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
             incoming.refuse();
             continue;

@@ -4,6 +4,7 @@
 //! when one is configured.
 
 use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use iroh::endpoint::{Connection, IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets};
@@ -56,12 +57,97 @@ pub enum BindError {
     },
 }
 
-/// Binds the endpoint to one address.
-pub(super) async fn bind(
+/// How long a failed endpoint has to let go of what it still holds.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+/// The first pause before binding is tried again; doubled each time.
+const REBIND_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause before binding is tried again.
+const REBIND_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// The endpoint on one address, replaced by a new one there when it fails.
+///
+/// iroh binds its socket anew whenever the machine's interfaces change, and a network of containers
+/// changes them often. A child process that is being started holds the old socket for a moment;
+/// then the address is still in use, and iroh's endpoint ends for good.
+pub(super) struct Listener {
+    /// Absent while another is being bound.
+    endpoint: Mutex<Option<Endpoint>>,
     secret_key: [u8; 32],
     address: SocketAddr,
-    relay: Option<&str>,
-) -> Result<Endpoint, BindError> {
+    relay: Option<String>,
+}
+
+impl Listener {
+    /// Binds `address`.
+    pub(super) async fn bind(
+        secret_key: [u8; 32],
+        address: SocketAddr,
+        relay: Option<&str>,
+    ) -> Result<Self, BindError> {
+        let endpoint = bind(secret_key, address, relay).await?;
+        // With port 0 the system picked one, which is kept.
+        let address = endpoint.bound_sockets().first().copied().map_or(address, unmapped);
+        Ok(Self {
+            endpoint: Mutex::new(Some(endpoint)),
+            secret_key,
+            address,
+            relay: relay.map(str::to_owned),
+        })
+    }
+
+    /// The endpoint of now; none while another is being bound.
+    pub(super) fn endpoint(&self) -> Option<Endpoint> {
+        self.slot().clone()
+    }
+
+    /// Connects to another node.
+    ///
+    /// # Errors
+    /// Why that is not possible, in words.
+    pub(super) async fn connect(&self, target: EndpointAddr, alpn: &[u8]) -> Result<Connection, String> {
+        let endpoint = self.endpoint().ok_or("this node is not listening for links at the moment")?;
+        endpoint.connect(target, alpn).await.map_err(|error| chain(&error))
+    }
+
+    /// Ends it for good.
+    pub(super) async fn close(&self) {
+        let endpoint = self.slot().take();
+        if let Some(endpoint) = endpoint {
+            endpoint.close().await;
+        }
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Puts a new endpoint in the place of one that ended, however long that takes.
+    pub(super) async fn renew(&self) {
+        // What a failed endpoint does not close in time it never will. Its socket goes with it.
+        let _late = tokio::time::timeout(CLOSE_DEADLINE, self.close()).await;
+        let mut pause = REBIND_PAUSE;
+        loop {
+            match bind(self.secret_key, self.address, self.relay.as_deref()).await {
+                Ok(endpoint) => {
+                    *self.slot() = Some(endpoint);
+                    tracing::info!(address = %self.address, "listening for links again");
+                    return;
+                }
+                Err(error) => tracing::warn!(err = %error, "cannot listen for links; trying again"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(REBIND_PAUSE_MAX);
+        }
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Endpoint>> {
+        self.endpoint.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Binds the endpoint to one address.
+async fn bind(secret_key: [u8; 32], address: SocketAddr, relay: Option<&str>) -> Result<Endpoint, BindError> {
     let relay_mode = match relay {
         None => RelayMode::Disabled,
         Some(url) => RelayMode::custom([url

@@ -35,7 +35,7 @@ use blixard_core::wire::{Channel, Peer};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
-use self::endpoint::unmapped;
+use self::endpoint::Listener;
 pub use self::endpoint::{BindError, public_key};
 use self::link::{CallFault, CloseCode, LANE_BYTES_MAX, Link};
 use self::shared::Shared;
@@ -61,15 +61,16 @@ impl IrohTransport {
         relay: Option<&str>,
         rng: Arc<dyn RandomSource>,
     ) -> Result<Arc<Self>, BindError> {
-        let endpoint = endpoint::bind(secret_key, bind, relay).await?;
-        let bound: Vec<SocketAddr> = endpoint.bound_sockets().into_iter().map(unmapped).collect();
-        let port = bound.first().map_or(0, SocketAddr::port);
+        let listener = Listener::bind(secret_key, bind, relay).await?;
+        let bound = listener.address();
+        let port = bound.port();
         let named = |address: SocketAddr| {
             if address.port() == 0 { SocketAddr::new(address.ip(), port) } else { address }
         };
-        let addresses = if advertise.is_empty() { bound } else { advertise.into_iter().map(named).collect() };
-        let key = NodeKey(*endpoint.id().as_bytes());
-        let shared = Arc::new(Shared::new(endpoint, key, addresses.clone(), rng));
+        let addresses =
+            if advertise.is_empty() { vec![bound] } else { advertise.into_iter().map(named).collect() };
+        let key = public_key(&secret_key);
+        let shared = Arc::new(Shared::new(listener, key, addresses.clone(), rng));
         Ok(Arc::new(Self { shared, addresses }))
     }
 

@@ -9,7 +9,7 @@ use blixard_core::id::{NodeId, NodeKey};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::endpoint::{ALPN_MEMBER, chain};
+use super::endpoint::ALPN_MEMBER;
 use super::hello;
 use super::link::{CloseCode, Link};
 use super::shared::Shared;
@@ -204,7 +204,7 @@ async fn keep_linked(shared: &Arc<Shared>, slot: &Slot) {
 async fn dial(shared: &Arc<Shared>, slot: &Slot) -> Result<(), String> {
     let relay = slot.relay.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let target = hello::dial_target(slot.key, &shared.addresses_of(slot.key), relay.as_deref())?;
-    let connection = shared.endpoint.connect(target, ALPN_MEMBER).await.map_err(|error| chain(&error))?;
+    let connection = shared.listener.connect(target, ALPN_MEMBER).await?;
     let hello = hello::say(&connection, &shared.hello).await?;
     shared.linked(connection, true, hello).await
 }

@@ -9,12 +9,11 @@ use blixard_core::discovery::book::{AddressBook, AddressesMessage, Source};
 use blixard_core::id::{NodeId, NodeKey};
 use blixard_core::time::Mono;
 use blixard_core::wire::{self, Channel, Peer};
-use iroh::Endpoint;
 use iroh::endpoint::Connection;
 use tokio::sync::SetOnce;
 use tokio::time::Instant;
 
-use super::endpoint::{remote_address, remote_key};
+use super::endpoint::{Listener, remote_address, remote_key};
 use super::hello::Hello;
 use super::link::{CloseCode, Link, close};
 use super::peer::{self, Slot};
@@ -27,7 +26,7 @@ const ADDRESSES_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The transport, as its tasks see it.
 pub(super) struct Shared {
-    pub(super) endpoint: Endpoint,
+    pub(super) listener: Listener,
     pub(super) key: NodeKey,
     pub(super) hello: Hello,
     pub(super) handler: SetOnce<Arc<dyn Inbound>>,
@@ -46,14 +45,14 @@ struct Members {
 
 impl Shared {
     pub(super) fn new(
-        endpoint: Endpoint,
+        listener: Listener,
         key: NodeKey,
         addresses: Vec<SocketAddr>,
         rng: Arc<dyn RandomSource>,
     ) -> Self {
         let hello = Hello { boot: rng.next_u64(), addresses };
         Self {
-            endpoint,
+            listener,
             key,
             hello,
             handler: SetOnce::new(),
@@ -129,7 +128,7 @@ impl Shared {
             slot.remove(CloseCode::Shutdown, "the node is shutting down");
         }
         self.tasks.shutdown().await;
-        self.endpoint.close().await;
+        self.listener.close().await;
     }
 
     /// Takes in where someone may be, from outside the cluster's own state.

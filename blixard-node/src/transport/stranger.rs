@@ -10,7 +10,7 @@ use bytes::Bytes;
 use iroh::endpoint::{Connection, VarInt};
 use tokio::sync::Semaphore;
 
-use super::endpoint::{ALPN_JOIN, chain, remote_address, remote_key};
+use super::endpoint::{ALPN_JOIN, remote_address, remote_key};
 use super::frame::{Frame, Status};
 use super::hello::dial_target;
 use super::link::{CloseCode, close, close_reason};
@@ -101,8 +101,7 @@ pub(super) async fn ask(shared: &Shared, to: &Peer, request: Bytes) -> Result<By
     let name = format!("{:?} (key {})", to.addresses, to.key);
     let unreachable = |reason: String| LinkError::Unreachable { to: name.clone(), reason };
     let target = dial_target(to.key, &to.addresses, to.relay_url.as_deref()).map_err(unreachable)?;
-    let connection =
-        shared.endpoint.connect(target, ALPN_JOIN).await.map_err(|error| unreachable(chain(&error)))?;
+    let connection = shared.listener.connect(target, ALPN_JOIN).await.map_err(unreachable)?;
     let exchange = async {
         let (mut send, mut recv) = connection.open_bi().await.map_err(std::io::Error::from)?;
         let question = Frame { id: 0, tag: Channel::Join as u8, payload: request };

@@ -216,7 +216,7 @@ async fn strangers_may_only_ask_to_join() {
     // The same protocol with another channel.
     let target =
         super::endpoint::endpoint_addr(one.transport.key(), &one.transport.addresses(), None).unwrap();
-    let endpoint = &stranger.transport.shared.endpoint;
+    let endpoint = stranger.transport.shared.listener.endpoint().expect("it listens");
     let connection = endpoint.connect(target, super::endpoint::ALPN_JOIN).await.unwrap();
     let (mut send, _recv) = connection.open_bi().await.unwrap();
     let frame = super::frame::Frame { id: 0, tag: Channel::Raft as u8, payload: "vote".into() };
@@ -429,4 +429,21 @@ async fn figures() {
             alone[4_950]
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_ended_is_replaced_at_the_same_address() {
+    let (one, two) = (Member::start(1).await, Member::start(2).await);
+    let listener = &one.transport.shared.listener;
+    let bound = || listener.endpoint().map(|endpoint| endpoint.bound_sockets());
+    let before = bound();
+    // As iroh's own does when it loses its socket. No link holds it: none is up yet.
+    listener.endpoint().expect("it listens").close().await;
+    let open = || listener.endpoint().is_some_and(|endpoint| !endpoint.is_closed());
+    eventually("listening again", async || open()).await;
+    assert_eq!(bound(), before);
+    for member in [&one, &two] {
+        member.transport.set_peers(peers(&[&one, &two]));
+    }
+    eventually("linked", async || two.call(&one, Channel::Raft, b"").await.is_ok()).await;
 }

@@ -74,7 +74,9 @@ fn form(cluster: &mut Cluster) -> Result<()> {
     cluster.hosts[0].start(&[])?;
     let registry = cluster.registry()?;
     for number in 2..=NODES {
-        command(&format!("blixard node --id {number} --bind 10.77.0.{number}:7001 --join node-registry.json"));
+        command(&format!(
+            "blixard node --id {number} --bind 10.77.0.{number}:7001 --join node-registry.json"
+        ));
         cluster.hosts[usize::from(number) - 1].spawn(&["--join", &registry])?;
     }
     for host in &mut cluster.hosts[1..] {
@@ -182,7 +184,8 @@ fn check_replicas(cluster: &Cluster, asked: usize) -> Result<()> {
 fn check_tasks(cluster: &Cluster, asked: usize) -> Result<()> {
     let rows = cluster.hosts[asked].replicas("web")?;
     let shown = rows.iter().filter(|row| row.ready && !row.lost);
-    let mut shown: Vec<String> = shown.filter_map(|row| row.container_id.as_ref()).map(|id| id.0.clone()).collect();
+    let mut shown: Vec<String> =
+        shown.filter_map(|row| row.container_id.as_ref()).map(|id| id.0.clone()).collect();
     let mut running = Vec::new();
     for host in cluster.hosts.iter().filter(|host| host.is_powered()) {
         running.extend(host.tasks()?.into_iter().filter(|task| task.running).map(|task| task.container));

@@ -8,8 +8,8 @@ use super::{Image, Recipe};
 
 /// The applets of busybox that scripts in tests use.
 const APPLETS: [&str; 24] = [
-    "cat", "chmod", "chown", "date", "dd", "df", "echo", "env", "false", "head", "hostname", "httpd", "id", "kill",
-    "ls", "mkdir", "nc", "ps", "sh", "sleep", "true", "wget", "whoami", "tail",
+    "cat", "chmod", "chown", "date", "dd", "df", "echo", "env", "false", "head", "hostname", "httpd", "id",
+    "kill", "ls", "mkdir", "nc", "ps", "sh", "sleep", "true", "wget", "whoami", "tail",
 ];
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const WWW: Owner = (33, 33);

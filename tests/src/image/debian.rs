@@ -40,8 +40,11 @@ pub(super) fn fetch(packages: &[&str], folder: &Path) -> Result<Vec<PathBuf>> {
     }
     fs::create_dir_all(folder)?;
     let wanted = closure(packages)?;
-    let missing: Vec<&str> =
-        wanted.iter().filter(|package| package.find(folder).is_none()).map(|package| package.spec.as_str()).collect();
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|package| package.find(folder).is_none())
+        .map(|package| package.spec.as_str())
+        .collect();
     if !missing.is_empty() {
         download(&missing, folder)?;
     }
@@ -64,9 +67,9 @@ impl Package {
         // As apt names files: the epoch's colon is escaped.
         let prefix = self.spec.replacen('=', "_", 1).replace(':', "%3a") + "_";
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).find(|path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
-        })
+        entries
+            .map(|entry| entry.path())
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)))
     }
 }
 

@@ -8,8 +8,13 @@ use anyhow::{Context, Result, ensure};
 use tar::{Builder, EntryType, Header};
 
 /// What packages hold and containers do not need.
-const LEFT_OUT: [&str; 5] =
-    ["usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/lintian/", "usr/share/bash-completion/"];
+const LEFT_OUT: [&str; 5] = [
+    "usr/share/doc/",
+    "usr/share/man/",
+    "usr/share/locale/",
+    "usr/share/lintian/",
+    "usr/share/bash-completion/",
+];
 
 /// A user and group, by number.
 pub(super) type Owner = (u64, u64);

@@ -86,7 +86,7 @@ fn kill_by_turns(
 ) -> Result<()> {
     while !finished() && killed.load(Ordering::SeqCst) < KILLS {
         let (leader, followers) = cluster.leader_and_followers()?;
-        let victim = if killed.load(Ordering::SeqCst) % 2 == 0 { leader } else { followers[0] };
+        let victim = if killed.load(Ordering::SeqCst).is_multiple_of(2) { leader } else { followers[0] };
         cluster.hosts[victim].kill()?;
         cluster.hosts[victim].start(&[])?;
         cluster.wait_formed()?;

@@ -47,12 +47,17 @@ fn machine_dies_and_returns(leads: bool) -> Result<()> {
         println!("replaced after {:?}", start.elapsed());
         ensure!(nodes.len() == 3, "{nodes:?}");
         let after = cluster.hosts[asked].replicas("web")?;
-        let mut slots: Vec<u32> = after.iter().filter(|row| row.ready && !row.lost).map(|row| row.slot).collect();
+        let mut slots: Vec<u32> =
+            after.iter().filter(|row| row.ready && !row.lost).map(|row| row.slot).collect();
         slots.sort_unstable();
         ensure!(slots == [0, 1, 2], "the slots are {slots:?}");
         // What ran elsewhere never noticed.
         for row in before.iter().filter(|row| row.node.is_some_and(|node| node.0 != id)) {
-            ensure!(after.iter().any(|now| now.container_id == row.container_id), "{} was replaced too", row.name);
+            ensure!(
+                after.iter().any(|now| now.container_id == row.container_id),
+                "{} was replaced too",
+                row.name
+            );
         }
 
         cluster.hosts[victim].power_on()?;
@@ -64,9 +69,11 @@ fn machine_dies_and_returns(leads: bool) -> Result<()> {
             wait::ensure(rows.len() == 3, format!("{} rows", rows.len()))?;
             let mut running = Vec::new();
             for host in &cluster.hosts {
-                running.extend(host.tasks()?.into_iter().filter(|task| task.running).map(|task| task.container));
+                running
+                    .extend(host.tasks()?.into_iter().filter(|task| task.running).map(|task| task.container));
             }
-            let mut wanted: Vec<String> = rows.into_iter().filter_map(|row| Some(row.container_id?.0)).collect();
+            let mut wanted: Vec<String> =
+                rows.into_iter().filter_map(|row| Some(row.container_id?.0)).collect();
             running.sort();
             wanted.sort();
             wait::ensure(running == wanted, format!("{running:?} run, {wanted:?} are listed"))

@@ -37,7 +37,11 @@ fn a_restart_never_joins_again_and_changes_nothing() -> Result<()> {
     Cluster::formed(3)?.check(|cluster| {
         let before = cluster.hosts[0].status()?;
         let keys = |cluster: &Cluster| -> Result<Vec<_>> {
-            Ok(cluster.hosts[0].nodes()?.into_iter().map(|node| (node.id, node.key, node.joined_at)).collect())
+            Ok(cluster.hosts[0]
+                .nodes()?
+                .into_iter()
+                .map(|node| (node.id, node.key, node.joined_at))
+                .collect())
         };
         let members = keys(cluster)?;
         let registry = cluster.registry()?;
@@ -104,7 +108,10 @@ fn the_data_of_another_cluster_are_refused() -> Result<()> {
         let code = cluster.hosts[1].wait_exit(REFUSAL)?;
         let log = cluster.hosts[1].log();
         ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
-        ensure!(log.contains("belongs to cluster") && log.contains(&other.to_string()), "the reason is not said: {log}");
+        ensure!(
+            log.contains("belongs to cluster") && log.contains(&other.to_string()),
+            "the reason is not said: {log}"
+        );
         // Nothing was lost by the refusal.
         cluster.hosts[1].start(&[])?;
         ensure!(cluster.hosts[1].status()?.id == other, "its cluster changed");
@@ -182,13 +189,17 @@ fn the_bootstrapping_node_prints_the_line_for_the_next_machine() -> Result<()> {
 fn ticket(log: &str) -> Result<String> {
     let words = log.lines().filter(|line| line.contains("--join")).flat_map(str::split_whitespace);
     let after = words.skip_while(|word| *word != "--join").nth(1);
-    Ok(after.with_context(|| format!("no ticket is printed: {log}"))?.trim_matches(['`', '\'', '"']).to_owned())
+    Ok(after
+        .with_context(|| format!("no ticket is printed: {log}"))?
+        .trim_matches(['`', '\'', '"'])
+        .to_owned())
 }
 
 /// Changes the secret of the file's token and gives the changed one.
 fn spoil_token(file: &mut Value) -> Result<String> {
     let token = file.get_mut("join_token").context("a registry file has a token")?;
-    let (id, secret) = token.as_str().and_then(|text| text.split_once('.')).context("a token is ID.SECRET")?;
+    let (id, secret) =
+        token.as_str().and_then(|text| text.split_once('.')).context("a token is ID.SECRET")?;
     let secret: String = secret.chars().map(|digit| if digit == '0' { '1' } else { '0' }).collect();
     *token = Value::from(format!("{id}.{secret}"));
     Ok(secret)

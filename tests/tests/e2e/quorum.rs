@@ -29,7 +29,10 @@ fn without_a_quorum_reads_answer_and_say_they_may_be_old_and_writes_name_who_is_
         let took = start.elapsed();
         // The client repeats what the node refused once.
         ensure!(took < WRITE_DEADLINE * 3, "the refusal took {took:?}");
-        ensure!(text.contains("node 2") && text.contains("node 3"), "the missing nodes are not named: {text}");
+        ensure!(
+            text.contains("node 2") && text.contains("node 3"),
+            "the missing nodes are not named: {text}"
+        );
         ensure!(host.get(8080, "/")?.0 == 200, "the container on the node stopped");
 
         cluster.hosts[1].power_on()?;

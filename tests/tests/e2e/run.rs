@@ -29,7 +29,8 @@ fn a_bundle_submitted_to_a_follower_runs_everywhere_and_every_node_shows_it() ->
             nodes.sort_unstable();
             ensure!(nodes == [1, 2, 3], "the replicas are not one on each node: {nodes:?}");
         }
-        let ids = |rows: &[ReplicaRow]| rows.iter().filter_map(|row| row.container_id.clone()).collect::<Vec<_>>();
+        let ids =
+            |rows: &[ReplicaRow]| rows.iter().filter_map(|row| row.container_id.clone()).collect::<Vec<_>>();
         ensure!(shown.iter().all(|rows| ids(rows) == ids(&shown[0])), "the nodes show different containers");
 
         let mut pages = std::collections::BTreeSet::new();
@@ -43,7 +44,8 @@ fn a_bundle_submitted_to_a_follower_runs_everywhere_and_every_node_shows_it() ->
                 ensure!(status == 200, "host {} answers {status} at {address}", host.number);
             }
             let tasks = host.tasks()?;
-            let own = shown[0].iter().find(|row| row.node.is_some_and(|node| node.0 == u64::from(host.number)));
+            let own =
+                shown[0].iter().find(|row| row.node.is_some_and(|node| node.0 == u64::from(host.number)));
             let id = own.and_then(|row| row.container_id.clone()).context("the node has no replica")?;
             ensure!(
                 tasks.len() == 1 && tasks[0].container == id.0 && tasks[0].running,
@@ -93,7 +95,9 @@ fn a_followed_log_ends_with_its_container() -> Result<()> {
         let busybox = image::busybox()?;
         let host = &cluster.hosts[0];
         host.import(&busybox)?;
-        host.run(&Bundle::new("count", &busybox).shell("for i in 1 2 3; do echo $i; sleep 1; done; sleep 600"))?;
+        host.run(
+            &Bundle::new("count", &busybox).shell("for i in 1 2 3; do echo $i; sleep 1; done; sleep 600"),
+        )?;
         let mut follower = host.command(&["logs", "-f", "count"])?;
         let mut follower = follower.stdout(std::process::Stdio::piped()).spawn()?;
         wait::until("the third line", SOON, || {
@@ -128,7 +132,10 @@ fn a_service_stops_starts_and_goes() -> Result<()> {
 
         cluster.hosts[2].cli(&["stop", "web"])?;
         wait::until("no task", SOON, || wait::ensure(tasks(cluster)? == 0, "some run"))?;
-        ensure!(cluster.hosts[0].service("web")?.row.state == ServiceState::Stopped, "it is not shown as stopped");
+        ensure!(
+            cluster.hosts[0].service("web")?.row.state == ServiceState::Stopped,
+            "it is not shown as stopped"
+        );
         ensure!(cluster.hosts[0].get(8080, "/").is_err(), "something answers");
 
         cluster.hosts[0].cli(&["start", "web"])?;
@@ -158,7 +165,9 @@ fn stopping_is_graceful_and_the_timeout_is_kept() -> Result<()> {
         let polite = Bundle::new("polite", &busybox).shell(polite).volume(source, "/shared");
         host.run(&polite.set("stop_timeout", 20.into()))?;
         host.cli(&["stop", "polite"])?;
-        wait::until("its last word", SOON, || wait::ensure(directory.join("bye").exists(), "nothing is said"))?;
+        wait::until("its last word", SOON, || {
+            wait::ensure(directory.join("bye").exists(), "nothing is said")
+        })?;
 
         let deaf = Bundle::new("deaf", &busybox).shell("trap '' TERM; while :; do sleep 0.1; done");
         host.run(&deaf.set("stop_timeout", 1.into()))?;
@@ -197,7 +206,10 @@ fn an_unchanged_bundle_changes_nothing_and_a_changed_one_replaces_one_slot_at_a_
         })?;
         ensure!(fewest >= 2, "only {fewest} replicas were ready during the update");
         ensure!(ids(cluster)?.iter().all(|id| !before.contains(id)), "an old container is left");
-        ensure!(cluster.hosts[0].cli(&["exec", "web-1", "sh", "-c", "echo $COLOR"])? == "green\n", "the change");
+        ensure!(
+            cluster.hosts[0].cli(&["exec", "web-1", "sh", "-c", "echo $COLOR"])? == "green\n",
+            "the change"
+        );
         Ok(())
     })
 }
@@ -253,7 +265,8 @@ fn a_command_that_does_not_exist_is_reported_and_tried_with_back_off() -> Result
         let busybox = image::busybox()?;
         let host = &cluster.hosts[0];
         host.import(&busybox)?;
-        let text = host.run_refused(&Bundle::new("typo", &busybox).command(&["/bin/serve-it"]).always(), 6)?;
+        let text =
+            host.run_refused(&Bundle::new("typo", &busybox).command(&["/bin/serve-it"]).always(), 6)?;
         ensure!(text.contains("/bin/serve-it"), "the command is not named: {text}");
         let attempts = host.replicas("typo")?.iter().map(|row| row.attempt).max().unwrap_or(0);
         ensure!(attempts <= 5, "a hot loop: {attempts} attempts in 6 s");
@@ -291,7 +304,8 @@ fn a_container_that_ends_starts_again_as_its_policy_says() -> Result<()> {
         host.submit(&Bundle::new("again", &busybox).shell("echo hello; sleep 1; exit 3").always())?;
         wait::until("the second start of one and the end of the other", SOON, || {
             let all: Vec<ReplicaRow> = host.cli_json(&["ps", "-a"])?;
-            let row = |name: &str| all.iter().find(|row| row.service.as_str() == name).context(name.to_owned());
+            let row =
+                |name: &str| all.iter().find(|row| row.service.as_str() == name).context(name.to_owned());
             let (once, again) = (row("once")?, row("again")?);
             ensure!(once.exit_code == Some(0) && once.attempt == 0, "once: {once:?}");
             wait::ensure(again.attempt >= 2, format!("again: {again:?}"))

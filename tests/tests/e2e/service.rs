@@ -74,7 +74,7 @@ fn a_stopped_daemon_leaves_its_containers_and_purge_leaves_nothing() -> Result<(
         let namespace = host.namespace();
         let blixard = blixard_tests::host::blixard()?.display().to_string();
         let net = format!("--net=/run/netns/{namespace}");
-        run("nsenter", &[&net, &blixard, "node", "purge", "--data-dir", &data])?;
+        run("nsenter", &[&net, &blixard, "node", "purge", "--yes", "--data-dir", &data])?;
         ensure!(host.get(8080, "/").is_err(), "something answers");
         ensure!(host.processes().is_empty(), "left running: {:?}", host.processes());
         let mounts = std::fs::read_to_string("/proc/self/mounts")?;

@@ -59,7 +59,7 @@ fn a_joiner_whose_log_prefix_was_purged_installs_a_snapshot_while_writes_run() -
         })?;
         cluster.wait_formed()?;
         let log = cluster.hosts[position].log();
-        ensure!(log.contains("snapshot"), "the joiner did not install a snapshot: {log}");
+        ensure!(log.contains("snapshot installed"), "the joiner did not install a snapshot: {log}");
         let written = next.load(Ordering::SeqCst) as usize;
         for host in &cluster.hosts {
             wait::until("every service", Duration::from_secs(10), || {

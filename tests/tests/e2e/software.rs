@@ -88,7 +88,10 @@ fn postgresql_keeps_its_rows_over_restarts_of_daemon_and_container() -> Result<(
         process::signal(pid, Signal::KILL);
         wait::until("its rows after recovery", SOON, || {
             wait::ensure(host.pid_of("db-0")? != pid, "it is the old process")?;
-            wait::ensure(query(host, "select count(*) from fish")? == "2\n", "rows are lost with the container")
+            wait::ensure(
+                query(host, "select count(*) from fish")? == "2\n",
+                "rows are lost with the container",
+            )
         })?;
 
         // From the LAN: the start of a session as user postgres is answered by `R`, authentication.

@@ -1,0 +1,43 @@
+//! The state's own invariants, of every state that any node publishes and between neighbours.
+//!
+//! They are [`blixard_core::cluster::invariants`]: bounds, slots, ports, capacity, and what never
+//! goes back. Each shows the fault that its own text names.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use blixard_core::cluster::ClusterState;
+use blixard_core::cluster::invariants::{check, check_step};
+
+/// How many states are kept to find neighbours among.
+const KEPT: usize = 2_048;
+
+/// States by index.
+#[derive(Default)]
+pub(super) struct States {
+    kept: BTreeMap<u64, Arc<ClusterState>>,
+}
+
+impl States {
+    pub(super) fn seen(&mut self, state: &Arc<ClusterState>) -> Result<(), (String, String)> {
+        let index = state.applied;
+        if self.kept.contains_key(&index) {
+            return Ok(());
+        }
+        let named = |violation: blixard_core::cluster::invariants::Violation| {
+            (violation.invariant.to_owned(), format!("at index {index}: {}", violation.detail))
+        };
+        check(state).map_err(named)?;
+        if let Some(before) = index.checked_sub(1).and_then(|before| self.kept.get(&before)) {
+            check_step(before, state).map_err(named)?;
+        }
+        if let Some(after) = self.kept.get(&(index + 1)) {
+            check_step(state, after).map_err(named)?;
+        }
+        self.kept.insert(index, state.clone());
+        if self.kept.len() > KEPT {
+            self.kept.pop_first();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! One history: a cluster forms, is used while things go wrong, heals and must settle.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use blixard_node::raft::RaftConfig;
+
+use crate::checks::{Violation, acknowledged, settled};
+use crate::clients::{CLIENTS, Clients, Done};
+use crate::containers::ContainerCounts;
+use crate::faults::{Acted, Faults};
+use crate::random::Stream;
+use crate::trace::Show;
+use crate::world::World;
+
+/// How long a cluster has to form.
+const FORM_WITHIN: Duration = Duration::from_secs(60);
+/// How long it has to settle once nothing goes wrong: longer than the longest back-off.
+const SETTLE_WITHIN: Duration = Duration::from_secs(900);
+/// How long a settled cluster is watched: nothing may happen in it.
+const REST: Duration = Duration::from_secs(5);
+/// How often it is looked whether what is waited for has come.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// What everything random is drawn from.
+    pub seed: u64,
+    /// How many machines.
+    pub nodes: u64,
+    /// For how many simulated minutes things go wrong.
+    pub minutes: u64,
+    /// Whether anything goes wrong at all.
+    pub faults: bool,
+    /// What becomes of the trace.
+    pub show: Show,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The hash of everything that happened.
+    pub hash: String,
+    /// How many events it covers.
+    pub events: u64,
+    /// The simulated time.
+    pub elapsed: Duration,
+    /// The first invariant that did not hold.
+    pub violation: Option<Violation>,
+    /// How often each kind of fault acted.
+    pub acted: Acted,
+    /// What the clients did.
+    pub clients: Done,
+    /// The highest applied index, and the highest term with a leader.
+    pub reached: (u64, u64),
+    /// Messages that arrived, and that did not.
+    pub messages: (u64, u64),
+    /// How often daemons started.
+    pub lives: u64,
+    /// What happened to containers.
+    pub containers: ContainerCounts,
+    /// How long settling took.
+    pub settled_in: Option<Duration>,
+    /// The trace as text, when it was to be kept.
+    pub kept: Vec<String>,
+}
+
+/// Runs one history on a runtime of its own, on this thread.
+///
+/// # Panics
+/// When the operating system gives no runtime.
+pub fn run(options: Options) -> Report {
+    let panics = crate::panics::watch();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime without I/O needs nothing");
+    let mut report = runtime.block_on(history(options));
+    if let Some(panic) = panics.taken() {
+        let at = report.elapsed;
+        report.violation = Some(Violation { invariant: "nothing_panics".to_owned(), detail: panic, at });
+    }
+    report
+}
+
+async fn history(options: Options) -> Report {
+    let random = Stream::new(options.seed, "options");
+    let raft = RaftConfig {
+        snapshot_entries: 20 + random.below(400),
+        log_keep: 1 + random.below(40),
+        ..RaftConfig::default()
+    };
+    let faults = if options.faults { Faults::draw(&random) } else { Faults::none() };
+    let world = World::new(options.seed, options.nodes, &raft, options.show);
+    let clients = Clients::new(world.clone(), 100 + random.below(3_000));
+    let mut history =
+        History { world: world.clone(), acted: Acted::new(), done: Done::default(), settled_in: None };
+    history.play(options, faults, clients).await;
+    world.end();
+    let mut containers = ContainerCounts::default();
+    for machine in &world.machines {
+        containers.add(machine.containers.counts());
+    }
+    Report {
+        hash: world.trace.hash(),
+        events: world.trace.events(),
+        elapsed: world.trace.elapsed(),
+        violation: world.checks.first(),
+        acted: history.acted,
+        clients: history.done,
+        reached: world.checks.reached(),
+        messages: world.net.counts(),
+        lives: world.machines.iter().map(crate::machine::Machine::lives).sum(),
+        containers,
+        settled_in: history.settled_in,
+        kept: world.trace.take_kept(),
+    }
+}
+
+struct History {
+    world: Arc<World>,
+    acted: Acted,
+    done: Done,
+    settled_in: Option<Duration>,
+}
+
+impl History {
+    async fn play(&mut self, options: Options, faults: Faults, clients: Arc<Clients>) {
+        let world = self.world.clone();
+        if let Err(why) = wait(&world, FORM_WITHIN, || formed(&world)).await {
+            return world.checks.violated("forms", why);
+        }
+        world.trace.say(0, "formed");
+        let stopping = Arc::new(AtomicBool::new(false));
+        let faults = tokio::spawn(faults.run(world.clone(), stopping.clone()));
+        let writing: Vec<_> = (0..CLIENTS).map(|number| tokio::spawn(clients.clone().run(number))).collect();
+        let end = tokio::time::Instant::now() + Duration::from_secs(60 * options.minutes);
+        while tokio::time::Instant::now() < end && world.checks.first().is_none() {
+            tokio::time::sleep(LOOK).await;
+        }
+        clients.stop();
+        stopping.store(true, Ordering::Relaxed);
+        if world.checks.first().is_some() {
+            return;
+        }
+        // A panic in either shows in the report.
+        self.acted = faults.await.unwrap_or_default();
+        world.trace.say(0, "healed");
+        for client in writing {
+            let Ok(done) = client.await else { continue };
+            self.done.add(done);
+        }
+        let began = world.trace.elapsed();
+        if let Err(why) = wait(&world, SETTLE_WITHIN, || settled(&world)).await {
+            return world.checks.violated("settles", why);
+        }
+        self.settled_in = Some(world.trace.elapsed() - began);
+        world.trace.say(0, "settled");
+        let Some(node) = world.running().into_iter().next() else { return };
+        let state = node.handle.state();
+        if let Err(why) = acknowledged(&state, &self.done.expected) {
+            return world.checks.violated("acknowledged_writes_stay", why);
+        }
+        tokio::time::sleep(REST).await;
+        let after = node.handle.state().applied;
+        if after != state.applied {
+            let detail = format!("a settled cluster went from index {} to {after}", state.applied);
+            world.checks.violated("rests", detail);
+        }
+    }
+}
+
+/// Whether every machine's node is a member; starts what does not run.
+fn formed(world: &World) -> Result<(), String> {
+    for machine in &world.machines {
+        world.start(machine.number);
+    }
+    world.reap();
+    settled(world)
+}
+
+/// Waits until `holds`; the last reason why not when it does not in time.
+async fn wait(world: &World, within: Duration, holds: impl Fn() -> Result<(), String>) -> Result<(), String> {
+    let end = tokio::time::Instant::now() + within;
+    loop {
+        let why = match holds() {
+            Ok(()) => return Ok(()),
+            Err(why) => why,
+        };
+        if world.checks.first().is_some() || tokio::time::Instant::now() >= end {
+            return Err(why);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
