@@ -73,7 +73,11 @@ fn entries(criterion: &mut Criterion) {
         let next = state.applied + 1;
         let entry = submission(services / 2, 1);
         group.bench_function(BenchmarkId::new("apply", services), |bencher| {
-            bencher.iter_batched(|| state.clone(), |mut state| state.apply(next, black_box(&entry)), BatchSize::SmallInput);
+            bencher.iter_batched(
+                || state.clone(),
+                |mut state| state.apply(next, black_box(&entry)),
+                BatchSize::SmallInput,
+            );
         });
         let mut planner = Planner::new(&state, START);
         planner.plan(&state, START);
