@@ -20,6 +20,9 @@ use crate::random::Stream;
 use crate::tasks::SimSpawner;
 use crate::trace::Trace;
 
+/// What a full disk answers.
+pub const FULL: &str = "no space left on device";
+
 /// One operation on a file.
 #[derive(Debug, Clone)]
 enum Op {
@@ -298,7 +301,7 @@ impl Backend {
                 None => {}
             }
             if inner.full {
-                return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on device"));
+                return Err(io::Error::new(io::ErrorKind::StorageFull, FULL));
             }
             work(inner, name);
             Ok(())

@@ -16,6 +16,7 @@ mod panics;
 pub mod random;
 pub mod scenario;
 mod stream;
+pub mod sweep;
 pub mod tasks;
 pub mod time;
 pub mod trace;

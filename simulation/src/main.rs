@@ -1,13 +1,15 @@
 //! `simulation`: runs worlds from the command line.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 use simulation::scenario::{self, Options, Report};
+use simulation::sweep::{Totals, sweep, twice};
 use simulation::trace::Show;
 
-/// Runs the production node in simulated worlds.
+/// Runs the production node in simulated worlds, each a function of its seed.
 #[derive(Parser)]
 #[command(name = "simulation")]
 struct Arguments {
@@ -22,34 +24,181 @@ enum Command {
         /// The number the history is drawn from.
         #[arg(long)]
         seed: u64,
-        /// How many machines.
-        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
-        nodes: u64,
-        /// For how many simulated minutes things go wrong.
-        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=600))]
-        minutes: u64,
-        /// Nothing goes wrong.
-        #[arg(long)]
-        calm: bool,
+        #[command(flatten)]
+        world: WorldArguments,
         /// Print every event to stderr.
         #[arg(long)]
         trace: bool,
     },
+    /// Runs many histories and lists those that failed, each with the command that repeats it.
+    Sweep {
+        /// How many seeds.
+        #[arg(long)]
+        seeds: u64,
+        /// The first seed.
+        #[arg(long, default_value_t = 1)]
+        start: u64,
+        /// How many at a time; by default one for each processor.
+        #[arg(long)]
+        jobs: Option<std::num::NonZeroUsize>,
+        /// Begin no more seeds after so many seconds.
+        #[arg(long)]
+        wall: Option<u64>,
+        #[command(flatten)]
+        world: WorldArguments,
+    },
+    /// Runs each seed twice: both histories must be the same.
+    Meta {
+        /// How many seeds, from 1.
+        #[arg(long)]
+        seeds: u64,
+        #[command(flatten)]
+        world: WorldArguments,
+    },
 }
 
-fn main() -> ExitCode {
-    match Arguments::parse().command {
-        Command::Run { seed, nodes, minutes, calm, trace } => {
-            let show = if trace { Show::Print } else { Show::Hash };
-            let began = Instant::now();
-            let report = scenario::run(Options { seed, nodes, minutes, faults: !calm, show });
-            summary(&report, began);
-            println!("trace hash: {}", report.hash);
-            if report.violation.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-        }
+#[derive(Args, Clone, Copy)]
+struct WorldArguments {
+    /// How many machines.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
+    nodes: u64,
+    /// For how many simulated minutes things go wrong.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=600))]
+    minutes: u64,
+    /// Nothing goes wrong.
+    #[arg(long)]
+    calm: bool,
+}
+
+impl WorldArguments {
+    fn options(self, seed: u64, show: Show) -> Options {
+        Options { seed, nodes: self.nodes, minutes: self.minutes, faults: !self.calm, show }
+    }
+
+    /// The command that runs one seed as here.
+    fn command(self, seed: u64) -> String {
+        let calm = if self.calm { " --calm" } else { "" };
+        format!(
+            "cargo run -p simulation --release -- run --seed {seed} --nodes {} --minutes {}{calm}",
+            self.nodes, self.minutes
+        )
     }
 }
 
-fn summary(report: &Report, began: Instant) {
-    println!("{report:#?} {:?}", began.elapsed());
+/// Writes the nodes' own log to stderr when `RUST_LOG` asks for it.
+fn log() {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    }
+}
+
+fn main() -> ExitCode {
+    log();
+    let good = match Arguments::parse().command {
+        Command::Run { seed, world, trace } => run(seed, world, trace),
+        Command::Sweep { seeds, start, jobs, wall, world } => {
+            let all = std::thread::available_parallelism().map_or(1, usize::from);
+            run_sweep(start..start.saturating_add(seeds), jobs.map_or(all, usize::from), wall, world)
+        }
+        Command::Meta { seeds, world } => run_meta(seeds, world),
+    };
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run(seed: u64, world: WorldArguments, trace: bool) -> bool {
+    let show = if trace { Show::Print } else { Show::Hash };
+    let began = Instant::now();
+    let report = scenario::run(world.options(seed, show));
+    summary(seed, world, &report, began.elapsed());
+    println!("trace hash: {}", report.hash);
+    report.violation.is_none()
+}
+
+fn summary(seed: u64, world: WorldArguments, report: &Report, took: Duration) {
+    let (delivered, lost) = report.messages;
+    let (index, term) = report.reached;
+    println!("seed {seed}: {} nodes, {:.1} s simulated", world.nodes, report.elapsed.as_secs_f64());
+    eprintln!(
+        "{:.1} s taken, {:.0} simulated seconds a second",
+        took.as_secs_f64(),
+        report.elapsed.as_secs_f64() / took.as_secs_f64()
+    );
+    println!("events {}, messages {delivered}, lost or cut {lost}", report.events);
+    println!("log index {index}, term {term}, daemons started {}", report.lives);
+    let clients = &report.clients;
+    println!(
+        "writes acknowledged {}, refused {}, tries unanswered {}, reads confirmed {}",
+        clients.writes, clients.refused, clients.unanswered, clients.reads
+    );
+    let containers = report.containers;
+    println!(
+        "containers started {}, exited {}, runtime failures {}",
+        containers.started, containers.exited, containers.failed
+    );
+    let faults: Vec<String> =
+        report.acted.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
+    println!("faults: {}", if faults.is_empty() { "none".to_owned() } else { faults.join(", ") });
+    if let Some(settled) = report.settled_in {
+        println!("settled {:.1} s after healing", settled.as_secs_f64());
+    }
+    match &report.violation {
+        Some(violation) => println!("FAILED: {violation}"),
+        None => println!("every invariant held"),
+    }
+}
+
+fn progress(seeds: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} seeds, {msg} {eta}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(seeds).with_style(style).with_message("0 failed,")
+}
+
+fn run_sweep(seeds: std::ops::Range<u64>, jobs: usize, wall: Option<u64>, world: WorldArguments) -> bool {
+    let began = Instant::now();
+    let bar = progress(seeds.end - seeds.start);
+    println!("seeds from {}, {jobs} at a time", seeds.start);
+    let go_on = || wall.is_none_or(|seconds| began.elapsed() < Duration::from_secs(seconds));
+    let mut failed = 0;
+    let totals = sweep(seeds, world.options(0, Show::Hash), jobs, go_on, |seed, report| {
+        bar.inc(1);
+        if let Some(violation) = &report.violation {
+            failed += 1;
+            bar.set_message(format!("{failed} failed,"));
+            bar.suspend(|| println!("seed {seed} FAILED: {violation}\n  {}", world.command(seed)));
+        }
+    });
+    bar.finish_and_clear();
+    print_totals(&totals, began.elapsed());
+    totals.failed.is_empty()
+}
+
+fn print_totals(totals: &Totals, took: Duration) {
+    let faults: Vec<String> = totals.acted.iter().map(|(fault, count)| format!("{fault} {count}")).collect();
+    println!("faults: {}", faults.join(", "));
+    println!(
+        "{:.1} simulated hours in {:.0} s; {} writes acknowledged, {} tries unanswered, {} reads confirmed, {} daemon starts",
+        totals.simulated.as_secs_f64() / 3600.0,
+        took.as_secs_f64(),
+        totals.writes,
+        totals.unanswered,
+        totals.reads,
+        totals.lives
+    );
+    println!("sweep: {} seeds, {} failed", totals.seeds, totals.failed.len());
+}
+
+fn run_meta(seeds: u64, world: WorldArguments) -> bool {
+    let mut divergent = 0;
+    for seed in 1..=seeds {
+        match twice(world.options(seed, Show::Hash)) {
+            Ok(report) => println!("seed {seed}: {} events, {}", report.events, report.hash),
+            Err(parted) => {
+                divergent += 1;
+                println!("{parted}");
+            }
+        }
+    }
+    println!("meta: {seeds} seeds, {divergent} divergent");
+    divergent == 0
 }

@@ -63,6 +63,8 @@ pub struct Report {
     pub containers: ContainerCounts,
     /// How long settling took.
     pub settled_in: Option<Duration>,
+    /// The simulated time in which things went wrong.
+    pub faulty: Duration,
     /// The trace as text, when it was to be kept.
     pub kept: Vec<String>,
 }
@@ -92,8 +94,9 @@ async fn history(options: Options) -> Report {
     };
     let faults = if options.faults { Faults::draw(&random) } else { Faults::none() };
     let world = World::new(options.seed, options.nodes, &raft, options.show);
-    let clients = Clients::new(world.clone(), 100 + random.below(3_000));
-    let mut history = History { world: world.clone(), acted: Acted::new(), done: Done::default(), settled_in: None };
+    let clients = Clients::new(world.clone(), 400 + random.below(4_000));
+    let mut history =
+        History { world: world.clone(), acted: Acted::new(), done: Done::default(), settled_in: None };
     history.play(options, faults, clients).await;
     world.end();
     let mut containers = ContainerCounts::default();
@@ -112,6 +115,7 @@ async fn history(options: Options) -> Report {
         lives: world.machines.iter().map(crate::machine::Machine::lives).sum(),
         containers,
         settled_in: history.settled_in,
+        faulty: Duration::from_secs(60 * options.minutes),
         kept: world.trace.take_kept(),
     }
 }

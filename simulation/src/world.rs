@@ -6,7 +6,7 @@ use std::time::Duration;
 use blixard_node::raft::RaftConfig;
 
 use crate::checks::Checks;
-use crate::disk::Loss;
+use crate::disk::{FULL, Loss};
 use crate::machine::{Machine, Running};
 use crate::net::Net;
 use crate::trace::{Show, Trace};
@@ -69,13 +69,16 @@ impl World {
         self.running().iter().filter(|running| leads(running)).map(|running| running.machine).next_back()
     }
 
-    /// Clears away what has died by its own disk and starts it again; reports daemons that failed.
+    /// Clears away daemons that have ended by themselves, for [`World::start`] to start again, as
+    /// an init system does. Ending is right for one whose disk is full or whose process has died;
+    /// for any other it is a violation.
     pub fn reap(&self) {
         for machine in &self.machines {
-            if machine.has_died() {
+            let failure = machine.failure();
+            if machine.has_died() || failure.is_some() {
                 machine.crash(Loss::Process);
             }
-            if let Some(why) = machine.failure() {
+            if let Some(why) = failure.filter(|why| !why.contains(FULL)) {
                 self.checks.violated("daemons_start", format!("machine {}: {why}", machine.number));
             }
         }

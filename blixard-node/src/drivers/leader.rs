@@ -3,7 +3,7 @@
 //! Every node runs it; it acts only while its node leads. At most one entry is in flight: what
 //! arrives meanwhile shares the next one. An entry holds the writes and the plan made from the
 //! state as those writes will leave it, so that a submission is placed in the same Raft round
-//! that records it. The decisions are [`orchestrator`]'s; this task feeds and proposes them.
+//! that records it. The decisions are [`blixard_core::orchestrator`]'s; this task feeds and proposes them.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
