@@ -1,35 +1,24 @@
 //! What the HTTP API and the drivers know of their node: its state, and how to change it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
-use blixard_core::cluster::node::NodeFacts;
-use blixard_core::cluster::{ClusterState, Command, NodeStatus, Outcome, Refusal, Write};
+use blixard_core::cluster::{ClusterState, Outcome, Refusal, Write};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId, RequestId};
 use blixard_core::limits;
 use blixard_core::time::{Mono, UtcMs};
 use blixard_core::wire::{self, Channel, ForwardRequest, ForwardResponse, HoldRequest};
 use bytes::Bytes;
-use futures_util::future::join_all;
-use tokio::sync::{mpsc, oneshot};
 
-use crate::drivers::batch::Input;
-use crate::drivers::beats::{Beat, Beats};
-use crate::drivers::leader;
 use crate::platform::{Duplex, LinkError, Platform, PullProgress};
-use crate::raft::{ProposeError, RaftNode};
-use crate::watch;
+use crate::shared::{PROBE, Shared, hold_command};
 
 /// How long a write that came to nothing waits before it is tried again with the same leader;
 /// doubled up to the last.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 /// The longest such wait.
 const RETRY_MAX: Duration = Duration::from_millis(320);
-/// How long a member has to show that it is there when a failed write looks for who is missing.
-const PROBE: Duration = Duration::from_millis(500);
 
 /// What a node says that cannot take part for the moment.
 const STORE_FAILED: &str = "this node's store failed and is being reopened: see its log";
@@ -83,226 +72,6 @@ impl RaftStatus {
     pub fn members(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.voters.iter().chain(&self.learners).copied()
     }
-}
-
-/// What the drivers and the handle share. Raft may be away for a while: when its store fails, the
-/// root drops and reopens it while containers go on.
-pub(crate) struct SharedInner {
-    pub(crate) id: NodeId,
-    pub(crate) cluster: ClusterId,
-    pub(crate) platform: Platform,
-    raft: ArcSwapOption<RaftNode>,
-    /// Whether the node is being stopped: then Raft is not reopened.
-    stopping: AtomicBool,
-    /// The newest state seen, which stays readable while Raft is away.
-    state: watch::Sender<Arc<ClusterState>>,
-    status: watch::Sender<RaftStatus>,
-    inputs: mpsc::Sender<Input>,
-    pub(crate) beats: Beats,
-    /// Whether a member said that this node was removed.
-    removed: watch::Sender<bool>,
-    pub(crate) pulls: Arc<Mutex<BTreeMap<ReplicaId, PullProgress>>>,
-}
-
-/// A cheap copy of what the drivers share.
-#[derive(Clone)]
-pub(crate) struct Shared(Arc<SharedInner>);
-
-impl std::ops::Deref for Shared {
-    type Target = SharedInner;
-
-    fn deref(&self) -> &SharedInner {
-        &self.0
-    }
-}
-
-impl Shared {
-    /// Shares one node's state; the receiver is the leader task's queue.
-    pub(crate) fn new(id: NodeId, cluster: ClusterId, platform: Platform) -> (Self, mpsc::Receiver<Input>) {
-        let (inputs, queue) = mpsc::channel(leader::QUEUE);
-        let (state, _) = watch::channel(Arc::new(ClusterState::default()));
-        let (status, _) = watch::channel(RaftStatus::default());
-        let (removed, _) = watch::channel(false);
-        let inner = SharedInner {
-            id,
-            cluster,
-            platform,
-            raft: ArcSwapOption::empty(),
-            stopping: AtomicBool::new(false),
-            state,
-            status,
-            inputs,
-            beats: Beats::default(),
-            removed,
-            pulls: Arc::default(),
-        };
-        (Self(Arc::new(inner)), queue)
-    }
-
-    /// Raft, unless its store has failed and it is being reopened.
-    pub(crate) fn raft(&self) -> Option<Arc<RaftNode>> {
-        self.raft.load_full()
-    }
-
-    pub(crate) fn set_raft(&self, raft: Option<Arc<RaftNode>>) {
-        if raft.is_none() {
-            self.status.send(RaftStatus::default());
-        }
-        self.raft.store(raft);
-    }
-
-    pub(crate) fn set_stopping(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
-    }
-
-    /// Publishes a state. What is published never goes back: a store that was reopened begins
-    /// before what it had applied, and who is a member must not be forgotten meanwhile.
-    pub(crate) fn set_state(&self, state: Arc<ClusterState>) {
-        self.state.send_if_modified(|known| {
-            let newer = state.applied > known.applied;
-            if newer {
-                *known = state;
-            }
-            newer
-        });
-    }
-
-    pub(crate) fn set_status(&self, status: RaftStatus) {
-        self.status.send(status);
-    }
-
-    pub(crate) fn state(&self) -> Arc<ClusterState> {
-        self.state.subscribe().borrow().clone()
-    }
-
-    pub(crate) fn watch_state(&self) -> watch::Receiver<Arc<ClusterState>> {
-        self.state.subscribe()
-    }
-
-    pub(crate) fn status(&self) -> RaftStatus {
-        self.status.subscribe().borrow().clone()
-    }
-
-    pub(crate) fn watch_status(&self) -> watch::Receiver<RaftStatus> {
-        self.status.subscribe()
-    }
-
-    /// Waits until this node leads. Cancel safe.
-    pub(crate) async fn wait_leading(&self) {
-        self.wait_status(|status| status.is_leader(self.id)).await;
-    }
-
-    /// Waits until this node no longer leads in `term`. Cancel safe.
-    pub(crate) async fn wait_not_leading(&self, term: u64) {
-        self.wait_status(|status| !status.is_leader(self.id) || status.term != term).await;
-    }
-
-    pub(crate) async fn wait_status(&self, holds: impl Fn(&RaftStatus) -> bool) {
-        let mut statuses = self.watch_status();
-        while !holds(&statuses.borrow()) {
-            // The sender lives as long as `self`.
-            statuses.changed().await.ok();
-        }
-    }
-
-    pub(crate) fn set_removed(&self) {
-        self.removed.send(true);
-    }
-
-    /// Waits until this node knows that it was removed: by its own state, or because a member said
-    /// so. Cancel safe.
-    pub(crate) async fn wait_removed(&self) {
-        let mut told = self.removed.subscribe();
-        let mut states = self.watch_state();
-        let applied = async {
-            while !states.borrow_and_update().removed_nodes.contains_key(&self.id) {
-                // The sender lives as long as `self`.
-                states.changed().await.ok();
-            }
-        };
-        // Cancel safety: both only watch.
-        tokio::select! {
-            biased;
-            _ = told.wait_for(|told| *told) => {}
-            () = applied => {}
-        }
-    }
-
-    pub(crate) async fn wait(&self, duration: Duration) {
-        let clock = &self.platform.clock;
-        clock.sleep_until(clock.now() + duration).await;
-    }
-
-    /// Runs `work` for at most `duration`.
-    pub(crate) async fn within<T>(&self, duration: Duration, work: impl Future<Output = T>) -> Option<T> {
-        // Cancel safety: the caller of `within` states it for `work`.
-        tokio::select! {
-            biased;
-            value = work => Some(value),
-            () = self.wait(duration) => None,
-        }
-    }
-
-    pub(crate) fn random_request(&self) -> RequestId {
-        let mut bytes = [0; 16];
-        self.platform.rng.fill(&mut bytes);
-        RequestId(bytes)
-    }
-
-    /// Hands `input` to this node's leader task.
-    pub(crate) async fn input(&self, input: Input) {
-        // The queue closes only when the node stops; the reply's sender is dropped with it.
-        self.inputs.send(input).await.ok();
-    }
-
-    /// Takes in a member's sign of life, on this node as leader.
-    pub(crate) fn beat(&self, node: NodeId, boot: u64, facts: NodeFacts) {
-        let state = self.state();
-        let known = state.nodes.get(&node);
-        let as_known = known.is_some_and(|known| {
-            known.status == NodeStatus::Up && known.hold_until.is_none() && known.facts == facts
-        });
-        let at = self.platform.clock.now();
-        self.beats.put(node, Beat { boot, facts, at }, !as_known);
-    }
-
-    /// Has this node, as leader, apply `command`.
-    pub(crate) async fn propose_here(&self, command: Command) -> Result<(u64, Outcome), ProposeError> {
-        let (reply, answer) = oneshot::channel();
-        self.input(Input::Propose { command: Box::new(command), reply }).await;
-        answer.await.unwrap_or_else(|_| Err(ProposeError::Unavailable("the node is stopping".to_owned())))
-    }
-
-    /// Answers a forwarded write.
-    pub(crate) async fn serve_forward(&self, forwarded: ForwardRequest) -> ForwardResponse {
-        let ForwardRequest { request, made_at, write } = forwarded;
-        match self.propose_here(leader::write_command(request, made_at, write)).await {
-            Ok((index, outcome)) => ForwardResponse::Applied { index, outcome },
-            Err(ProposeError::NotLeader { leader }) => ForwardResponse::NotLeader { leader },
-            Err(error) => ForwardResponse::Unavailable { message: error.to_string() },
-        }
-    }
-
-    /// Which members, by name, show no sign of life to this node.
-    pub(crate) async fn missing_members(&self) -> Vec<String> {
-        let state = self.state();
-        let others = state.nodes.iter().filter(|(id, _)| **id != self.id);
-        // All at once: several that are missing take no longer than one.
-        let probes = others.map(|(id, node)| async move {
-            let answer = self.platform.transport.call(*id, Channel::Addresses, Bytes::new(), PROBE).await;
-            answer.is_err().then(|| format!("node {id} ({})", node.facts.name))
-        });
-        join_all(probes).await.into_iter().flatten().collect()
-    }
-}
-
-/// A member's notice as a command.
-pub(crate) fn hold_command(node: NodeId, until: UtcMs) -> Command {
-    Command::Hold { node, until: (until > UtcMs(0)).then_some(until) }
 }
 
 /// A running node, shared by whoever serves it. Cloning is cheap.

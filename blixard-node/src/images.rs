@@ -11,8 +11,8 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::drivers::agent::ImageSource;
-use crate::handle::Shared;
 use crate::platform::{Duplex, LinkError};
+use crate::shared::Shared;
 
 /// Opens the archive of an image at `peer`; `None` when it has none.
 async fn open(

@@ -19,9 +19,10 @@ use tokio::sync::oneshot;
 use crate::api::{self, Access};
 use crate::drivers::batch::Input;
 use crate::drivers::peers::peers_of;
-use crate::handle::{NodeHandle, Shared, hold_command};
+use crate::handle::NodeHandle;
 use crate::platform::{Duplex, Inbound};
 use crate::raft::ProposeError;
+use crate::shared::{Shared, hold_command};
 
 /// Dispatches what arrives at one node.
 pub(crate) struct Dispatch {

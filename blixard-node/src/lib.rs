@@ -22,6 +22,7 @@ pub mod node;
 pub mod platform;
 pub mod raft;
 pub mod runtime;
+mod shared;
 mod telemetry;
 pub mod transport;
 pub mod watch;

@@ -20,11 +20,12 @@ use crate::context::NodeContext;
 use crate::drivers::agent::{AgentDriver, AgentInput, feed};
 use crate::drivers::heartbeat::{self, Outbox};
 use crate::drivers::{leader, membership, peers, standing};
-use crate::handle::{NodeHandle, Shared};
+use crate::handle::NodeHandle;
 use crate::images::Members;
 use crate::inbound::Dispatch;
 use crate::platform::Platform;
 use crate::raft::{OpenError, ProposeError, RaftConfig, RaftNode};
+use crate::shared::Shared;
 
 /// The first delay before Raft is reopened after its store failed; doubled up to the last.
 const REOPEN_MIN: Duration = Duration::from_millis(200);

@@ -17,7 +17,8 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
 use super::batch::Input;
-use crate::handle::{NodeHandle, Shared};
+use crate::handle::NodeHandle;
+use crate::shared::Shared;
 
 /// How long a report waits for its acknowledgement before it is sent again.
 const REPORT_DEADLINE: Duration = Duration::from_secs(5);

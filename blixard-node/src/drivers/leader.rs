@@ -18,8 +18,8 @@ use blixard_core::time::UtcMs;
 use tokio::sync::mpsc;
 
 use super::batch::{Batch, Input};
-use crate::handle::Shared;
 use crate::raft::{ProposeError, RaftNode};
+use crate::shared::Shared;
 
 /// How many inputs wait at most; senders wait beyond that.
 pub const QUEUE: usize = 8 * limits::WRITES_PER_ENTRY_MAX;

@@ -9,8 +9,8 @@ use blixard_core::cluster::ClusterState;
 use blixard_core::limits;
 use blixard_core::orchestrator::membership::{self, MembershipChange, RaftMembers};
 
-use crate::handle::Shared;
 use crate::raft::{ProposeError, RaftNode};
+use crate::shared::Shared;
 
 /// How often the configuration is looked at while nothing changes: a learner that catches up
 /// shows in no event.

@@ -6,7 +6,7 @@ use blixard_core::cluster::ClusterState;
 use blixard_core::id::NodeId;
 use blixard_core::wire::Peer;
 
-use crate::handle::Shared;
+use crate::shared::Shared;
 
 /// The members other than `own`, with `hints` for those whose rows this node does not have yet.
 pub(crate) fn peers_of(

@@ -14,7 +14,7 @@ use blixard_core::wire::{self, JoinRequest, JoinResponse, Peer};
 use futures_util::future::join_all;
 
 use super::peers::peers_of;
-use crate::handle::Shared;
+use crate::shared::Shared;
 
 /// How long a node hears no leader before it asks, and how long it waits before it asks again.
 const SILENCE: Duration = Duration::from_secs(5);
