@@ -3,7 +3,7 @@
 
 BUILD_PACKAGES = gcc libc6-dev protobuf-compiler
 RUN_PACKAGES   = containerd runc iproute2 nftables util-linux
-TEST_PACKAGES  = busybox-static docker-registry procps
+TEST_PACKAGES  = busybox-static docker-registry openssl procps
 BENCH_PACKAGES = etcd-server
 
 .PHONY: build release test check lint docs simulate demo bench clean
