@@ -347,7 +347,7 @@ fn parse_log_format(text: Option<&str>) -> Result<LogFormat, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{LOG, Containerd, HttpListen, LogFormat, NodeOptions};
+    use super::{Containerd, HttpListen, LOG, LogFormat, NodeOptions};
 
     fn options(edit: impl FnOnce(&mut NodeOptions)) -> NodeOptions {
         let mut options = NodeOptions::default();

@@ -29,10 +29,10 @@ use crate::discovery::sources::Sources;
 use crate::disk::LinuxDisk;
 use crate::formation::{self, Wish};
 use crate::handle::NodeHandle;
-use crate::identity::Identity;
+use crate::identity::{Identity, IdentityError};
 use crate::linux::{LinuxClock, LinuxRandom, LinuxSpawner};
 use crate::node::{Membership, Node, NodeSettings};
-use crate::platform::{ContainerRuntime, Platform, Transport};
+use crate::platform::{Clock, ContainerRuntime, Platform, Transport};
 use crate::raft::RaftConfig;
 use crate::runtime::images::Registries;
 use crate::runtime::{ContainerdChoice, ContainerdRuntime, RuntimeConfig};
@@ -46,6 +46,10 @@ const REMOVED_GRACE: Duration = Duration::from_secs(60);
 /// How long the API waits for the container runtime before it serves without.
 const RUNTIME_READY: Duration = Duration::from_secs(5);
 const RUNTIME_POLL: Duration = Duration::from_millis(10);
+/// How long a start waits for the process before it to let go of the data directory.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+/// How often it looks.
+const LOCK_POLL: Duration = Duration::from_millis(50);
 /// A network that no machine uses (RFC 1112, class E): for opening a bridge only to remove it.
 const NO_SUBNET: Ipv4Addr = Ipv4Addr::new(240, 0, 0, 0);
 
@@ -103,7 +107,7 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
     private
         .map_err(|error| format!("cannot make the data directory {}: {error}", config.data_dir.display()))?;
     let disk = Arc::new(LinuxDisk::new(&config.data_dir));
-    let identity = Identity::load_or_create(&*disk, &LinuxRandom)?;
+    let identity = open_identity(&disk).await?;
     let targets = config.join.iter().map(|text| JoinTarget::parse(text)).collect::<Result<_, _>>()?;
     let sources = Sources::new(targets, None, Some(&config.data_dir));
     let has_sources = sources.configured();
@@ -130,6 +134,19 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
         containers: Arc::new(containers),
     };
     Ok(Built { platform, identity, sources: Refresher::new(sources), has_sources, facts })
+}
+
+/// Opens the identity; waits for a daemon that was just killed to let go of it.
+async fn open_identity(disk: &LinuxDisk) -> Result<Identity, IdentityError> {
+    let end = LinuxClock.now() + LOCK_WAIT;
+    loop {
+        match Identity::load_or_create(disk, &LinuxRandom) {
+            Err(IdentityError::InUse) if LinuxClock.now() < end => {
+                LinuxClock.sleep_until(LinuxClock.now() + LOCK_POLL).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 fn choice(containerd: &Containerd) -> ContainerdChoice {

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use redb::backends::FileBackend;
@@ -25,7 +26,8 @@ impl Disk for LinuxDisk {
     fn open(&self, name: &str) -> io::Result<Box<dyn redb::StorageBackend>> {
         let path = self.directory.join(name);
         let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(
+            // The identity holds the node's secret key: nobody else reads these files.
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(
                 |error| io::Error::new(error.kind(), format!("cannot open {}: {error}", path.display())),
             )?;
         let backend = FileBackend::new(file)

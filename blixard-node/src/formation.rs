@@ -37,7 +37,9 @@ pub struct Wish {
 #[derive(Debug, thiserror::Error)]
 pub enum FormError {
     /// The data directory is another node's.
-    #[error("this data directory belongs to node {held}, not {asked}: use --id {held}, or another --data-dir")]
+    #[error(
+        "this data directory belongs to node {held}, not {asked}: use --id {held}, or another --data-dir"
+    )]
     OtherId {
         /// Whose it is.
         held: NodeId,

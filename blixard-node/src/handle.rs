@@ -207,7 +207,7 @@ impl Shared {
     /// Has this node, as leader, apply `command`.
     pub(crate) async fn propose_here(&self, command: Command) -> Result<(u64, Outcome), ProposeError> {
         let (reply, answer) = oneshot::channel();
-        self.input(Input::Propose { command, reply }).await;
+        self.input(Input::Propose { command: Box::new(command), reply }).await;
         answer.await.unwrap_or_else(|_| Err(ProposeError::Unavailable("the node is stopping".to_owned())))
     }
 

@@ -249,8 +249,7 @@ mod tests {
     fn a_node_stays_who_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let token = Secret { id: TokenId([5; 8]), secret: [6; 32] };
-        let founding =
-            Founding { subnets: SubnetRange::default(), token: token.id, secret: token.secret };
+        let founding = Founding { subnets: SubnetRange::default(), token: token.id, secret: token.secret };
         let peer = Peer {
             key: NodeKey([3; 32]),
             addresses: vec!["10.0.0.1:7001".parse().unwrap()],

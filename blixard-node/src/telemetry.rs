@@ -11,9 +11,15 @@ use crate::config::LogFormat;
 ///
 /// # Errors
 /// When the directives cannot be read, or logging has begun before.
-pub(crate) fn init(directives: &str, format: LogFormat) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let filter = EnvFilter::try_new(directives)
-        .map_err(|error| format!("--log: `{directives}` cannot be read: {error}; write for example info or blixard_node=debug,warn"))?;
+pub(crate) fn init(
+    directives: &str,
+    format: LogFormat,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let filter = EnvFilter::try_new(directives).map_err(|error| {
+        format!(
+            "--log: `{directives}` cannot be read: {error}; write for example info or blixard_node=debug,warn"
+        )
+    })?;
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {

@@ -91,7 +91,8 @@ impl Clients {
     /// Runs one client until [`Clients::stop`].
     pub async fn run(self: Arc<Self>, number: u64) -> Done {
         let random = Stream::new(self.world.seed, &format!("client {number}"));
-        let mut client = Client { shared: self, number, random, done: Done::default(), maximum: BTreeMap::new() };
+        let mut client =
+            Client { shared: self, number, random, done: Done::default(), maximum: BTreeMap::new() };
         while !client.shared.stopping.load(Ordering::Relaxed) {
             let pause = client.random.below(client.shared.pause_ms) + 1;
             tokio::time::sleep(Duration::from_millis(pause)).await;

@@ -127,7 +127,8 @@ impl SimContainers {
     /// The running containers: replica, attempt and process.
     pub fn running(&self) -> Vec<(ReplicaId, u32, u32)> {
         let inner = self.lock();
-        let running = inner.containers.iter().filter(|(_, container)| container.state == ObservedState::Running);
+        let running =
+            inner.containers.iter().filter(|(_, container)| container.state == ObservedState::Running);
         running.map(|((replica, attempt), container)| (*replica, *attempt, container.pid)).collect()
     }
 
@@ -246,7 +247,11 @@ impl ContainerRuntime for SimContainers {
 
     async fn state(&self, replica: ReplicaId, attempt: u32) -> Result<ObservedState, RuntimeError> {
         let inner = self.lock();
-        inner.containers.get(&(replica, attempt)).map(|found| found.state).ok_or_else(|| none(replica, attempt))
+        inner
+            .containers
+            .get(&(replica, attempt))
+            .map(|found| found.state)
+            .ok_or_else(|| none(replica, attempt))
     }
 
     async fn remove(&self, replica: ReplicaId, attempt: u32, _: Duration) -> Result<(), RuntimeError> {
@@ -263,7 +268,8 @@ impl ContainerRuntime for SimContainers {
         self.take(1).await;
         let inner = self.lock();
         inner.containers.values().any(|container| {
-            container.state == ObservedState::Running && container.address.map(Into::into) == Some(address.ip())
+            container.state == ObservedState::Running
+                && container.address.map(Into::into) == Some(address.ip())
         })
     }
 
@@ -297,12 +303,7 @@ impl ContainerRuntime for SimContainers {
         Ok(Box::pin(futures_util::stream::empty()))
     }
 
-    async fn exec(
-        &self,
-        _: ReplicaId,
-        _: u32,
-        _: &ExecConfig,
-    ) -> Result<Box<dyn ExecSession>, RuntimeError> {
+    async fn exec(&self, _: ReplicaId, _: u32, _: &ExecConfig) -> Result<Box<dyn ExecSession>, RuntimeError> {
         Err(RuntimeError::Invalid("simulated containers have no processes to start".to_owned()))
     }
 
@@ -315,7 +316,12 @@ impl ContainerRuntime for SimContainers {
         Ok(self.lock().images.contains(reference))
     }
 
-    async fn pull(&self, reference: &str, _: Option<&str>, progress: OnProgress) -> Result<String, RuntimeError> {
+    async fn pull(
+        &self,
+        reference: &str,
+        _: Option<&str>,
+        progress: OnProgress,
+    ) -> Result<String, RuntimeError> {
         self.take(100).await;
         progress(PullProgress { bytes: 1, bytes_total: 1 });
         let mut inner = self.lock();
@@ -326,7 +332,10 @@ impl ContainerRuntime for SimContainers {
         Ok(digest_of(reference))
     }
 
-    async fn import(&self, mut archive: Pin<Box<dyn AsyncRead + Send>>) -> Result<Vec<ImageInfo>, RuntimeError> {
+    async fn import(
+        &self,
+        mut archive: Pin<Box<dyn AsyncRead + Send>>,
+    ) -> Result<Vec<ImageInfo>, RuntimeError> {
         let mut reference = String::new();
         let read = archive.read_to_string(&mut reference).await;
         read.map_err(|error| RuntimeError::Invalid(error.to_string()))?;

@@ -322,8 +322,7 @@ impl Starting {
                 facts: facts.clone(),
                 subnets: SubnetRange::default(),
             };
-            let membership =
-                formation::form(&platform, &mut identity, &sources, &wish, &|_| ()).await?;
+            let membership = formation::form(&platform, &mut identity, &sources, &wish, &|_| ()).await?;
             let settings = NodeSettings { facts, boot: identity.boots(), raft: self.raft };
             let node = Node::start(platform.clone(), membership.clone(), settings).await?;
             context.spawn("discovery", sources.run(platform.clone()));

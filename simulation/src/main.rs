@@ -136,7 +136,8 @@ fn summary(seed: u64, world: WorldArguments, report: &Report, took: Duration) {
         "containers started {}, exited {}, runtime failures {}",
         containers.started, containers.exited, containers.failed
     );
-    let faults: Vec<String> = report.acted.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
+    let faults: Vec<String> =
+        report.acted.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
     println!("faults: {}", if faults.is_empty() { "none".to_owned() } else { faults.join(", ") });
     if let Some(settled) = report.settled_in {
         println!("settled {:.1} s after healing", settled.as_secs_f64());

@@ -180,7 +180,8 @@ pub struct SimTransport {
 }
 
 /// What a receiver does with a request, unless it does not know the sender.
-type Serve<'a> = &'a (dyn Fn(Arc<dyn Inbound>, &Life) -> Option<BoxFuture<'static, Result<Bytes, String>>> + Sync);
+type Serve<'a> =
+    &'a (dyn Fn(Arc<dyn Inbound>, &Life) -> Option<BoxFuture<'static, Result<Bytes, String>>> + Sync);
 
 impl SimTransport {
     /// Says in which context this node handles what arrives.

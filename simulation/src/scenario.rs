@@ -95,7 +95,8 @@ async fn history(options: Options) -> Report {
     let faults = if options.faults { Faults::draw(&random) } else { Faults::none() };
     let world = World::new(options.seed, options.nodes, &raft, options.show);
     let clients = Clients::new(world.clone(), 400 + random.below(4_000));
-    let mut history = History { world: world.clone(), acted: Acted::new(), done: Done::default(), settled_in: None };
+    let mut history =
+        History { world: world.clone(), acted: Acted::new(), done: Done::default(), settled_in: None };
     history.play(options, faults, clients).await;
     world.end();
     let mut containers = ContainerCounts::default();

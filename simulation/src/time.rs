@@ -46,4 +46,3 @@ impl Clock for SimClock {
         Box::pin(tokio::time::sleep_until(self.start + deadline.0))
     }
 }
-

@@ -33,8 +33,7 @@ pub enum Show {
 impl Trace {
     /// A trace that begins now, in simulated time.
     pub fn new(show: Show) -> Self {
-        let inner =
-            Inner { hash: Sha256::new(), start: Instant::now(), events: 0, show, kept: Vec::new() };
+        let inner = Inner { hash: Sha256::new(), start: Instant::now(), events: 0, show, kept: Vec::new() };
         Self(Arc::new(Mutex::new(inner)))
     }
 

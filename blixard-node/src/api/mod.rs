@@ -1,8 +1,8 @@
 //! The HTTP API under `/v1`: what the command line, other members and scripts talk to.
 //!
 //! [`router`] builds it over a [`NodeHandle`]; it touches the world only through the handle and
-//! its platform, so the simulator calls the same handlers. The listeners, [`serve_unix`] and
-//! [`serve_tcp`], are Linux glue. A request about a container of another node is passed on to that
+//! its platform, so the simulator calls the same handlers. The listeners, [`UnixApi`] and
+//! [`TcpApi`], are Linux glue. A request about a container of another node is passed on to that
 //! node over its member link exactly once; writes are forwarded by the handle. Handlers stay thin:
 //! what they answer is made by the pure functions in [`views`].
 

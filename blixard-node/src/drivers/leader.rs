@@ -3,7 +3,7 @@
 //! Every node runs it; it acts only while its node leads. At most one entry is in flight: what
 //! arrives meanwhile shares the next one. An entry holds the writes and the plan made from the
 //! state as those writes will leave it, so that a submission is placed in the same Raft round
-//! that records it. The decisions are [`orchestrator`]'s; this task feeds and proposes them.
+//! that records it. The decisions are [`blixard_core::orchestrator`]'s; this task feeds and proposes them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub enum Input {
     /// A command to propose: a client's write, a join, a hold.
     Propose {
         /// What to propose.
-        command: Command,
+        command: Box<Command>,
         /// Where the outcome goes.
         reply: Reply,
     },
@@ -77,7 +77,7 @@ impl Batch {
         match input {
             Input::Propose { command, reply } => {
                 self.replies.push((self.commands.len(), reply));
-                self.commands.push(command);
+                self.commands.push(*command);
             }
             Input::Report { node, statuses, reply } => {
                 let (known, replies) = self.reports.entry(node).or_default();

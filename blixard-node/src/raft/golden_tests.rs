@@ -55,8 +55,7 @@ fn bootstrap() -> Command {
         level: 1,
         reserved_ports: vec![22],
     };
-    let token =
-        Token { secret_sha256: [9; 32], scope: TokenScope::Join, expires_at: None, uses_left: None };
+    let token = Token { secret_sha256: [9; 32], scope: TokenScope::Join, expires_at: None, uses_left: None };
     Command::Bootstrap {
         cluster: ClusterId([7; 16]),
         subnets: SubnetRange::default(),

@@ -21,9 +21,9 @@ impl Election {
         let term = status.term;
         match self.leaders.get(&term) {
             Some(known) if *known == leader => Ok(None),
-            Some(known) => {
-                Err(format!("machine {machine} takes node {leader} for the leader of term {term}, others {known}"))
-            }
+            Some(known) => Err(format!(
+                "machine {machine} takes node {leader} for the leader of term {term}, others {known}"
+            )),
             None => {
                 self.leaders.insert(term, leader);
                 Ok(Some(format!("node {leader} leads in term {term}")))

@@ -84,8 +84,12 @@ fn containers(world: &World, state: &ClusterState) -> Result<(), String> {
             .filter(|(_, replica)| replica.node.0 == machine.number)
             .map(|(id, replica)| (*id, replica.status.attempt))
             .collect();
-        let found: BTreeSet<_> =
-            machine.containers.running().into_iter().map(|(replica, attempt, _)| (replica, attempt)).collect();
+        let found: BTreeSet<_> = machine
+            .containers
+            .running()
+            .into_iter()
+            .map(|(replica, attempt, _)| (replica, attempt))
+            .collect();
         if wanted != found {
             return Err(format!("machine {} runs {found:?}, the state names {wanted:?}", machine.number));
         }

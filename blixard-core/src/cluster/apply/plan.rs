@@ -137,7 +137,7 @@ impl ClusterState {
         if let Some(service) = self.services.get_mut(name) {
             service.pending.insert(slot, reason.to_owned());
         }
-        self.emit(EventKind::SlotPending, About::service(name), format!("{name}.{slot} waits: {reason}"));
+        self.emit(EventKind::SlotPending, About::service(name), format!("{name}-{slot} waits: {reason}"));
         Ok(())
     }
 
@@ -214,7 +214,7 @@ mod tests {
         let outcome = cluster.command(Command::Plan(Plan { steps: steps.clone() }));
         let dropped = vec![(0, "slot 0 of `web` is held by replica 1".to_owned())];
         assert_eq!(outcome, Outcome::Planned { dropped });
-        assert_eq!(cluster.events(), ["web.1 on node 2 is placed, version 1"]);
+        assert_eq!(cluster.events(), ["web-1 on node 2 is placed, version 1"]);
         assert_eq!(cluster.plan(steps).len(), 2, "the same plan again places nothing");
     }
 
@@ -285,10 +285,10 @@ mod tests {
             vec![PlanStep::Pending { service: name("web"), slot, reason: reason.map(str::to_owned) }]
         };
         cluster.planned(pending(0, Some("its node drains")));
-        assert_eq!(cluster.events(), ["web.0 waits: its node drains"]);
+        assert_eq!(cluster.events(), ["web-0 waits: its node drains"]);
         cluster.planned(pending(0, None));
         cluster.planned(pending(1, Some("full")));
-        assert_eq!(cluster.events(), ["web.1 waits: full"]);
+        assert_eq!(cluster.events(), ["web-1 waits: full"]);
         cluster.planned(pending(1, Some("full")));
         assert_eq!(cluster.events(), Vec::<&str>::new());
         cluster.planned(vec![place("web", 1, 1, 2)]);

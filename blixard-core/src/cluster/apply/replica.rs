@@ -40,7 +40,7 @@ impl Replica {
     }
 
     fn label(&self) -> String {
-        format!("{}.{}", self.service, self.slot)
+        format!("{}-{}", self.service, self.slot)
     }
 }
 
@@ -190,15 +190,15 @@ mod tests {
         let mut cluster = cluster();
         let running = status(0, Phase::Running);
         cluster.report(1, 1, running.clone());
-        assert_eq!(cluster.events(), ["web.0 on node 1 runs"]);
+        assert_eq!(cluster.events(), ["web-0 on node 1 runs"]);
         cluster.report(1, 1, ReplicaStatus { address: Some([10, 210, 0, 5].into()), ..running.clone() });
         assert_eq!(cluster.events(), Vec::<&str>::new());
         cluster.report(1, 1, ReplicaStatus { healthy: Some(false), ..running.clone() });
-        assert_eq!(cluster.events(), ["web.0 on node 1 runs and is unhealthy"]);
+        assert_eq!(cluster.events(), ["web-0 on node 1 runs and is unhealthy"]);
         cluster.report(1, 1, ReplicaStatus { exit_code: Some(3), ..status(0, Phase::Waiting) });
-        assert_eq!(cluster.events(), ["web.0 on node 1 ended and waits to start again, exit code 3"]);
+        assert_eq!(cluster.events(), ["web-0 on node 1 ended and waits to start again, exit code 3"]);
         cluster.report(1, 1, status(1, Phase::Starting));
-        assert_eq!(cluster.events(), ["web.0 on node 1 starts (attempt 1)"]);
+        assert_eq!(cluster.events(), ["web-0 on node 1 starts (attempt 1)"]);
     }
 
     #[test]
@@ -220,7 +220,7 @@ mod tests {
         cluster.write(Write::StopReplica { replica: ReplicaId(1) });
         cluster.report(1, 1, status(0, Phase::Gone));
         assert!(cluster.state.replicas.is_empty());
-        assert_eq!(cluster.events(), ["web.0 on node 1 is removed: gone from its node"]);
+        assert_eq!(cluster.events(), ["web-0 on node 1 is removed: gone from its node"]);
     }
 
     #[test]

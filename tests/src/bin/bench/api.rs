@@ -66,10 +66,12 @@ impl Api {
 
     /// Submits a specification on `host`'s node.
     pub(crate) fn submit(&self, host: &Host, spec: &Value) -> Result<()> {
-        let headers = [format!("Authorization: {}", self.authorization), "Content-Type: application/json".to_owned()];
+        let headers =
+            [format!("Authorization: {}", self.authorization), "Content-Type: application/json".to_owned()];
         let body = json!({ "spec": spec }).to_string();
         let address = SocketAddr::from((host.address(), PORT));
-        let answer = http::request(&self.namespace, address, "POST", "/v1/services", &headers, body.as_bytes())?;
+        let answer =
+            http::request(&self.namespace, address, "POST", "/v1/services", &headers, body.as_bytes())?;
         ensure!(answer.status == 201, "a submission was answered {}: {}", answer.status, answer.body);
         Ok(())
     }
@@ -84,7 +86,11 @@ impl Api {
     }
 
     /// Submissions of what `body` gives at `host`'s node.
-    pub(crate) fn submissions(&self, host: &Host, body: Arc<dyn Fn(usize, u64) -> Vec<u8> + Send + Sync>) -> Target {
+    pub(crate) fn submissions(
+        &self,
+        host: &Host,
+        body: Arc<dyn Fn(usize, u64) -> Vec<u8> + Send + Sync>,
+    ) -> Target {
         let address = SocketAddr::from((host.address(), PORT));
         let authorization = self.authorization.clone();
         let make: Make = Arc::new(move |client, count| {

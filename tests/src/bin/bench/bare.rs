@@ -10,7 +10,9 @@ use blixard_tests::machine;
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
-use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest};
+use containerd_client::services::v1::snapshots::{
+    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+};
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
     Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
@@ -53,10 +55,8 @@ impl Bare {
         let request = bare.request(GetContainerRequest { id: id.to_owned() });
         let answer = ContainersClient::new(bare.channel.clone()).get(request).await?.into_inner();
         let container = answer.container.context("containerd answered without a container")?;
-        let stat = StatSnapshotRequest {
-            snapshotter: container.snapshotter.clone(),
-            key: container.snapshot_key,
-        };
+        let stat =
+            StatSnapshotRequest { snapshotter: container.snapshotter.clone(), key: container.snapshot_key };
         let stat = SnapshotsClient::new(bare.channel.clone()).stat(bare.request(stat)).await?.into_inner();
         bare.snapshotter = container.snapshotter;
         bare.chain = stat.info.context("the snapshot has no description")?.parent;
@@ -112,7 +112,8 @@ impl Bare {
     /// Removes what [`Bare::start`] made.
     pub(crate) async fn remove(&self, id: &str) -> Result<()> {
         let mut tasks = TasksClient::new(self.channel.clone());
-        let kill = KillRequest { container_id: id.to_owned(), signal: SIGKILL, all: true, ..Default::default() };
+        let kill =
+            KillRequest { container_id: id.to_owned(), signal: SIGKILL, all: true, ..Default::default() };
         tasks.kill(self.request(kill)).await?;
         let wait = WaitRequest { container_id: id.to_owned(), ..Default::default() };
         tasks.wait(self.request(wait)).await?;

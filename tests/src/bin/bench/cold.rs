@@ -70,7 +70,10 @@ fn leads(host: &Host) -> Result<()> {
     let address = SocketAddr::from((host.address(), 8082));
     let (_, body) = http::get(host.lan(), address, "/v1/cluster")?;
     let status: ClusterStatus = serde_json::from_str(&body)?;
-    ensure!(status.leader == Some(status.node) && status.nodes_up == 1 && !status.stale, "it does not lead yet");
+    ensure!(
+        status.leader == Some(status.node) && status.nodes_up == 1 && !status.stale,
+        "it does not lead yet"
+    );
     Ok(())
 }
 

@@ -89,7 +89,11 @@ impl Etcd {
     }
 
     /// Puts of `body`'s bytes over etcd's own gRPC, or over its JSON gateway, at the leader.
-    pub(crate) fn puts(&self, protocol: Protocol, body: Arc<dyn Fn(usize, u64) -> Vec<u8> + Send + Sync>) -> Result<Target> {
+    pub(crate) fn puts(
+        &self,
+        protocol: Protocol,
+        body: Arc<dyn Fn(usize, u64) -> Vec<u8> + Send + Sync>,
+    ) -> Result<Target> {
         let address = self.leader()?;
         let make: Make = match protocol {
             Protocol::Http1 => Arc::new(move |client, count| {
@@ -123,7 +127,8 @@ impl Drop for Etcd {
 /// How long one member alone takes from its start, without data, to its first acknowledged put.
 pub(crate) fn cold_start() -> Result<Duration> {
     let cluster = Cluster::hosts(1)?;
-    let (address, lan) = (SocketAddr::from((cluster.hosts[0].address(), CLIENT_PORT)), cluster.hosts[0].lan().to_owned());
+    let (address, lan) =
+        (SocketAddr::from((cluster.hosts[0].address(), CLIENT_PORT)), cluster.hosts[0].lan().to_owned());
     let everyone = format!("host1=http://{}:2380", cluster.hosts[0].address());
     let mut etcd = Etcd { members: Vec::new(), cluster: Some(cluster) };
     let begun = std::time::Instant::now();

@@ -102,8 +102,10 @@ fn victim(cluster: &Cluster, api: &Api) -> Result<(usize, usize)> {
 fn running(cluster: &Cluster, api: &Api, leader: usize, victim: usize) -> Result<()> {
     let id = u64::from(cluster.hosts[victim].number);
     let rows = api.replicas(&cluster.hosts[leader], "web")?;
-    let elsewhere: Vec<_> =
-        rows.iter().filter(|row| row.ready && !row.lost && row.node.is_some_and(|node| node.0 != id)).collect();
+    let elsewhere: Vec<_> = rows
+        .iter()
+        .filter(|row| row.ready && !row.lost && row.node.is_some_and(|node| node.0 != id))
+        .collect();
     ensure!(elsewhere.len() == REPLICAS as usize, "{} replicas run elsewhere", elsewhere.len());
     for host in &cluster.hosts {
         if elsewhere.iter().any(|row| row.node.is_some_and(|node| node.0 == u64::from(host.number))) {

@@ -88,7 +88,9 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match options(std::env::args().skip(1)).and_then(|options| options.map_or(Ok(()), |options| run(&options))) {
+    match options(std::env::args().skip(1))
+        .and_then(|options| options.map_or(Ok(()), |options| run(&options)))
+    {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -163,7 +165,8 @@ fn machine() -> Result<String> {
     let kernel = rustix::system::uname();
     let cpus = std::thread::available_parallelism()?;
     let memory = std::fs::read_to_string("/proc/meminfo")?;
-    let memory = memory.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).context("no MemTotal")?;
+    let memory =
+        memory.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).context("no MemTotal")?;
     let versions = [version("containerd", "--version")?, version("etcd", "--version")?].join("; ");
     Ok(format!(
         "Machine: Linux {}, {cpus} CPUs, {} GiB of memory. Peers: {versions}.",
@@ -176,6 +179,8 @@ fn machine() -> Result<String> {
 fn version(program: &str, argument: &str) -> Result<String> {
     let text = blixard_tests::command::run(program, &[argument])?;
     let line = text.lines().next().unwrap_or_default();
-    let kept = line.split_whitespace().filter(|word| !(word.len() == 40 && word.chars().all(|c| c.is_ascii_hexdigit())));
+    let kept = line
+        .split_whitespace()
+        .filter(|word| !(word.len() == 40 && word.chars().all(|c| c.is_ascii_hexdigit())));
     Ok(kept.collect::<Vec<_>>().join(" "))
 }

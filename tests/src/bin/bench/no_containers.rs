@@ -60,12 +60,7 @@ impl ContainerRuntime for NoContainers {
         unreachable!("Raft runs no containers")
     }
 
-    async fn exec(
-        &self,
-        _: ReplicaId,
-        _: u32,
-        _: &ExecConfig,
-    ) -> Result<Box<dyn ExecSession>, RuntimeError> {
+    async fn exec(&self, _: ReplicaId, _: u32, _: &ExecConfig) -> Result<Box<dyn ExecSession>, RuntimeError> {
         unreachable!("Raft runs no containers")
     }
 
@@ -85,11 +80,7 @@ impl ContainerRuntime for NoContainers {
         unreachable!("Raft runs no containers")
     }
 
-    async fn export(
-        &self,
-        _: &str,
-        _: Option<&str>,
-    ) -> Result<Pin<Box<dyn AsyncRead + Send>>, RuntimeError> {
+    async fn export(&self, _: &str, _: Option<&str>) -> Result<Pin<Box<dyn AsyncRead + Send>>, RuntimeError> {
         unreachable!("Raft runs no containers")
     }
 

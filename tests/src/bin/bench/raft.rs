@@ -33,7 +33,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The rows.
 pub(crate) fn measure(plan: &Plan) -> Result<Vec<Section>> {
-    let directory = tempfile::Builder::new().prefix(&blixard_tests::cleanup::prefix(std::process::id())).tempdir()?;
+    let directory =
+        tempfile::Builder::new().prefix(&blixard_tests::cleanup::prefix(std::process::id())).tempdir()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let members = runtime.block_on(members(directory.path()))?;
     let mut figures = Vec::new();
@@ -45,8 +46,18 @@ pub(crate) fn measure(plan: &Plan) -> Result<Vec<Section>> {
         }
         let who = if proposers == 1 { "1 proposer".to_owned() } else { format!("{proposers} proposers") };
         let syncs = 1.0 / floor.p50().as_secs_f64();
-        figures.push(Figure::duration(format!("{who}: p50"), load.samples.p50(), "fdatasync p50", floor.p50()));
-        figures.push(Figure::duration(format!("{who}: p99"), load.samples.p99(), "fdatasync p99", floor.p99()));
+        figures.push(Figure::duration(
+            format!("{who}: p50"),
+            load.samples.p50(),
+            "fdatasync p50",
+            floor.p50(),
+        ));
+        figures.push(Figure::duration(
+            format!("{who}: p99"),
+            load.samples.p99(),
+            "fdatasync p99",
+            floor.p99(),
+        ));
         figures.push(Figure::rate(format!("{who}: committed and applied"), load.rate(), "fdatasync", syncs));
     }
     runtime.block_on(async {

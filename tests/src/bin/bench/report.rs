@@ -116,11 +116,14 @@ pub(crate) fn table(section: &Section) -> String {
 pub(crate) fn document(machine: &str, quick: bool, sections: &[Section]) -> String {
     let mut text = format!("{INTRODUCTION}\n{machine}\n");
     if quick {
-        text.push_str("\nThis was a quick run (`--quick`): too few repetitions for the worst cases to mean much.\n");
+        text.push_str(
+            "\nThis was a quick run (`--quick`): too few repetitions for the worst cases to mean much.\n",
+        );
     }
     for section in sections {
         write!(text, "\n## {}\n\n{}\n\n", section.title, section.how).expect("a string takes it");
-        let line = |cells: [String; 5]| format!("| {} |\n", cells.map(|cell| cell.replace('|', "\\|")).join(" | "));
+        let line =
+            |cells: [String; 5]| format!("| {} |\n", cells.map(|cell| cell.replace('|', "\\|")).join(" | "));
         text.push_str(&line(HEAD.map(str::to_owned)));
         text.push_str("|---:|---|---|---|---|\n");
         section.figures.iter().for_each(|figure| text.push_str(&line(figure.cells())));

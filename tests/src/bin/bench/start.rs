@@ -70,7 +70,8 @@ impl Bench {
         }
         let name = |what: &str| format!("1 replica, {what}");
         let figures = vec![
-            Figure::duration(name("bridge network: p50"), bridged.p50(), "bare calls", bare.p50()).at_most(1.3),
+            Figure::duration(name("bridge network: p50"), bridged.p50(), "bare calls", bare.p50())
+                .at_most(1.3),
             Figure::duration(name("host network: p50"), hosted.p50(), "bare calls", bare.p50()),
             Figure::duration(name("bridge network: p50"), bridged.p50(), "ctr run -d", ctr.p50()),
             Figure::duration(name("bridge network: worst"), bridged.worst(), "bare calls", bare.worst()),
@@ -112,7 +113,11 @@ impl Bench {
         wait::until("the replicas to be gone", DEADLINE, || {
             let left = self.host().services()?.into_iter().any(|row| row.name.as_str() == name);
             let tasks = self.host().tasks()?.len();
-            ensure!(!left && tasks <= 1, "the service is {}there and {tasks} tasks", if left { "" } else { "not " });
+            ensure!(
+                !left && tasks <= 1,
+                "the service is {}there and {tasks} tasks",
+                if left { "" } else { "not " }
+            );
             Ok(())
         })?;
         Ok(took)
