@@ -78,7 +78,11 @@ impl RaftNode {
 
     fn note_leader(&self, leader: NodeId) {
         let contact: (NodeId, Mono) = (leader, self.context().clock.now());
-        *self.leader_contact() = Some(contact);
+        let heard = self.hears(leader);
+        self.inner.leader_contact.send_if_modified(|last| {
+            *last = Some(contact);
+            !heard
+        });
     }
 }
 

@@ -35,7 +35,7 @@ mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::cluster::ClusterState;
@@ -105,7 +105,9 @@ struct Inner {
     raft: Raft,
     state: watch::Receiver<Arc<ClusterState>>,
     failure: watch::Receiver<Option<Arc<str>>>,
-    leader_contact: Mutex<Option<(NodeId, Mono)>>,
+    /// Who last led this member and when it was last heard; receivers learn only of a leader that
+    /// was not heard a moment before.
+    leader_contact: watch::Sender<Option<(NodeId, Mono)>>,
     closing: Vec<Closing>,
 }
 
@@ -149,7 +151,7 @@ impl RaftNode {
         })?;
         context.spawn("raft compaction", compact(raft.clone(), uncompacted, config.snapshot_bytes));
         let closing = vec![log_closing, state_closing];
-        let leader_contact = Mutex::new(None);
+        let (leader_contact, _) = watch::channel(None);
         let inner = Inner { id, platform, context, config, raft, state, failure, leader_contact, closing };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -206,7 +208,7 @@ impl RaftNode {
     /// Which leader last sent this member entries or a heartbeat, and when. Once this member leads,
     /// that is the leader before it.
     pub fn last_leader_contact(&self) -> Option<(NodeId, Mono)> {
-        *self.leader_contact()
+        *self.inner.leader_contact.borrow()
     }
 
     /// Has this member take a snapshot of what it has applied, in the background.
@@ -268,10 +270,6 @@ impl RaftNode {
 
     fn context(&self) -> &NodeContext {
         &self.inner.context
-    }
-
-    fn leader_contact(&self) -> MutexGuard<'_, Option<(NodeId, Mono)>> {
-        self.inner.leader_contact.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why Raft stopped: the store's words when it is the store, else openraft's.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use blixard_core::id::NodeId;
+use blixard_core::time::Mono;
 use openraft::metrics::RaftServerMetrics;
 use openraft::{Instant as _, RaftMetrics};
 
@@ -11,16 +12,20 @@ use super::types::{LogId, Types};
 use crate::handle::RaftStatus;
 use crate::watch::{Closed, Receiver};
 
-/// Tells when leader, term or membership change. A leader that merely falls silent is no change: it
+/// Tells when leader, term or membership change, or a leader is heard again. A leader that merely falls silent is no change: it
 /// leaves [`RaftStatus::leader`] without notice, until an election makes another.
 pub struct StatusWatch {
     node: RaftNode,
     changes: Receiver<RaftServerMetrics<Types>>,
+    /// Changes when a leader is heard anew: to openraft that is no change when its term is known,
+    /// as to a member that restarted.
+    contacts: Receiver<Option<(NodeId, Mono)>>,
 }
 
 impl StatusWatch {
     pub(super) fn new(node: &RaftNode) -> Self {
-        Self { node: node.clone(), changes: node.raft().server_metrics() }
+        let contacts = node.inner.leader_contact.subscribe();
+        Self { node: node.clone(), changes: node.raft().server_metrics(), contacts }
     }
 
     /// The status now.
@@ -33,7 +38,12 @@ impl StatusWatch {
     /// # Errors
     /// When Raft has stopped.
     pub async fn changed(&mut self) -> Result<RaftStatus, Closed> {
-        self.changes.changed().await?;
+        // Cancel safety: both lose nothing when dropped.
+        tokio::select! {
+            biased;
+            changed = self.changes.changed() => changed?,
+            heard = self.contacts.changed() => heard?,
+        }
         Ok(self.current())
     }
 }
