@@ -70,8 +70,8 @@ impl Done {
 }
 
 /// An answer of the API.
-struct Answer {
-    status: StatusCode,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
     stale: bool,
     body: Value,
 }
@@ -263,7 +263,7 @@ impl Client {
 }
 
 /// Asks a node's API, in a task of the node: `None` when no answer came.
-async fn call(node: &Running, request: Request<Body>) -> Option<Answer> {
+pub(crate) async fn call(node: &Running, request: Request<Body>) -> Option<Answer> {
     let (reply, answer) = oneshot::channel();
     let router = node.router.clone();
     node.context.spawn("api call", async move {

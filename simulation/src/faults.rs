@@ -3,16 +3,23 @@
 //! Each seed draws which kinds it has at all, how often faults come and how long they last, so
 //! that some worlds see only one kind, and often (swarm testing: Groce et al., 2012).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use axum::body::Body;
+use http::Request;
+
+use crate::clients::call;
 use crate::containers::Trouble;
 use crate::disk::Loss;
 use crate::net::Weather;
 use crate::random::Stream;
 use crate::world::World;
+
+/// How often a drained node is activated until it is.
+const ACTIVATE_TRIES_MAX: u32 = 100;
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +36,10 @@ pub enum Fault {
     PowerLossOfAll,
     /// A daemon is stopped and started again.
     Restart,
+    /// A daemon is held where it is and goes on later.
+    Pause,
+    /// A node is drained and activated again.
+    Drain,
     /// A machine is cut off from the others.
     Isolation,
     /// The leader's machine is cut off from the others.
@@ -53,13 +64,15 @@ pub enum Fault {
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Kill,
         Self::KillLeader,
         Self::DieWriting,
         Self::PowerLoss,
         Self::PowerLossOfAll,
         Self::Restart,
+        Self::Pause,
+        Self::Drain,
         Self::Isolation,
         Self::IsolationOfLeader,
         Self::OneWayCut,
@@ -102,7 +115,8 @@ impl Faults {
     /// Has things go wrong until `stopping`; then everything is well again, and every daemon runs.
     pub async fn run(self, world: Arc<World>, stopping: Arc<AtomicBool>) -> Acted {
         let random = Stream::new(world.seed, "faults");
-        let mut running = Running { world, random, faults: self, acted: Acted::new() };
+        let mut running =
+            Running { world, random, faults: self, acted: Acted::new(), drained: BTreeSet::new() };
         while !stopping.load(Ordering::Relaxed) {
             let gap = running.random.below(running.faults.gap_ms) + 1;
             tokio::time::sleep(Duration::from_millis(gap)).await;
@@ -113,6 +127,9 @@ impl Faults {
             }
         }
         running.heal();
+        for number in running.drained.clone() {
+            running.activate(number, ACTIVATE_TRIES_MAX).await;
+        }
         running.acted
     }
 }
@@ -122,9 +139,30 @@ struct Running {
     random: Stream,
     faults: Faults,
     acted: Acted,
+    /// Machines whose nodes take no replicas until they are activated.
+    drained: BTreeSet<u64>,
 }
 
 impl Running {
+    /// Asks some node's API for a change.
+    async fn ask(&self, path: &str) -> Option<()> {
+        let nodes = self.world.running();
+        let place = usize::try_from(self.random.below(nodes.len().max(1) as u64)).expect("small");
+        let request = Request::post(path).body(Body::empty()).expect("it is well formed");
+        let answer = call(nodes.get(place)?, request).await?;
+        answer.status.is_success().then_some(())
+    }
+
+    async fn activate(&mut self, number: u64, tries_max: u32) {
+        for _ in 0..tries_max {
+            if self.ask(&format!("/v1/nodes/{number}/activate")).await.is_some() {
+                self.drained.remove(&number);
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     fn machines(&self) -> u64 {
         self.world.machines.len() as u64
     }
@@ -187,6 +225,21 @@ impl Running {
             Fault::Restart => {
                 self.world.machine(self.any()).stop().await;
                 self.last().await;
+            }
+            Fault::Pause => {
+                let machine = self.world.machine(self.any());
+                machine.set_paused(true);
+                self.last().await;
+                machine.set_paused(false);
+            }
+            Fault::Drain => {
+                let number = self.any();
+                let asked = self.ask(&format!("/v1/nodes/{number}/drain")).await;
+                if asked.is_some() {
+                    self.drained.insert(number);
+                    self.last().await;
+                    self.activate(number, 1).await;
+                }
             }
             Fault::Isolation => self.isolate(self.any()).await,
             Fault::IsolationOfLeader => self.isolate(self.leader()).await,

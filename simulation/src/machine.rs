@@ -229,6 +229,15 @@ impl Machine {
         self.life().as_ref().is_some_and(|life| life.spawner.is_crashed())
     }
 
+    /// Holds the daemon where it is, or lets it go on.
+    pub fn set_paused(&self, paused: bool) {
+        if let Some(life) = &*self.life() {
+            let words = if paused { "daemon is paused" } else { "daemon goes on" };
+            self.trace.say(self.number, words);
+            life.spawner.set_paused(paused);
+        }
+    }
+
     /// Ends the daemon without warning. With its machine's power go the containers.
     pub fn crash(&self, loss: Loss) {
         let life = self.life().take();

@@ -1,6 +1,10 @@
-//! A node's tasks: recorded, so that a crash ends all of them wherever they wait.
+//! A node's tasks: recorded, so that a crash ends all of them wherever they wait, and behind one
+//! gate, so that a pause holds all of them.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use blixard_node::platform::Spawner;
 use futures_util::future::BoxFuture;
@@ -16,6 +20,9 @@ pub struct SimSpawner(Arc<Mutex<Tasks>>);
 #[derive(Default)]
 struct Tasks {
     crashed: bool,
+    paused: bool,
+    /// Whom to wake when the pause ends, in the order in which they came to the gate.
+    waiting: Vec<Waker>,
     handles: Vec<AbortHandle>,
     sweep_at: usize,
 }
@@ -35,9 +42,40 @@ impl SimSpawner {
         handles.iter().for_each(AbortHandle::abort);
     }
 
+    /// Holds every task where it is, as SIGSTOP does, or lets them go on.
+    pub fn set_paused(&self, paused: bool) {
+        let waiting = {
+            let mut tasks = self.lock();
+            tasks.paused = paused;
+            if paused { Vec::new() } else { std::mem::take(&mut tasks.waiting) }
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
     /// Whether this life is over.
     pub fn is_crashed(&self) -> bool {
         self.lock().crashed
+    }
+}
+
+/// A task that stops at the gate while its node is paused.
+struct Gated {
+    task: BoxFuture<'static, ()>,
+    gate: SimSpawner,
+}
+
+impl Future for Gated {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        {
+            let mut tasks = self.gate.lock();
+            if tasks.paused && !tasks.crashed {
+                tasks.waiting.push(context.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        self.task.as_mut().poll(context)
     }
 }
 
@@ -46,7 +84,8 @@ impl Spawner for SimSpawner {
         if self.is_crashed() {
             return;
         }
-        let handle = tokio::spawn(task).abort_handle();
+        let gated = Gated { task, gate: self.clone() };
+        let handle = tokio::spawn(gated).abort_handle();
         let mut tasks = self.lock();
         tasks.handles.push(handle);
         if tasks.handles.len() >= tasks.sweep_at.max(SWEEP_MIN) {

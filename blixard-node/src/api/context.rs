@@ -51,6 +51,18 @@ impl Snapshot {
         response
     }
 
+    /// The error for something that is not in the state: that it is not there is certain only of a
+    /// state that a quorum confirmed.
+    pub(super) fn missing(&self, error: ApiError) -> ApiError {
+        match &self.stale {
+            Some(why) if error.is_not_found() => ApiError::unavailable(
+                format!("{}, as far as this node knows; {why}", error.message()),
+                "try again when the cluster answers",
+            ),
+            _ => error,
+        }
+    }
+
     /// Whether the state may be old.
     pub(super) fn is_stale(&self) -> bool {
         self.stale.is_some()

@@ -66,6 +66,11 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error, "look into the node's log")
     }
 
+    /// Whether it says that there is no such thing.
+    pub(super) fn is_not_found(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
     /// The same error with facts behind it.
     pub(super) fn with_details(mut self, details: Vec<String>) -> Self {
         self.body.details = details;

@@ -42,7 +42,8 @@ pub(super) async fn exec(
     mut request: Request,
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
-    let replica_id = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)?;
+    let replica_id = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
+        .map_err(|error| snapshot.missing(error))?;
     let replica = resolve::with_container(&snapshot.state, replica_id)?;
     if replica.node != api.handle.id {
         return proxy::forward(&api, replica.node, request).await;

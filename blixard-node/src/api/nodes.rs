@@ -40,7 +40,7 @@ pub(super) async fn list(State(api): State<Api>) -> Response {
 )]
 pub(super) async fn inspect(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
-    let node = resolve::node_id(&snapshot.state, &id)?;
+    let node = resolve::node_id(&snapshot.state, &id).map_err(|error| snapshot.missing(error))?;
     let mut view = views::node(&snapshot.state, &api.handle.raft(), node)
         .ok_or_else(|| ApiError::not_found(format!("there is no node `{id}`"), "`blixard node ls`"))?;
     view.stale = snapshot.is_stale();
@@ -92,7 +92,8 @@ async fn set_availability(
     request: RequestIdent,
     availability: Availability,
 ) -> Result<Response, ApiError> {
-    let node = resolve::node_id(&api.read().await.state, id)?;
+    let snapshot = api.read().await;
+    let node = resolve::node_id(&snapshot.state, id).map_err(|error| snapshot.missing(error))?;
     let (index, _) = api.write(request.id, Write::SetAvailability { node, availability }).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
@@ -117,7 +118,8 @@ pub(super) async fn remove(
     Params(query): Params<RemoveQuery>,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
-    let node = resolve::node_id(&api.read().await.state, &id)?;
+    let snapshot = api.read().await;
+    let node = resolve::node_id(&snapshot.state, &id).map_err(|error| snapshot.missing(error))?;
     let write = Write::RemoveNode { node, force: flag(query.force.as_deref()) };
     let (index, _) = api.write(request.id, write).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())

@@ -50,7 +50,8 @@ pub(super) async fn inspect(
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
     let cluster = api.handle.cluster;
-    let replica_id = resolve::replica_id(&snapshot.state, cluster, &id)?;
+    let replica_id =
+        resolve::replica_id(&snapshot.state, cluster, &id).map_err(|error| snapshot.missing(error))?;
     let row = views::replica(&snapshot.state, cluster, replica_id)
         .ok_or_else(|| ApiError::not_found(format!("`{id}` is gone"), "`blixard ps -a`"))?;
     let mut detail =
@@ -98,7 +99,8 @@ pub(super) async fn stop(
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
-    let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)?;
+    let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
+        .map_err(|error| snapshot.missing(error))?;
     let (index, _) = api.write(request.id, Write::StopReplica { replica }).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
@@ -126,7 +128,8 @@ pub(super) async fn logs(
     request: Request,
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
-    let replica_id = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)?;
+    let replica_id = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
+        .map_err(|error| snapshot.missing(error))?;
     let replica = resolve::with_container(&snapshot.state, replica_id)?;
     if replica.node != api.handle.id {
         return proxy::forward(&api, replica.node, request).await;

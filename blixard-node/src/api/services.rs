@@ -103,7 +103,7 @@ pub(super) async fn inspect(
     Path(name): Path<String>,
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
-    let mut detail = find(&snapshot.state, &api, &name)?;
+    let mut detail = find(&snapshot.state, &api, &name).map_err(|error| snapshot.missing(error))?;
     detail.stale = snapshot.is_stale();
     if principal == Principal::Reader {
         views::hide_environment(&mut detail);

@@ -17,10 +17,18 @@ use crate::platform::{Clock, ContainerConfig, Platform, RuntimeError};
 /// How much longer than its grace a stop may take: the kill, the network, the snapshot.
 const REMOVE_MARGIN: Duration = Duration::from_secs(60);
 
+/// What came of an action.
+pub(super) enum Answer {
+    /// What the agent is told.
+    Event(Event),
+    /// What the agent is told, and that it may not be all: the runtime is to be asked what is there.
+    Unsure(Event),
+}
+
 /// Runs actions and sends their answers.
 pub(super) struct Actions {
     doing: Arc<Doing>,
-    answers: mpsc::Sender<Event>,
+    answers: mpsc::Sender<Answer>,
 }
 
 struct Doing {
@@ -33,7 +41,7 @@ impl Actions {
         platform: Platform,
         members: Arc<dyn ImageSource>,
         pulls: Pulls,
-        answers: mpsc::Sender<Event>,
+        answers: mpsc::Sender<Answer>,
     ) -> Self {
         let images = Images::new(platform.clone(), members, pulls, PULLS_MAX);
         Self { doing: Arc::new(Doing { platform, images }), answers }
@@ -53,14 +61,14 @@ impl Actions {
 }
 
 impl Doing {
-    async fn run(&self, action: Action) -> Option<Event> {
-        Some(match action {
+    async fn run(&self, action: Action) -> Option<Answer> {
+        Some(Answer::Event(match action {
             Action::Pull { replica, spec } => match self.images.ensure(replica, &spec.image).await {
                 Ok(()) => Event::ImageReady { replica },
                 Err(error) => Event::ImageFailed { replica, error },
             },
             Action::Start { replica, attempt, slot, spec } => {
-                self.start(ContainerConfig { replica, attempt, slot, spec }).await
+                return Some(self.start(ContainerConfig { replica, attempt, slot, spec }).await);
             }
             Action::Remove { replica, attempt, timeout } => {
                 match self.remove(replica, attempt, timeout).await {
@@ -73,19 +81,23 @@ impl Doing {
                 Event::Probed { replica, attempt, healthy }
             }
             Action::Report { .. } | Action::WakeAt(_) => return None,
-        })
+        }))
     }
 
-    async fn start(&self, config: ContainerConfig) -> Event {
+    async fn start(&self, config: ContainerConfig) -> Answer {
         let (replica, attempt) = (config.replica, config.attempt);
         let starting = self.platform.containers.start(&config);
         let error = match within(&*self.platform.clock, START_DEADLINE, starting).await {
-            Some(Ok(started)) => return Event::Started { replica, attempt, address: started.address },
+            Some(Ok(started)) => {
+                return Answer::Event(Event::Started { replica, attempt, address: started.address });
+            }
             Some(Err(error)) => error.to_string(),
             None => format!("it did not start within {} s", START_DEADLINE.as_secs()),
         };
+        let failed = Event::StartFailed { replica, attempt, error };
         // A failed start leaves nothing, by contract with the agent. What cannot be removed now
-        // the next start of this attempt finds, and the runtime's next list shows.
+        // the next start of this attempt finds, or the list that is asked for, so that it is not
+        // left behind when there is no next start.
         if let Err(left) = self.remove(replica, attempt, Duration::ZERO).await {
             tracing::warn!(
                 replica.id = replica.0,
@@ -93,8 +105,9 @@ impl Doing {
                 err = left,
                 "cannot clean up after a failed start"
             );
+            return Answer::Unsure(failed);
         }
-        Event::StartFailed { replica, attempt, error }
+        Answer::Event(failed)
     }
 
     async fn remove(&self, replica: ReplicaId, attempt: u32, timeout: Duration) -> Result<(), String> {

@@ -26,7 +26,7 @@ use blixard_core::id::{ClusterId, NodeId, ReplicaId};
 use blixard_core::time::Mono;
 use tokio::sync::mpsc;
 
-use self::actions::Actions;
+use self::actions::{Actions, Answer};
 pub use self::feed::feed;
 pub use self::images::ImageSource;
 use self::listing::{Listing, Seen};
@@ -106,7 +106,13 @@ impl AgentDriver {
                     Seen::Event(RuntimeEvent::Resync) => listing.ask(),
                     Seen::Nothing => {}
                 },
-                Some(event) = answers.recv(), if listed => driving.step(event),
+                Some(answer) = answers.recv(), if listed => match answer {
+                    Answer::Event(event) => driving.step(event),
+                    Answer::Unsure(event) => {
+                        driving.step(event);
+                        listing.ask();
+                    }
+                },
                 () = clock.sleep_until(deadline.unwrap_or_default()), if deadline.is_some() => {
                     listing.woken();
                     driving.woken();

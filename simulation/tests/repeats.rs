@@ -1,0 +1,61 @@
+//! The same seed gives the same history in another process; another seed gives another; what the
+//! program is asked wrongly it says.
+
+use std::process::{Command, Output};
+
+fn simulation(arguments: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_simulation"));
+    command.args(arguments.split_whitespace()).output().expect("the program was built for this test")
+}
+
+/// Runs a seed and returns its last line.
+fn hash_of(seed: u64) -> String {
+    let output = simulation(&format!("run --seed {seed} --minutes 1"));
+    let text = String::from_utf8(output.stdout).expect("the summary is text");
+    assert!(output.status.success(), "seed {seed} failed:\n{text}");
+    let last = text.lines().last().unwrap_or_default().to_owned();
+    assert_eq!(text.matches("trace hash: ").count(), 1, "{text}");
+    assert!(last.starts_with("trace hash: ") && last.len() == "trace hash: ".len() + 64, "{last}");
+    last
+}
+
+#[test]
+fn a_seed_repeats_in_another_process_and_another_seed_differs() {
+    let [first, again, other] = [1, 1, 2].map(|seed| std::thread::spawn(move || hash_of(seed)));
+    let first = first.join().expect("seed 1 runs");
+    assert_eq!(first, again.join().expect("seed 1 runs again"));
+    assert_ne!(first, other.join().expect("seed 2 runs"));
+}
+
+#[test]
+fn worlds_on_other_threads_change_nothing() {
+    let output = simulation("meta --seeds 2 --minutes 1");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.ends_with("meta: 2 seeds, 0 divergent\n"), "{text}");
+    let alone = hash_of(2);
+    let alone = alone.strip_prefix("trace hash: ").expect("it was checked");
+    assert!(text.contains(alone), "{alone} is not in\n{text}");
+}
+
+#[test]
+fn fixed_seeds_hold_every_invariant() {
+    let output = simulation("sweep --seeds 6 --start 100 --minutes 1 --jobs 2");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("sweep: 6 seeds, 0 failed"), "{text}");
+}
+
+#[test]
+fn bad_arguments_are_named() {
+    let check = |arguments: &str, expect: &str| {
+        let output = simulation(arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(expect), "`{arguments}`: `{expect}` in {text}");
+    };
+    check("run", "--seed <SEED>");
+    check("run --seed many", "invalid value 'many' for '--seed <SEED>'");
+    check("run --seed 1 --nodes 0", "0 is not in 1..=9");
+    check("run --seed 1 --minutes 0", "0 is not in 1..=600");
+    check("sweep", "--seeds <SEEDS>");
+    check("sweep --seeds 1 --jobs 0", "invalid value '0' for '--jobs <JOBS>'");
+    check("guess", "unrecognized subcommand 'guess'");
+}
