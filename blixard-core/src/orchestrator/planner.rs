@@ -91,13 +91,7 @@ impl Planner {
     fn observe(&mut self, state: &ClusterState, now: UtcMs) {
         let seen = std::mem::replace(&mut self.seen, state.clone());
         let mut room = self.observe_nodes(&seen, state);
-        for change in seen.services.diff(&state.services) {
-            let (DiffItem::Add(name, _)
-            | DiffItem::Remove(name, _)
-            | DiffItem::Update { new: (name, _), .. }) = change;
-            self.touch(name);
-            room = true;
-        }
+        self.observe_services(&seen, state);
         for change in seen.replicas.diff(&state.replicas) {
             match change {
                 DiffItem::Add(id, new) => self.take_in(state, *id, new, now),
@@ -117,6 +111,30 @@ impl Planner {
         if room {
             self.dirty.extend(self.waiting.iter().cloned());
         }
+    }
+
+    /// Marks the services that changed and those that wait for one of them. A service by itself
+    /// takes no room, so that others which wait for room are left alone: a thousand of them would
+    /// be planned again with every submission.
+    fn observe_services(&mut self, seen: &ClusterState, state: &ClusterState) {
+        let mut changed = BTreeSet::new();
+        for change in seen.services.diff(&state.services) {
+            let (DiffItem::Add(name, _)
+            | DiffItem::Remove(name, _)
+            | DiffItem::Update { new: (name, _), .. }) = change;
+            changed.insert(name.clone());
+        }
+        let needs = |name: &&ServiceName| {
+            let needed = state.services.get(*name).map(|service| &service.spec().depends_on);
+            needed.into_iter().flatten().any(|needed| changed.contains(needed))
+        };
+        let dependents: Vec<ServiceName> = if changed.is_empty() {
+            Vec::new()
+        } else {
+            self.waiting.iter().filter(needs).cloned().collect()
+        };
+        self.dirty.extend(changed);
+        self.dirty.extend(dependents);
     }
 
     /// Marks the services that have replicas on nodes that changed; answers whether any did.

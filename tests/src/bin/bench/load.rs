@@ -127,6 +127,9 @@ pub(crate) fn run(target: &Target, clients: usize, time: Duration, first: u64) -
             Ok(samples)
         })
     })?;
+    if samples.len() == 0 {
+        bail!("none of {clients} clients was answered within {time:?}");
+    }
     Ok(Load { samples, time })
 }
 

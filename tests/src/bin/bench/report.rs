@@ -209,7 +209,7 @@ mod tests {
         check(Duration::from_nanos(123_456), "123 us");
         check(Duration::from_micros(1_234), "1.23 ms");
         check(Duration::from_millis(45), "45.0 ms");
-        check(Duration::from_millis(2_345), "2.35 s");
+        check(Duration::from_millis(2_340), "2.34 s");
         assert_eq!(rate(12_345.6), "12,346/s");
         assert_eq!(rate(123.4), "123/s");
         assert_eq!(mebibytes(3 << 20), "3.00 MiB");
