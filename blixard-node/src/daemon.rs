@@ -126,7 +126,7 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
     let rng = Arc::new(LinuxRandom);
     let transport =
         IrohTransport::bind(identity.secret_key(), bind, config.advertise.clone(), None, rng.clone()).await?;
-    let facts = facts(config, transport.addresses())?;
+    let facts = facts(config, bind, transport.addresses())?;
     let platform = Platform {
         clock: Arc::new(LinuxClock),
         rng,
@@ -346,7 +346,7 @@ fn default_bind() -> Result<SocketAddr, Error> {
     Ok(SocketAddr::new(address.ip(), BIND_PORT))
 }
 
-fn facts(config: &NodeConfig, addresses: Vec<SocketAddr>) -> Result<NodeFacts, Error> {
+fn facts(config: &NodeConfig, bind: SocketAddr, addresses: Vec<SocketAddr>) -> Result<NodeFacts, Error> {
     let host = rustix::system::uname();
     let name = config.name.clone().unwrap_or_else(|| host.nodename().to_string_lossy().into_owned());
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -365,8 +365,21 @@ fn facts(config: &NodeConfig, addresses: Vec<SocketAddr>) -> Result<NodeFacts, E
         os: std::env::consts::OS.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         level: LEVEL,
-        reserved_ports: Vec::new(),
+        reserved_ports: own_ports(bind, config.http),
     })
+}
+
+/// The ports this daemon itself listens on. A published port answers on every address of a node,
+/// loopback included, so a replica that published one of these would cut the daemon off.
+fn own_ports(bind: SocketAddr, http: HttpListen) -> Vec<u16> {
+    let http = match http {
+        HttpListen::Off => None,
+        HttpListen::Asked(address) | HttpListen::Default(address) => Some(address.port()),
+    };
+    let mut ports: Vec<u16> = [bind.port()].into_iter().chain(http).filter(|port| *port != 0).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
 }
 
 fn usable(address: IpAddr) -> bool {
@@ -448,4 +461,23 @@ pub fn purge(options: NodeOptions, images: bool) -> Result<(), Error> {
         println!("removed everything of {}", config.data_dir.display());
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_ports;
+    use crate::config::HttpListen;
+
+    #[test]
+    fn the_daemons_own_ports_are_reserved() {
+        let at = |text: &str| text.parse().unwrap();
+        let check = |http: HttpListen, expect: &[u16]| {
+            assert_eq!(own_ports(at("10.77.0.1:7001"), http), expect, "{http:?}");
+        };
+        check(HttpListen::Off, &[7001]);
+        check(HttpListen::Default(at("127.0.0.1:8082")), &[7001, 8082]);
+        check(HttpListen::Asked(at("0.0.0.0:80")), &[80, 7001]);
+        check(HttpListen::Asked(at("127.0.0.1:7001")), &[7001]);
+        check(HttpListen::Asked(at("127.0.0.1:0")), &[7001]);
+    }
 }

@@ -229,6 +229,10 @@ fn what_breaks_the_bounds_or_takes_a_port_is_refused_with_the_reason() -> Result
 
         let text = host.run_refused(&Bundle::new("other", &web).port(80, 8080), 10)?;
         ensure!(text.contains("8080") && text.contains("web"), "port and owner are not named: {text}");
+        for port in [7001, 8082] {
+            let text = host.run_refused(&Bundle::new("other", &web).port(80, port), 10)?;
+            ensure!(text.contains(&port.to_string()), "the daemon's own port is not named: {text}");
+        }
         ensure!(host.services()?.len() == 1, "the refused service is listed");
 
         for name in ["service inspect nothing", "rm nothing", "stop nothing", "logs nothing"] {
