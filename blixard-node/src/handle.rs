@@ -126,9 +126,22 @@ impl NodeHandle {
     /// # Errors
     /// When it could not be committed within [`limits::WRITE_DEADLINE`].
     pub async fn write(&self, request: RequestId, write: Write) -> Result<(u64, Outcome), WriteError> {
+        self.write_within(request, write, limits::WRITE_DEADLINE).await
+    }
+
+    /// As [`NodeHandle::write`], for whoever has waited for something else before.
+    ///
+    /// # Errors
+    /// When it could not be committed within `limit`.
+    pub(crate) async fn write_within(
+        &self,
+        request: RequestId,
+        write: Write,
+        limit: Duration,
+    ) -> Result<(u64, Outcome), WriteError> {
         let mut forward = ForwardRequest { request, made_at: self.stamp(), write };
         // The rest is for finding out who is missing.
-        let deadline = self.platform.clock.now() + (limits::WRITE_DEADLINE - PROBE);
+        let deadline = self.platform.clock.now() + limit.saturating_sub(PROBE);
         let mut reason = "no leader is known".to_owned();
         let mut may_be_applied = false;
         let mut wait = RETRY_MIN;

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use blixard_core::api::{REQUEST_ID_HEADER, STALE_HEADER};
 use blixard_core::cluster::{ClusterState, Outcome, Write};
 use blixard_core::id::RequestId;
+use blixard_core::limits::WRITE_DEADLINE;
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
@@ -80,7 +81,17 @@ impl Api {
 
     /// Has the cluster apply `write`; a refusal is an error.
     pub(super) async fn write(&self, request: RequestId, write: Write) -> Result<(u64, Outcome), ApiError> {
-        match self.handle.write(request, write).await? {
+        self.write_within(request, write, WRITE_DEADLINE).await
+    }
+
+    /// As [`Api::write`], for a request that has waited for something else before.
+    pub(super) async fn write_within(
+        &self,
+        request: RequestId,
+        write: Write,
+        limit: Duration,
+    ) -> Result<(u64, Outcome), ApiError> {
+        match self.handle.write_within(request, write, limit).await? {
             (_, Outcome::Refused(refusal)) => Err(refusal.into()),
             answer => Ok(answer),
         }

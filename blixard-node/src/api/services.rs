@@ -12,6 +12,7 @@ use blixard_core::api::service::{ScaleRequest, ServiceDetail, ServiceRow, Submit
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::cluster::{ClusterState, Outcome, Phase, Write};
 use blixard_core::id::{NodeId, ReplicaId, ServiceName};
+use blixard_core::limits::WRITE_DEADLINE;
 use blixard_core::spec::ServiceSpec;
 use futures_util::future::join_all;
 
@@ -47,13 +48,16 @@ pub(super) async fn submit(
     };
     let mut spec = body.spec;
     let mut warnings = Vec::new();
+    let clock = &api.handle.platform.clock;
+    let give_up = clock.now() + WRITE_DEADLINE;
     if spec.image.digest.is_none() {
         warnings.extend(resolve(&api, &mut spec).await);
     }
     let name = spec.name.clone();
     let digest = spec.image.digest.clone();
     let write = Write::Submit { spec: Arc::new(spec), origin: api.handle.id };
-    let (index, outcome) = api.write(id, write).await?;
+    let left = give_up.since(clock.now());
+    let (index, outcome) = api.write_within(id, write, left).await?;
     let Outcome::Service { version, changed } = outcome else { return Err(unexpected(&outcome)) };
     Ok(created(SubmitAnswer { name, version, changed, digest, index, warnings }))
 }
