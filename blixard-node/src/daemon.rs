@@ -32,7 +32,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::linux::{LinuxClock, LinuxRandom, LinuxSpawner};
 use crate::node::{Membership, NO_SUBNET, Node, NodeSettings};
 use crate::platform::{Clock, ContainerRuntime, Platform, Transport};
-use crate::raft::RaftConfig;
+use crate::raft::{self, RaftConfig};
 use crate::runtime::images::Registries;
 use crate::runtime::{ContainerdChoice, ContainerdRuntime, RuntimeConfig};
 use crate::transport::IrohTransport;
@@ -182,7 +182,11 @@ async fn form_and_serve(
     };
     write_registry(&config.data_dir, &identity, &membership, &platform)?;
     let settings = NodeSettings { facts, boot: identity.boots(), raft: raft_config()? };
+    if identity.has_log() {
+        raft::check_log(&*platform.disk, membership.node)?;
+    }
     let node = Node::start(platform.clone(), membership.clone(), settings).await?;
+    identity.set_has_log()?;
     let handle = node.handle();
     context.spawn("discovery", sources.run(platform.clone()));
     runtime_ready(&platform).await;

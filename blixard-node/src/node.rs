@@ -24,7 +24,7 @@ use crate::handle::NodeHandle;
 use crate::images::Members;
 use crate::inbound::Dispatch;
 use crate::platform::Platform;
-use crate::raft::{OpenError, ProposeError, RaftConfig, RaftNode};
+use crate::raft::{OpenError, ProposeError, RaftConfig, RaftNode, check_log};
 use crate::shared::Shared;
 
 /// The first delay before Raft is reopened after its store failed; doubled up to the last.
@@ -167,7 +167,11 @@ async fn keep_raft(context: NodeContext, shared: Shared, config: RaftConfig, fir
                 return;
             }
             delay = (delay * 2).min(REOPEN_MAX);
-            match RaftNode::open(shared.platform.clone(), shared.id, config.clone()).await {
+            let opening = async {
+                check_log(&*shared.platform.disk, shared.id)?;
+                RaftNode::open(shared.platform.clone(), shared.id, config.clone()).await
+            };
+            match opening.await {
                 Ok(raft) => break Arc::new(raft),
                 Err(error) => {
                     tracing::error!(node.id = %shared.id, err = %error, "the store cannot be opened yet");
