@@ -27,6 +27,7 @@ use crate::discovery::registry;
 use crate::discovery::sources::Sources;
 use crate::disk::LinuxDisk;
 use crate::formation::{self, Wish};
+use crate::full_disk::while_full;
 use crate::handle::NodeHandle;
 use crate::identity::{Identity, IdentityError};
 use crate::linux::{LinuxClock, LinuxRandom, LinuxSpawner};
@@ -109,19 +110,20 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
     private
         .map_err(|error| format!("cannot make the data directory {}: {error}", config.data_dir.display()))?;
     let disk = Arc::new(LinuxDisk::new(&config.data_dir));
-    let identity = open_identity(&disk).await?;
+    let identity = while_full(&config.data_dir, async || open_identity(&disk).await).await?;
     let targets = config.join.iter().map(|text| JoinTarget::parse(text)).collect::<Result<_, _>>()?;
     let sources = Sources::new(targets, None, Some(&config.data_dir));
     let has_sources = sources.configured();
     let registries = config.registries.as_deref().map(Registries::read).transpose()?.unwrap_or_default();
-    let containers = ContainerdRuntime::connect(RuntimeConfig {
+    let runtime = RuntimeConfig {
         data: config.data_dir.clone(),
         containerd: choice(&config.containerd),
         registries,
         logger: None,
         networks: None,
-    });
-    let containers = containers.await?;
+    };
+    let containers =
+        while_full(&config.data_dir, async || ContainerdRuntime::connect(runtime.clone()).await).await?;
     let bind = config.bind.map_or_else(default_bind, Ok)?;
     let rng = Arc::new(LinuxRandom);
     let transport =
@@ -174,23 +176,43 @@ async fn form_and_serve(
         subnets: config.subnets,
     };
     let known = identity.membership().is_some();
-    let forming = formation::form(&platform, &mut identity, &sources, &wish, &tell_join);
-    let membership = tokio::select! {
+    let settings = NodeSettings { facts, boot: identity.boots(), raft: raft_config()? };
+    let data_dir = &config.data_dir;
+    let starting = async {
+        let forming = async || formation::form(&platform, &mut identity, &sources, &wish, &tell_join).await;
+        let membership = while_full(data_dir, forming).await?;
+        let writing = async || write_registry(data_dir, &identity, &membership, &platform);
+        while_full(data_dir, writing).await?;
+        let opening = async || {
+            if identity.has_log() {
+                raft::check_log(&*platform.disk, membership.node)?;
+            }
+            let node = Node::start(platform.clone(), membership.clone(), settings.clone()).await?;
+            Ok::<_, raft::OpenError>(node)
+        };
+        let node = while_full(data_dir, opening).await?;
+        Ok::<_, Error>((node, membership))
+    };
+    // Cancel safety: what was kept of it is found again by the next start.
+    let (node, membership) = tokio::select! {
         biased;
-        formed = forming => formed?,
+        started = starting => started?,
         _ = stop.wait_for(|stopping| *stopping) => return Ok(ExitCode::SUCCESS),
     };
-    write_registry(&config.data_dir, &identity, &membership, &platform)?;
-    let settings = NodeSettings { facts, boot: identity.boots(), raft: raft_config()? };
-    if identity.has_log() {
-        raft::check_log(&*platform.disk, membership.node)?;
-    }
-    let node = Node::start(platform.clone(), membership.clone(), settings).await?;
-    identity.set_has_log()?;
     let handle = node.handle();
     context.spawn("discovery", sources.run(platform.clone()));
     runtime_ready(&platform).await;
-    let mut serving = listen(&config, &handle, stop.clone()).await?;
+    let serving = while_full(data_dir, async || {
+        identity.set_has_log()?;
+        listen(&config, &handle, stop.clone()).await
+    });
+    let mut stopping = stop.clone();
+    // Cancel safety: listeners that are dropped close.
+    let mut serving = tokio::select! {
+        biased;
+        serving = serving => serving?,
+        _ = stopping.wait_for(|stopping| *stopping) => tokio::task::JoinSet::new(),
+    };
     announce(&config, &identity, &membership, &handle, known);
 
     // Cancel safety: both only watch.

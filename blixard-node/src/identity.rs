@@ -34,7 +34,7 @@ pub enum IdentityError {
     #[error("{IDENTITY_FILE} is in use: a daemon runs on this data directory already")]
     InUse,
     /// The disk refuses: try again when it works.
-    #[error("cannot use {IDENTITY_FILE}: {0}")]
+    #[error("cannot use {IDENTITY_FILE}")]
     Disk(#[source] Box<redb::Error>),
     /// What is there is not an identity. Nothing is overwritten.
     #[error(

@@ -12,6 +12,7 @@ pub mod discovery;
 pub mod disk;
 pub mod drivers;
 pub mod formation;
+mod full_disk;
 pub mod handle;
 pub mod identity;
 mod images;
