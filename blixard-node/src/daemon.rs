@@ -2,14 +2,13 @@
 //! its API until it is told to stop. And what is left to do on a machine whose daemon is gone.
 
 use std::error::Error as StdError;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::cluster::command::LEVEL;
+use blixard_core::api::token::Secret;
 use blixard_core::cluster::node::NodeFacts;
 use blixard_core::discovery::file::Registry;
 use blixard_core::discovery::target::JoinTarget;
@@ -19,13 +18,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::api::{self, Access};
-use crate::config::{BIND_PORT, Containerd, HttpListen, NodeConfig, NodeOptions};
+use crate::config::{Containerd, HttpListen, NodeConfig, NodeOptions};
 use crate::context::NodeContext;
 use crate::discovery::join::JoinStatus;
 use crate::discovery::refresh::Refresher;
 use crate::discovery::registry;
 use crate::discovery::sources::Sources;
 use crate::disk::LinuxDisk;
+use crate::facts::{default_bind, facts};
 use crate::formation::{self, Wish};
 use crate::full_disk::while_full;
 use crate::handle::NodeHandle;
@@ -46,6 +46,8 @@ const REMOVED_GRACE: Duration = Duration::from_secs(60);
 /// How long the API waits for the container runtime before it serves without.
 const RUNTIME_READY: Duration = Duration::from_secs(5);
 const RUNTIME_POLL: Duration = Duration::from_millis(10);
+/// How long a new member waits for the state that says whether its token admits others.
+const STATE_WAIT: Duration = Duration::from_secs(5);
 /// How long a start waits for the process before it to let go of the data directory.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// How often it looks.
@@ -181,7 +183,7 @@ async fn form_and_serve(
     let starting = async {
         let forming = async || formation::form(&platform, &mut identity, &sources, &wish, &tell_join).await;
         let membership = while_full(data_dir, forming).await?;
-        let writing = async || write_registry(data_dir, &identity, &membership, &platform);
+        let writing = async || write_registry(data_dir, identity.token(), &membership, &platform);
         while_full(data_dir, writing).await?;
         let opening = async || {
             if identity.has_log() {
@@ -213,7 +215,19 @@ async fn form_and_serve(
         serving = serving => serving?,
         _ = stopping.wait_for(|stopping| *stopping) => tokio::task::JoinSet::new(),
     };
-    announce(&config, &identity, &membership, &handle, known);
+    // Cancel safety: `admitting` only watches.
+    let token = tokio::select! {
+        biased;
+        token = admitting(&handle, identity.token()) => token,
+        _ = stop.wait_for(|stopping| *stopping) => identity.token(),
+    };
+    if token.is_none() {
+        // The next start writes it anew.
+        if let Err(error) = write_registry(data_dir, None, &membership, &platform) {
+            tracing::warn!(err = %error, "the registry file holds a token that admits nobody");
+        }
+    }
+    announce(&config, token, &membership, &handle, known);
 
     // Cancel safety: both only watch.
     let removed = tokio::select! {
@@ -280,11 +294,10 @@ fn own_peer(platform: &dyn Transport) -> Peer {
 
 fn write_registry(
     data_dir: &Path,
-    identity: &Identity,
+    token: Option<Secret>,
     membership: &Membership,
     platform: &Platform,
 ) -> Result<(), Error> {
-    let Some(token) = identity.token() else { return Ok(()) };
     let registry = Registry {
         node: membership.node,
         peer: own_peer(&*platform.transport),
@@ -327,17 +340,41 @@ async fn listen(
     Ok(serving)
 }
 
-/// Says that the node is up, and on a cluster's first start how others join.
+/// The token, unless the cluster says that it admits nobody any more, as one for a single use does
+/// after this node's joining. Without a word of the cluster it is thought to.
+async fn admitting(handle: &NodeHandle, token: Option<Secret>) -> Option<Secret> {
+    let token = token?;
+    let clock = &handle.platform.clock;
+    let end = clock.now() + STATE_WAIT;
+    let mut state = handle.state();
+    while !state.nodes.contains_key(&handle.id) {
+        let left = end.since(clock.now());
+        if left.is_zero() {
+            return Some(token);
+        }
+        state = handle.state_after(state.applied, left).await;
+    }
+    let admits = state.tokens.get(&token.id).is_some_and(|known| known.admits(state.time));
+    admits.then_some(token)
+}
+
+/// Says that the node is up, and on its first start how others join.
 fn announce(
     config: &NodeConfig,
-    identity: &Identity,
+    token: Option<Secret>,
     membership: &Membership,
     handle: &NodeHandle,
     known: bool,
 ) {
     let (node, cluster) = (membership.node, membership.cluster);
     println!("node {node} of cluster {cluster} is up; its API is {}", config.socket().display());
-    let (Some(token), false) = (identity.token(), known) else { return };
+    if known {
+        return;
+    }
+    let Some(token) = token else {
+        println!("to add a machine, run here:\n\n  blixard cluster token create\n");
+        return;
+    };
     let ticket = Ticket { cluster, peer: own_peer(&*handle.platform.transport), token };
     println!("to add a machine, run on it:\n\n  blixard node --join {ticket}\n");
     println!(
@@ -355,68 +392,6 @@ async fn removed(handle: &NodeHandle) {
     while clock.now() < end && !gone().await {
         clock.sleep_until(clock.now() + Duration::from_millis(200)).await;
     }
-}
-
-/// This machine's address on its default route. Nothing is sent: connecting a UDP socket only
-/// chooses a route.
-fn default_bind() -> Result<SocketAddr, Error> {
-    let probe = || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        // RFC 5737's documentation range: nobody's.
-        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
-        socket.local_addr()
-    };
-    let address = probe().map_err(|error| {
-        format!("this machine has no default route to tell its address by ({error}): use --bind IP")
-    })?;
-    Ok(SocketAddr::new(address.ip(), BIND_PORT))
-}
-
-fn facts(config: &NodeConfig, bind: SocketAddr, addresses: Vec<SocketAddr>) -> Result<NodeFacts, Error> {
-    let host = rustix::system::uname();
-    let name = config.name.clone().unwrap_or_else(|| host.nodename().to_string_lossy().into_owned());
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(NodeFacts {
-        name,
-        addresses: addresses.into_iter().filter(|address| usable(address.ip())).collect(),
-        labels: config.labels.clone(),
-        cpu_millis: u64::try_from(cpus)? * 1000,
-        memory_bytes: memory_bytes()?,
-        arch: match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        }
-        .to_owned(),
-        os: std::env::consts::OS.to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        level: LEVEL,
-        reserved_ports: own_ports(bind, config.http),
-    })
-}
-
-/// The ports this daemon itself listens on. A published port answers on every address of a node,
-/// loopback included, so a replica that published one of these would cut the daemon off.
-fn own_ports(bind: SocketAddr, http: HttpListen) -> Vec<u16> {
-    let http = match http {
-        HttpListen::Off => None,
-        HttpListen::Asked(address) | HttpListen::Default(address) => Some(address.port()),
-    };
-    let mut ports: Vec<u16> = [bind.port()].into_iter().chain(http).filter(|port| *port != 0).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports
-}
-
-fn usable(address: IpAddr) -> bool {
-    !address.is_unspecified()
-}
-
-fn memory_bytes() -> Result<u64, Error> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| "/proc/meminfo has no MemTotal in kB".into())
 }
 
 /// The signals that end the daemon: the first lets it say farewell, a second one does not.
@@ -487,23 +462,4 @@ pub fn purge(options: NodeOptions, images: bool) -> Result<(), Error> {
         println!("removed everything of {}", config.data_dir.display());
         Ok(())
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::own_ports;
-    use crate::config::HttpListen;
-
-    #[test]
-    fn the_daemons_own_ports_are_reserved() {
-        let at = |text: &str| text.parse().unwrap();
-        let check = |http: HttpListen, expect: &[u16]| {
-            assert_eq!(own_ports(at("10.77.0.1:7001"), http), expect, "{http:?}");
-        };
-        check(HttpListen::Off, &[7001]);
-        check(HttpListen::Default(at("127.0.0.1:8082")), &[7001, 8082]);
-        check(HttpListen::Asked(at("0.0.0.0:80")), &[80, 7001]);
-        check(HttpListen::Asked(at("127.0.0.1:7001")), &[7001]);
-        check(HttpListen::Asked(at("127.0.0.1:0")), &[7001]);
-    }
 }

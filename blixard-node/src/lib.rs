@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod discovery;
 pub mod disk;
 pub mod drivers;
+mod facts;
 pub mod formation;
 mod full_disk;
 pub mod handle;

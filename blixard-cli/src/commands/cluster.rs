@@ -38,7 +38,11 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
     /// Make a token and print it: it is shown only this once
-    #[command(after_help = "Example:\n  blixard cluster token create --scope api --expires 86400")]
+    ///
+    /// For joining, what is printed is a ticket: the token, and where this cluster is.
+    #[command(
+        after_help = "Example:\n  blixard cluster token create --uses 1 --expires 3600\n  ssh box2 blixard node --join $(blixard cluster token create)\n  blixard cluster token create --scope api"
+    )]
     Create {
         /// What it admits to
         #[arg(long, value_enum, default_value = "join")]
@@ -125,7 +129,15 @@ async fn token(client: &Client, command: TokenCommand) -> anyhow::Result<()> {
             let answer: TokenAnswer = client.post("/v1/tokens", &request).await?;
             match output.output {
                 Output::Json => render::json(&answer)?,
-                Output::Table => render::line(&answer.token)?,
+                Output::Table => match &answer.ticket {
+                    Some(ticket) => {
+                        render::line(ticket)?;
+                        render::note(&format!(
+                            "on the machine to add, run:\n\n  blixard node --join {ticket}\n"
+                        ));
+                    }
+                    None => render::line(&answer.token)?,
+                },
             }
         }
         TokenCommand::Ls(output) => {

@@ -8,7 +8,9 @@ use axum::response::{IntoResponse, Response};
 use blixard_core::api::token::{Scope, Secret, TokenAnswer, TokenRequest, TokenRow};
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::cluster::{Token, Write};
+use blixard_core::discovery::ticket::Ticket;
 use blixard_core::id::TokenId;
+use blixard_core::wire::Peer;
 
 use super::access::Principal;
 use super::context::{Api, JsonBody, RequestIdent, created};
@@ -41,7 +43,15 @@ pub(super) async fn add(
         uses_left: body.uses,
     };
     api.write(api.draw_request(), Write::AddToken { id: token.id, token: row }).await?;
-    Ok(created(TokenAnswer { id: token.id, token: token.to_string() }))
+    let ticket = (body.scope == Scope::Join).then(|| ticket(&api, token.clone()).to_string());
+    Ok(created(TokenAnswer { id: token.id, token: token.to_string(), ticket }))
+}
+
+/// An invitation to join through this node.
+fn ticket(api: &Api, token: Secret) -> Ticket {
+    let transport = &api.handle.platform.transport;
+    let peer = Peer { key: transport.key(), addresses: transport.addresses(), relay_url: None };
+    Ticket { cluster: api.handle.cluster, peer, token }
 }
 
 /// Every token, without its secret.

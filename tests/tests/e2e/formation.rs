@@ -185,6 +185,45 @@ fn the_bootstrapping_node_prints_the_line_for_the_next_machine() -> Result<()> {
     })
 }
 
+#[test]
+fn a_new_token_is_printed_as_a_ticket_and_a_used_up_one_is_not_passed_on() -> Result<()> {
+    let mut cluster = Cluster::formed(2)?;
+    cluster.add_host(3)?;
+    cluster.add_host(4)?;
+    cluster.check(|cluster| {
+        let made = cluster.hosts[1].cli_output(&["cluster", "token", "create", "--uses", "1"])?;
+        ensure!(made.status.success(), "{made:?}");
+        let once = String::from_utf8(made.stdout)?.trim().to_owned();
+        let told = String::from_utf8(made.stderr)?;
+        ensure!(told.contains(&format!("blixard node --join {once}")), "the line to run is not told: {told}");
+
+        cluster.hosts[2].start(&["--join", &once])?;
+        wait::until("the new member to say how others join", REFUSAL, || {
+            let log = cluster.hosts[2].log();
+            ensure!(!log.contains("bxt1"), "it passes on a ticket that admits nobody: {log}");
+            wait::ensure(log.contains("blixard cluster token create"), log)
+        })?;
+        let file: Value = serde_json::from_str(&fs::read_to_string(cluster.hosts[2].registry_file())?)?;
+        ensure!(file.get("join_token").is_none(), "the file holds the used-up token: {file}");
+
+        let check = |cluster: &mut Cluster, source: &str, word: &str| -> Result<()> {
+            let said = cluster.hosts[3].log().len();
+            cluster.hosts[3].spawn(&["--join", source])?;
+            let code = cluster.hosts[3].wait_exit(REFUSAL)?;
+            let log = cluster.hosts[3].log().split_off(said);
+            ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
+            ensure!(log.contains(word) && log.contains("token create"), "it is not said: {log}");
+            Ok(())
+        };
+        check(cluster, &once, "used up")?;
+        let registry = cluster.hosts[2].registry_file();
+        check(cluster, text(&registry)?, "join token")?;
+        let fresh = cluster.hosts[2].cli(&["cluster", "token", "create"])?;
+        cluster.hosts[3].start(&["--join", fresh.trim()])?;
+        cluster.wait_formed()
+    })
+}
+
 /// The ticket in the line that a node prints for the next machine.
 fn ticket(log: &str) -> Result<String> {
     let words = log.lines().filter(|line| line.contains("--join")).flat_map(str::split_whitespace);
