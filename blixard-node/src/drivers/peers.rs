@@ -1,4 +1,4 @@
-//! Keeps the transport's list of members what the replicated state says.
+//! Keeps the transport's list of members what the replicated state says, and what members told since.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ use blixard_core::id::NodeId;
 use blixard_core::wire::Peer;
 
 use crate::shared::Shared;
+use crate::watch;
 
 /// The members other than `own`, with `hints` for those whose rows this node does not have yet.
 pub(crate) fn peers_of(
@@ -29,19 +30,76 @@ pub(crate) fn peers_of(
     peers
 }
 
-/// The task: follows the state for as long as the node runs.
-pub(crate) async fn run(shared: Shared, hints: BTreeMap<NodeId, Peer>) {
+/// Adds to `peers` what a member told of others: some may have joined after the state that this node
+/// has, and lead by now.
+fn add_told(peers: &mut BTreeMap<NodeId, Peer>, told: &BTreeMap<NodeId, Peer>, state: &ClusterState) {
+    for (id, peer) in told.iter().filter(|(id, _)| !state.removed_nodes.contains_key(*id)) {
+        let known = peers.entry(*id).or_insert_with(|| peer.clone());
+        if known.key == peer.key {
+            let new = peer.addresses.iter().filter(|address| !known.addresses.contains(address));
+            let new: Vec<_> = new.copied().collect();
+            known.addresses.extend(new);
+        }
+    }
+}
+
+/// The task: follows the state, and what members tell, for as long as the node runs.
+pub(crate) async fn run(
+    shared: Shared,
+    hints: BTreeMap<NodeId, Peer>,
+    mut told: watch::Receiver<BTreeMap<NodeId, Peer>>,
+) {
     let mut states = shared.watch_state();
     let mut last = None;
     loop {
         let state = states.borrow().clone();
-        let peers = peers_of(&state, shared.id, &hints);
+        let mut peers = peers_of(&state, shared.id, &hints);
+        add_told(&mut peers, &told.borrow_and_update(), &state);
+        peers.remove(&shared.id);
         if last.as_ref() != Some(&peers) {
             shared.platform.transport.set_peers(peers.clone());
             last = Some(peers);
         }
-        if states.changed().await.is_err() {
+        // Cancel safety: `changed` loses nothing when dropped. Who tells may end; the state never does.
+        let ended = tokio::select! {
+            biased;
+            changed = states.changed() => changed.is_err(),
+            Ok(()) = told.changed() => false,
+        };
+        if ended {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use blixard_core::cluster::ClusterState;
+    use blixard_core::id::{NodeId, NodeKey};
+    use blixard_core::wire::Peer;
+
+    use super::add_told;
+
+    #[test]
+    fn what_members_tell_adds_members_and_addresses_but_never_keys_or_removed_ones() {
+        let peer = |key: u8, ports: &[u16]| Peer {
+            key: NodeKey([key; 32]),
+            addresses: ports.iter().map(|port| ([10, 0, 0, 1], *port).into()).collect(),
+            relay_url: None,
+        };
+        let mut state = ClusterState::new();
+        state.removed_nodes.insert(NodeId(4), NodeKey([4; 32]));
+        let mut peers = BTreeMap::from([(NodeId(1), peer(1, &[1])), (NodeId(2), peer(2, &[2]))]);
+        let told = BTreeMap::from([
+            (NodeId(1), peer(1, &[1, 9])),
+            (NodeId(2), peer(7, &[8])),
+            (NodeId(3), peer(3, &[3])),
+            (NodeId(4), peer(4, &[4])),
+        ]);
+        add_told(&mut peers, &told, &state);
+        let expect = [(NodeId(1), peer(1, &[1, 9])), (NodeId(2), peer(2, &[2])), (NodeId(3), peer(3, &[3]))];
+        assert_eq!(peers, BTreeMap::from(expect));
     }
 }

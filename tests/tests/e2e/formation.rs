@@ -224,6 +224,36 @@ fn a_new_token_is_printed_as_a_ticket_and_a_used_up_one_is_not_passed_on() -> Re
     })
 }
 
+#[test]
+fn a_joiner_that_died_before_it_heard_the_leader_comes_back_under_one_that_joined_after_it() -> Result<()> {
+    Cluster::hosts(4)?.check(|cluster| {
+        cluster.hosts[0].start(&[])?;
+        let registry = cluster.registry()?;
+        // In the way of the log, so that it is admitted and dies before it hears of anything.
+        let in_the_way = cluster.hosts[1].data_dir().join("raft.redb");
+        fs::create_dir_all(&in_the_way)?;
+        cluster.hosts[1].spawn(&["--join", &registry])?;
+        cluster.hosts[1].wait_exit(REFUSAL)?;
+        ensure!(
+            cluster.hosts[0].nodes()?.len() == 2,
+            "it was not admitted: {}",
+            cluster.hosts[1].log_tail(9)
+        );
+        fs::remove_dir(&in_the_way)?;
+
+        cluster.hosts[2].start(&["--join", &registry])?;
+        cluster.hosts[3].start(&["--join", &registry])?;
+        wait::until("three to vote", REFUSAL, || {
+            wait::ensure(cluster.hosts[2].status()?.voters.len() == 3, "fewer vote")
+        })?;
+        cluster.hosts[0].interrupt()?;
+        wait::until("another to lead", REFUSAL, || wait::ensure(cluster.leader(2)? >= 2, "none of them"))?;
+        cluster.hosts[0].start(&[])?;
+        cluster.hosts[1].start(&[])?;
+        cluster.wait_formed()
+    })
+}
+
 /// The ticket in the line that a node prints for the next machine.
 fn ticket(log: &str) -> Result<String> {
     let words = log.lines().filter(|line| line.contains("--join")).flat_map(str::split_whitespace);
