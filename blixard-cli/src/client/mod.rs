@@ -13,7 +13,7 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use blixard_core::api::exec::ExecRequest;
-use blixard_core::api::{EXEC_PROTOCOL, ErrorBody, REQUEST_ID_HEADER, STALE_HEADER};
+use blixard_core::api::{EXEC_PROTOCOL, ErrorBody, Health, MADE_AT_HEADER, REQUEST_ID_HEADER, STALE_HEADER};
 use blixard_core::id::RequestId;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -119,6 +119,9 @@ impl Client {
         body: Option<Vec<u8>>,
     ) -> anyhow::Result<T> {
         let id = draw_request_id()?;
+        // Said with every try, so that a retry is never taken for a new write, whatever the
+        // cluster's clocks do in between.
+        let made_at = self.get::<Health>("/v1/health").await?.time;
         let began = Instant::now();
         let mut pause = RETRY_PAUSE;
         let mut reached = false;
@@ -126,6 +129,7 @@ impl Client {
             let request = self
                 .request(method.clone(), path)
                 .header(REQUEST_ID_HEADER, id.to_string())
+                .header(MADE_AT_HEADER, made_at.0)
                 .body(body::json(body.clone()))?;
             let answer = match self.send(request).await {
                 Ok(response) => decode(response).await,

@@ -101,7 +101,7 @@ pub(super) async fn stop(
     let snapshot = api.read().await;
     let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
         .map_err(|error| snapshot.missing(error))?;
-    let (index, _) = api.write(request.id, Write::StopReplica { replica }).await?;
+    let (index, _) = api.write(request, Write::StopReplica { replica }).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
 

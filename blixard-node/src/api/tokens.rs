@@ -42,7 +42,7 @@ pub(super) async fn add(
         expires_at: body.expires_in_s.map(|seconds| now.after(Duration::from_secs(seconds))),
         uses_left: body.uses,
     };
-    api.write(api.draw_request(), Write::AddToken { id: token.id, token: row }).await?;
+    api.write(RequestIdent::drawn(&api), Write::AddToken { id: token.id, token: row }).await?;
     let ticket = (body.scope == Scope::Join).then(|| ticket(&api, token.clone()).to_string());
     Ok(created(TokenAnswer { id: token.id, token: token.to_string(), ticket }))
 }
@@ -89,6 +89,6 @@ pub(super) async fn remove(
     let id = id.parse::<TokenId>().map_err(|error| {
         ApiError::bad_request(error.to_string(), "`blixard cluster token ls` lists the tokens")
     })?;
-    let (index, _) = api.write(request.id, Write::RemoveToken { id }).await?;
+    let (index, _) = api.write(request, Write::RemoveToken { id }).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
