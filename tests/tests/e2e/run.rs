@@ -113,6 +113,34 @@ fn a_followed_log_ends_with_its_container() -> Result<()> {
 }
 
 #[test]
+fn a_followed_service_shows_containers_that_start_later() -> Result<()> {
+    Cluster::formed(2)?.check(|cluster| {
+        let busybox = image::busybox()?;
+        let host = &cluster.hosts[0];
+        host.import(&busybox)?;
+        let bundle = Bundle::new("crew", &busybox).shell("echo here; exec sleep 600").replicas(1, 3);
+        host.run(&bundle)?;
+        let output = cluster.directory().join("crew.log");
+        let mut follower = host.command(&["logs", "-f", "crew"])?;
+        let mut follower = follower.stdout(std::fs::File::create(&output)?).spawn()?;
+        let shows = |names: &[&str]| {
+            wait::until("the lines of all containers", SOON, || {
+                let text = std::fs::read_to_string(&output)?;
+                let expect = names.iter().all(|name| text.contains(&format!("{name} | here")));
+                wait::ensure(expect && text.lines().count() == names.len(), text)
+            })
+        };
+        shows(&["crew-0"])?;
+        host.cli(&["service", "scale", "crew", "3"])?;
+        shows(&["crew-0", "crew-1", "crew-2"])?;
+        host.cli(&["rm", "crew"])?;
+        let ended = wait::until("the client to end", SOON, || follower.try_wait()?.context("it goes on"))?;
+        ensure!(ended.success(), "{ended}");
+        shows(&["crew-0", "crew-1", "crew-2"])
+    })
+}
+
+#[test]
 fn a_service_stops_starts_and_goes() -> Result<()> {
     Cluster::formed(3)?.check(|cluster| {
         let web = image::web()?;
