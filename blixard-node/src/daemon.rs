@@ -2,7 +2,7 @@
 //! its API until it is told to stop. And what is left to do on a machine whose daemon is gone.
 
 use std::error::Error as StdError;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -80,6 +80,17 @@ fn checked(mut options: NodeOptions) -> Result<NodeConfig, Error> {
     Err(lines.join("\n").into())
 }
 
+/// Tells when others than its owner may look into the data directory: it holds secrets, and what
+/// containers wrote.
+fn warn_if_open(data_dir: &Path) {
+    let Ok(metadata) = data_dir.metadata() else { return };
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let directory = data_dir.display();
+        tracing::warn!(mode = %format_args!("{mode:o}"), "others may look into the data directory: chmod 700 {directory}");
+    }
+}
+
 /// What the daemon builds before it belongs to a cluster.
 struct Built {
     platform: Platform,
@@ -98,19 +109,24 @@ async fn serve(config: NodeConfig) -> Result<ExitCode, Error> {
         () = stop.once() => return Ok(ExitCode::SUCCESS),
     };
     let context = NodeContext::new(&built.platform);
+    let transport = built.platform.transport.clone();
     // Cancel safety: forming repeats its questions when the daemon starts again.
     let serving = context.clone().run(form_and_serve(config, built, context, stop.watch()));
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
         ended = serving => ended,
-        () = stop.twice() => Ok(ExitCode::FAILURE),
-    }
+        () = stop.twice() => return Ok(ExitCode::FAILURE),
+    };
+    // However it ended: members are told at once, instead of noticing by the silence.
+    transport.shutdown().await;
+    ended
 }
 
 async fn build(config: &NodeConfig) -> Result<Built, Error> {
     let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir);
     private
         .map_err(|error| format!("cannot make the data directory {}: {error}", config.data_dir.display()))?;
+    warn_if_open(&config.data_dir);
     let disk = Arc::new(LinuxDisk::new(&config.data_dir));
     let identity = while_full(&config.data_dir, async || open_identity(&disk).await).await?;
     let targets = config.join.iter().map(|text| JoinTarget::parse(text)).collect::<Result<_, _>>()?;

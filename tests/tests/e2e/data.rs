@@ -1,6 +1,7 @@
 //! A data directory of which something is missing.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -51,6 +52,25 @@ fn a_node_that_lost_its_log_or_snapshot_refuses_to_start_and_says_what_to_do() -
         host.start(&[])?;
         let after = host.status()?;
         ensure!(after.id == before.id && after.services == before.services, "{before:?} became {after:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_data_directory_that_others_may_look_into_is_warned_of() -> Result<()> {
+    Cluster::hosts(1)?.check(|cluster| {
+        let host = &mut cluster.hosts[0];
+        let data = host.data_dir();
+        fs::create_dir_all(&data)?;
+        for (mode, warned) in [(0o755, true), (0o750, true), (0o700, false)] {
+            fs::set_permissions(&data, Permissions::from_mode(mode))?;
+            let said = host.log().len();
+            host.start(&[])?;
+            let log = host.log().split_off(said);
+            let told = log.contains(&format!("chmod 700 {}", data.display()));
+            ensure!(told == warned, "mode {mode:o}: {log}");
+            host.kill()?;
+        }
         Ok(())
     })
 }

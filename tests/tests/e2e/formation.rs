@@ -90,6 +90,7 @@ fn a_wrong_token_is_refused() -> Result<()> {
         ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
         ensure!(log.to_lowercase().contains("token"), "the reason is not said: {log}");
         ensure!(!log.contains(&spoilt), "the secret is in the log");
+        ensure!(!log.contains("ERROR"), "more than the reason is said: {log}");
         ensure!(cluster.hosts[0].nodes()?.len() == 1, "it was admitted");
         Ok(())
     })
