@@ -12,7 +12,7 @@ use blixard_core::api::{MADE_AT_HEADER, REQUEST_ID_HEADER, STALE_HEADER};
 use blixard_core::cluster::{ClusterState, Outcome, Write};
 use blixard_core::id::RequestId;
 use blixard_core::limits::WRITE_DEADLINE;
-use blixard_core::time::UtcMs;
+use blixard_core::time::{Mono, UtcMs};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
@@ -38,6 +38,8 @@ pub(super) struct Api {
 pub(super) struct Snapshot {
     pub(super) state: Arc<ClusterState>,
     pub(super) stale: Option<String>,
+    /// When a write that this read leads to has waited for long enough.
+    give_up: Mono,
 }
 
 impl Snapshot {
@@ -65,6 +67,11 @@ impl Snapshot {
         }
     }
 
+    /// How long a write that this read leads to may still wait.
+    pub(super) fn left(&self, api: &Api) -> Duration {
+        self.give_up.since(api.handle.platform.clock.now())
+    }
+
     /// Whether the state may be old.
     pub(super) fn is_stale(&self) -> bool {
         self.stale.is_some()
@@ -74,9 +81,10 @@ impl Snapshot {
 impl Api {
     /// The newest state, or without a quorum this node's own, marked stale.
     pub(super) async fn read(&self) -> Snapshot {
+        let give_up = self.handle.platform.clock.now() + WRITE_DEADLINE;
         match self.handle.state_latest(READ_DEADLINE).await {
-            Ok(state) => Snapshot { state, stale: None },
-            Err(error) => Snapshot { state: self.handle.state(), stale: Some(error.to_string()) },
+            Ok(state) => Snapshot { state, stale: None, give_up },
+            Err(error) => Snapshot { state: self.handle.state(), stale: Some(error.to_string()), give_up },
         }
     }
 

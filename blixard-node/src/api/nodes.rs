@@ -95,7 +95,8 @@ async fn set_availability(
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
     let node = resolve::node_id(&snapshot.state, id).map_err(|error| snapshot.missing(error))?;
-    let (index, _) = api.write(request, Write::SetAvailability { node, availability }).await?;
+    let write = Write::SetAvailability { node, availability };
+    let (index, _) = api.write_within(request, write, snapshot.left(api)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
 
@@ -122,7 +123,7 @@ pub(super) async fn remove(
     let snapshot = api.read().await;
     let node = resolve::node_id(&snapshot.state, &id).map_err(|error| snapshot.missing(error))?;
     let write = Write::RemoveNode { node, force: flag(query.force.as_deref()) };
-    let (index, _) = api.write(request, write).await?;
+    let (index, _) = api.write_within(request, write, snapshot.left(&api)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
 
@@ -155,7 +156,6 @@ pub(super) async fn down(State(api): State<Api>, request: RequestIdent) -> Resul
 pub(super) async fn cluster(State(api): State<Api>) -> Response {
     let snapshot = api.read().await;
     let handle = &api.handle;
-    let mut status = views::cluster_status(&snapshot.state, &handle.raft(), handle.cluster, handle.id);
-    status.stale = snapshot.is_stale();
-    snapshot.answer(status)
+    let status = views::cluster_status(&snapshot.state, &handle.raft(), handle.cluster, handle.id);
+    snapshot.answer(if snapshot.is_stale() { views::unconfirmed(status) } else { status })
 }
