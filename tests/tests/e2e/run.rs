@@ -169,12 +169,14 @@ fn a_service_stops_starts_and_goes() -> Result<()> {
         cluster.hosts[0].cli(&["start", "web"])?;
         cluster.wait_ready(1, "web", 3, SOON)?;
 
+        let refused = cluster.hosts[1].cli_refused(&["rm", "web-0"])?;
+        ensure!(refused.contains("`blixard rm web`"), "it is not said what to do: {refused}");
         cluster.hosts[1].cli(&["rm", "web"])?;
-        wait::until("the service to go", SOON, || {
-            wait::ensure(cluster.hosts[2].services()?.is_empty(), "it is listed")?;
-            wait::ensure(tasks(cluster)? == 0, "some run")
-        })?;
+        ensure!(cluster.hosts[2].services()?.is_empty(), "it is listed");
         ensure!(cluster.hosts[0].replicas("web")?.is_empty(), "ps still shows it");
+        ensure!(tasks(cluster)? == 0, "some run");
+        // The name and the port are free again.
+        cluster.hosts[2].run(&Bundle::new("web", &web).replicas(2, 4).port(80, 8080))?;
         Ok(())
     })
 }

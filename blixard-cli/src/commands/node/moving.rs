@@ -11,6 +11,7 @@ use blixard_core::id::NodeId;
 use http::StatusCode;
 use tokio::time::{Instant, sleep};
 
+use crate::cli::time;
 use crate::client::{Client, segment};
 use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};
@@ -35,9 +36,9 @@ pub(crate) struct WaitArgs {
     /// Do not wait until its containers are gone
     #[arg(short, long)]
     detach: bool,
-    /// How many seconds to wait
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
-    timeout: u64,
+    /// How long to wait, in seconds or as 1m30s
+    #[arg(long, default_value = "120s", value_name = "TIME", value_parser = time)]
+    timeout: Duration,
 }
 
 /// When the wait is over.
@@ -81,7 +82,7 @@ async fn wait(client: &Client, node: NodeId, until: Until, args: WaitArgs) -> an
     if args.detach {
         return Ok(());
     }
-    let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    let deadline = Instant::now() + args.timeout;
     let mut progress = Progress::new();
     loop {
         let rows: List<ReplicaRow> = client.get("/v1/replicas?all=true").await?;
@@ -97,7 +98,7 @@ async fn wait(client: &Client, node: NodeId, until: Until, args: WaitArgs) -> an
         progress.show(&shown);
         if Instant::now() >= deadline {
             drop(progress);
-            return Err(late(node, &left, &rows.items, args.timeout).into());
+            return Err(late(node, &left, &rows.items, args.timeout.as_secs()).into());
         }
         sleep(REFRESH).await;
     }
