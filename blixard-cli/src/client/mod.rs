@@ -57,6 +57,11 @@ impl Client {
         Ok(Self { endpoint, token: connection.token.clone(), warned: Cell::new(false) })
     }
 
+    /// Says no more that answers may be old: the caller knows why.
+    pub(crate) fn expect_old_answers(&self) {
+        self.warned.set(true);
+    }
+
     /// Reads what is at `path`.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         decode(self.send(self.request(Method::GET, path).body(body::empty())?).await?).await
