@@ -2,6 +2,7 @@
 //! its API until it is told to stop. And what is left to do on a machine whose daemon is gone.
 
 use std::error::Error as StdError;
+use std::net::UdpSocket;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
@@ -72,6 +73,7 @@ fn checked(mut options: NodeOptions) -> Result<NodeConfig, Error> {
     let faults = match options.check(rustix::process::geteuid().is_root()) {
         Ok(mut config) => {
             config.data_dir = std::path::absolute(&config.data_dir)?;
+            api::check_path(&config.socket())?;
             return Ok(config);
         }
         Err(faults) => faults,
@@ -140,9 +142,11 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
         logger: None,
         networks: None,
     };
+    let bind = config.bind.map_or_else(default_bind, Ok)?;
+    // Found out before a private containerd is started, which would be left behind.
+    UdpSocket::bind(bind).map_err(|error| format!("cannot listen for links on {bind} (UDP): {error}"))?;
     let containers =
         while_full(&config.data_dir, async || ContainerdRuntime::connect(runtime.clone()).await).await?;
-    let bind = config.bind.map_or_else(default_bind, Ok)?;
     let rng = Arc::new(LinuxRandom);
     let transport =
         IrohTransport::bind(identity.secret_key(), bind, config.advertise.clone(), None, rng.clone()).await?;

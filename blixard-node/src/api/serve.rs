@@ -79,10 +79,19 @@ impl UnixApi {
     }
 }
 
-async fn listen_unix(path: &Path) -> Result<UnixListener, ServeError> {
+/// Checks that a socket can be called so.
+///
+/// # Errors
+/// When the path is too long.
+pub fn check_path(path: &Path) -> Result<(), ServeError> {
     if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         return Err(ServeError::PathTooLong { path: path.to_owned() });
     }
+    Ok(())
+}
+
+async fn listen_unix(path: &Path) -> Result<UnixListener, ServeError> {
+    check_path(path)?;
     let fail = |source| ServeError::Listen { at: path.display().to_string(), source };
     if UnixStream::connect(path).await.is_ok() {
         return Err(ServeError::InUse { path: path.to_owned() });

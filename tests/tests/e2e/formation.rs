@@ -278,3 +278,24 @@ fn spoil_token(file: &mut Value) -> Result<String> {
 fn text(path: &Path) -> Result<&str> {
     path.to_str().context("the temporary directory is not UTF-8")
 }
+
+#[test]
+fn a_start_that_cannot_work_says_why_and_leaves_nothing_behind() -> Result<()> {
+    Cluster::hosts(1)?.check(|cluster| {
+        let host = &mut cluster.hosts[0];
+        let mut check = |arguments: &[&str], word: &str| -> Result<()> {
+            let said = host.log().len();
+            host.spawn_as(arguments)?;
+            let code = host.wait_exit(REFUSAL)?;
+            let log = host.log().split_off(said);
+            ensure!(code.is_some_and(|code| code != 0), "{arguments:?} ended with {code:?}: {log}");
+            ensure!(log.matches(word).count() == 1, "{arguments:?}: `{word}` is not said once: {log}");
+            let left = host.processes();
+            ensure!(left.is_empty(), "{arguments:?} left {left:?} running: {log}");
+            Ok(())
+        };
+        check(&["--bind", "10.99.0.1:7001"], "10.99.0.1:7001")?;
+        check(&["--bind", "10.77.0.1:7001", "--join", "bxt1abc"], "copy all of it")?;
+        check(&["--bind", "10.77.0.1:7001", "--registries", "/nonexistent"], "/nonexistent")
+    })
+}
