@@ -15,6 +15,7 @@ use blixard_core::discovery::file::Registry;
 use blixard_core::discovery::target::JoinTarget;
 use blixard_core::discovery::ticket::Ticket;
 use blixard_core::wire::Peer;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -61,11 +62,22 @@ const LOCK_POLL: Duration = Duration::from_millis(50);
 pub fn run(options: NodeOptions) -> Result<ExitCode, Error> {
     let config = checked(options)?;
     crate::telemetry::init(&config.log, config.log_format)?;
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(serve(config));
     // Blocking work that hangs on a dead disk must not keep the daemon from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// Takes as many open files as may be had: a login shell gives 1,024, which connections alone can
+/// fill.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(err = %error, "the limit of open files stays");
+    }
 }
 
 fn checked(mut options: NodeOptions) -> Result<NodeConfig, Error> {
