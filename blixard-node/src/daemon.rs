@@ -61,6 +61,7 @@ const LOCK_POLL: Duration = Duration::from_millis(50);
 /// When an option is wrong, or the node cannot start.
 pub fn run(options: NodeOptions) -> Result<ExitCode, Error> {
     let config = checked(options)?;
+    api::check_path(&config.socket())?;
     crate::telemetry::init(&config.log, config.log_format)?;
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -85,7 +86,6 @@ fn checked(mut options: NodeOptions) -> Result<NodeConfig, Error> {
     let faults = match options.check(rustix::process::geteuid().is_root()) {
         Ok(mut config) => {
             config.data_dir = std::path::absolute(&config.data_dir)?;
-            api::check_path(&config.socket())?;
             return Ok(config);
         }
         Err(faults) => faults,
