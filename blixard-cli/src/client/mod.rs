@@ -124,22 +124,26 @@ impl Client {
         body: Option<Vec<u8>>,
     ) -> anyhow::Result<T> {
         let id = draw_request_id()?;
-        // Said with every try, so that a retry is never taken for a new write, whatever the
-        // cluster's clocks do in between.
-        let made_at = self.get::<Health>("/v1/health").await?.time;
+        let mut made_at = None;
         let began = Instant::now();
         let mut pause = RETRY_PAUSE;
         let mut reached = false;
         loop {
-            let request = self
-                .request(method.clone(), path)
-                .header(REQUEST_ID_HEADER, id.to_string())
-                .header(MADE_AT_HEADER, made_at.0)
-                .body(body::json(body.clone()))?;
-            let answer = match self.send(request).await {
-                Ok(response) => decode(response).await,
-                Err(error) => Err(error),
+            let trying = async {
+                // The same with every try, so that a retry is never taken for a new write, whatever
+                // the cluster's clocks do in between.
+                let first_made = match made_at {
+                    Some(first_made) => first_made,
+                    None => *made_at.insert(self.get::<Health>("/v1/health").await?.time),
+                };
+                let request = self
+                    .request(method.clone(), path)
+                    .header(REQUEST_ID_HEADER, id.to_string())
+                    .header(MADE_AT_HEADER, first_made.0)
+                    .body(body::json(body.clone()))?;
+                decode(self.send(request).await?).await
             };
+            let answer = trying.await;
             let error = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
