@@ -38,6 +38,8 @@ pub(crate) struct Args {
     timestamps: bool,
 }
 
+/// How many logs are opened at a time.
+const OPENED_MAX: usize = 16;
 /// How often a followed service is asked for containers that started meanwhile.
 const REFRESH: Duration = Duration::from_secs(1);
 
@@ -64,9 +66,13 @@ pub(crate) async fn logs(client: &Client, args: Args) -> anyhow::Result<ExitCode
 /// Prints the logs of `sources`; true when one ended early.
 async fn show(client: &Client, args: &Args, sources: Vec<Source>) -> anyhow::Result<bool> {
     let several = sources.len() > 1;
+    // Several at a time: a node that does not answer holds up no other's.
+    let opening =
+        sources.into_iter().map(async |source| (open(client, args, &source, args.tail).await, source));
+    let answers: Vec<_> = stream::iter(opening).buffered(OPENED_MAX).collect().await;
     let mut opened = Vec::new();
-    for source in sources {
-        match open(client, args, &source, args.tail).await {
+    for (answer, source) in answers {
+        match answer {
             Ok(lines) => opened.push((source.name, lines)),
             Err(error) if several => render::warn(&format!("no lines of {}: {error:#}", source.name)),
             Err(error) => return Err(error),
