@@ -14,6 +14,7 @@ pub mod machine;
 pub mod net;
 mod panics;
 pub mod random;
+pub mod registries;
 pub mod scenario;
 mod stream;
 pub mod sweep;
