@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
+use crate::checks::Checks;
 use crate::random::Stream;
 use crate::trace::Trace;
 
@@ -39,6 +40,8 @@ struct Inner {
     /// Whether the runtime itself is gone: containers go on, nobody answers.
     down: bool,
     counts: ContainerCounts,
+    /// Told of every start.
+    checks: Arc<Checks>,
 }
 
 /// How often the runtime fails, each in thousandths of the calls.
@@ -82,7 +85,7 @@ struct Container {
 
 impl SimContainers {
     /// A machine without containers or images.
-    pub fn new(machine: u64, seed: u64, trace: Trace) -> Self {
+    pub fn new(machine: u64, seed: u64, trace: Trace, checks: Arc<Checks>) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             machine,
             random: Stream::new(seed, &format!("containers {machine}")),
@@ -96,6 +99,7 @@ impl SimContainers {
             trouble: Trouble::default(),
             down: false,
             counts: ContainerCounts::default(),
+            checks,
         })))
     }
 
@@ -120,6 +124,12 @@ impl SimContainers {
         inner.containers.clear();
         inner.images.clear();
         inner.cluster = None;
+    }
+
+    /// Whether the runtime answers and does what it is asked.
+    pub fn is_well(&self) -> bool {
+        let inner = self.lock();
+        !inner.down && inner.trouble == Trouble::default()
     }
 
     /// What happened so far.
@@ -200,6 +210,14 @@ impl Inner {
         Err(RuntimeError::Unavailable(format!("the simulated runtime does not {what}")))
     }
 
+    fn check_start(&self, replica: ReplicaId, attempt: u32) {
+        let others = self.containers.iter().filter(|((other, number), container)| {
+            *other == replica && *number != attempt && container.state == ObservedState::Running
+        });
+        let running: Vec<u32> = others.map(|((_, attempt), _)| *attempt).collect();
+        self.checks.started(self.machine, replica, attempt, &running);
+    }
+
     /// The lowest address of the node's network that no container has.
     fn free_address(&self) -> Option<Ipv4Addr> {
         let taken: BTreeSet<_> = self.containers.values().filter_map(|container| container.address).collect();
@@ -270,6 +288,7 @@ impl ContainerRuntime for SimContainers {
             let container = Container { pid, state: ObservedState::Running, address, image };
             inner.containers.insert(key, container);
             inner.counts.started += 1;
+            inner.check_start(config.replica, config.attempt);
             inner.record("container start", config.replica, config.attempt);
             inner.fails(trouble / 2, "say that a container started")?;
             Started { pid, address }

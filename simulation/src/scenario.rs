@@ -154,6 +154,7 @@ impl History {
         let end = tokio::time::Instant::now() + Duration::from_secs(60 * options.minutes);
         while tokio::time::Instant::now() < end && world.checks.first().is_none() {
             tokio::time::sleep(LOOK).await;
+            world.machines.iter().for_each(|machine| world.checks.look(machine));
         }
         clients.stop();
         stopping.store(true, Ordering::Relaxed);

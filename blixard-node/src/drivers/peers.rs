@@ -7,6 +7,7 @@ use blixard_core::id::NodeId;
 use blixard_core::wire::Peer;
 
 use crate::shared::Shared;
+use crate::watch;
 
 /// The members other than `own`, with `hints` for those whose rows this node does not have yet.
 pub(crate) fn peers_of(
@@ -14,10 +15,7 @@ pub(crate) fn peers_of(
     own: NodeId,
     hints: &BTreeMap<NodeId, Peer>,
 ) -> BTreeMap<NodeId, Peer> {
-    let mut peers: BTreeMap<NodeId, Peer> = BTreeMap::new();
-    if !state.nodes.contains_key(&own) {
-        peers.extend(hints.iter().map(|(id, peer)| (*id, peer.clone())));
-    }
+    let mut peers = hints.clone();
     for (id, node) in &state.nodes {
         let mut addresses = node.facts.addresses.clone();
         if let Some(hint) = hints.get(id) {
@@ -29,18 +27,25 @@ pub(crate) fn peers_of(
     peers
 }
 
-/// The task: follows the state for as long as the node runs.
-pub(crate) async fn run(shared: Shared, hints: BTreeMap<NodeId, Peer>) {
+/// The task: follows the state, and what other members tell, for as long as the node runs.
+pub(crate) async fn run(shared: Shared, mut hints: watch::Receiver<BTreeMap<NodeId, Peer>>) {
     let mut states = shared.watch_state();
     let mut last = None;
     loop {
-        let state = states.borrow().clone();
-        let peers = peers_of(&state, shared.id, &hints);
+        let state = states.borrow_and_update().clone();
+        let known = hints.borrow_and_update().clone();
+        let peers = peers_of(&state, shared.id, &known);
         if last.as_ref() != Some(&peers) {
             shared.platform.transport.set_peers(peers.clone());
             last = Some(peers);
         }
-        if states.changed().await.is_err() {
+        // Cancel safety: `changed` loses nothing when dropped.
+        let changed = tokio::select! {
+            biased;
+            changed = states.changed() => changed,
+            changed = hints.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
     }
