@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
+use crate::checks::Checks;
 use crate::random::Stream;
 use crate::trace::Trace;
 
@@ -36,7 +37,11 @@ struct Inner {
     subscriber: Option<mpsc::UnboundedSender<RuntimeEvent>>,
     next_pid: u32,
     trouble: Trouble,
+    /// Whether the runtime itself is gone: containers go on, nobody answers.
+    down: bool,
     counts: ContainerCounts,
+    /// Told of every start.
+    checks: Arc<Checks>,
 }
 
 /// How often the runtime fails, each in thousandths of the calls.
@@ -80,7 +85,7 @@ struct Container {
 
 impl SimContainers {
     /// A machine without containers or images.
-    pub fn new(machine: u64, seed: u64, trace: Trace) -> Self {
+    pub fn new(machine: u64, seed: u64, trace: Trace, checks: Arc<Checks>) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             machine,
             random: Stream::new(seed, &format!("containers {machine}")),
@@ -92,13 +97,39 @@ impl SimContainers {
             subscriber: None,
             next_pid: 100,
             trouble: Trouble::default(),
+            down: false,
             counts: ContainerCounts::default(),
+            checks,
         })))
     }
 
     /// Sets how often the runtime fails.
     pub fn set_trouble(&self, trouble: Trouble) {
         self.lock().trouble = trouble;
+    }
+
+    /// Ends the runtime, or starts it again: its subscriber is told to look anew.
+    pub fn set_down(&self, down: bool) {
+        let mut inner = self.lock();
+        let started = inner.down && !down;
+        inner.down = down;
+        if let Some(subscriber) = inner.subscriber.as_ref().filter(|_| started) {
+            subscriber.send(RuntimeEvent::Resync).ok();
+        }
+    }
+
+    /// Another machine takes the place of this one: nothing is left.
+    pub fn wipe(&self) {
+        let mut inner = self.lock();
+        inner.containers.clear();
+        inner.images.clear();
+        inner.cluster = None;
+    }
+
+    /// Whether the runtime answers and does what it is asked.
+    pub fn is_well(&self) -> bool {
+        let inner = self.lock();
+        !inner.down && inner.trouble == Trouble::default()
     }
 
     /// What happened so far.
@@ -142,7 +173,7 @@ impl SimContainers {
         container.state = ObservedState::Exited(code);
         inner.counts.exited += 1;
         inner.record("container exit", replica, attempt);
-        if let Some(subscriber) = &inner.subscriber {
+        if let Some(subscriber) = inner.subscriber.as_ref().filter(|_| !inner.down) {
             subscriber.send(RuntimeEvent::Exited { replica, attempt, code }).ok();
         }
     }
@@ -159,14 +190,32 @@ impl Inner {
         self.trace.record(kind, self.machine, &what);
     }
 
+    /// Whether there is a runtime to answer.
+    fn up(&self) -> Result<(), RuntimeError> {
+        if self.down {
+            Err(RuntimeError::Unavailable("the simulated runtime is gone".to_owned()))
+        } else {
+            Ok(())
+        }
+    }
+
     /// Whether a call with this chance of failing fails now.
     fn fails(&mut self, thousandths: u64, what: &str) -> Result<(), RuntimeError> {
+        self.up()?;
         if thousandths == 0 || !self.random.chance(thousandths) {
             return Ok(());
         }
         self.counts.failed += 1;
         self.trace.record("container trouble", self.machine, what.as_bytes());
         Err(RuntimeError::Unavailable(format!("the simulated runtime does not {what}")))
+    }
+
+    fn check_start(&self, replica: ReplicaId, attempt: u32) {
+        let others = self.containers.iter().filter(|((other, number), container)| {
+            *other == replica && *number != attempt && container.state == ObservedState::Running
+        });
+        let running: Vec<u32> = others.map(|((_, attempt), _)| *attempt).collect();
+        self.checks.started(self.machine, replica, attempt, &running);
     }
 
     /// The lowest address of the node's network that no container has.
@@ -198,6 +247,7 @@ impl ContainerRuntime for SimContainers {
     async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
         self.take(2).await;
         let inner = self.lock();
+        inner.up()?;
         let observed = inner.containers.iter().map(|((replica, attempt), container)| Observed {
             replica: *replica,
             attempt: *attempt,
@@ -219,6 +269,7 @@ impl ContainerRuntime for SimContainers {
         self.take(20).await;
         let started = {
             let mut inner = self.lock();
+            inner.up()?;
             let key = (config.replica, config.attempt);
             if let Some(container) = inner.containers.get(&key)
                 && container.state == ObservedState::Running
@@ -237,16 +288,20 @@ impl ContainerRuntime for SimContainers {
             let container = Container { pid, state: ObservedState::Running, address, image };
             inner.containers.insert(key, container);
             inner.counts.started += 1;
+            inner.check_start(config.replica, config.attempt);
             inner.record("container start", config.replica, config.attempt);
             inner.fails(trouble / 2, "say that a container started")?;
             Started { pid, address }
         };
         self.take(20).await;
+        // It may have gone meanwhile: then nobody says so.
+        self.lock().up()?;
         Ok(started)
     }
 
     async fn state(&self, replica: ReplicaId, attempt: u32) -> Result<ObservedState, RuntimeError> {
         let inner = self.lock();
+        inner.up()?;
         inner
             .containers
             .get(&(replica, attempt))
@@ -313,6 +368,7 @@ impl ContainerRuntime for SimContainers {
     }
 
     async fn has_image(&self, reference: &str, _: Option<&str>) -> Result<bool, RuntimeError> {
+        self.lock().up()?;
         Ok(self.lock().images.contains(reference))
     }
 

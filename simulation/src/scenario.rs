@@ -12,14 +12,20 @@ use crate::containers::ContainerCounts;
 use crate::faults::{Acted, Faults};
 use crate::random::Stream;
 use crate::trace::Show;
+use crate::view;
 use crate::world::World;
 
 /// How long a cluster has to form.
 const FORM_WITHIN: Duration = Duration::from_secs(60);
 /// How long it has to settle once nothing goes wrong: longer than the longest back-off.
 const SETTLE_WITHIN: Duration = Duration::from_secs(900);
+/// How long a cluster must have stayed as it is to count as settled: longer than what was late when
+/// it was healed takes to arrive and to be noticed, as a heartbeat in bad weather.
+const QUIET: Duration = Duration::from_secs(8);
 /// How long a settled cluster is watched: nothing may happen in it.
-const REST: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(20);
+/// Longer than any history.
+const FOR_EVER: Duration = Duration::from_secs(86_400 * 365);
 /// How often it is looked whether what is waited for has come.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -36,6 +42,8 @@ pub struct Options {
     pub faults: bool,
     /// What becomes of the trace.
     pub show: Show,
+    /// Stop at this simulated time, wherever the history is.
+    pub until: Option<Duration>,
 }
 
 /// What came of it.
@@ -63,8 +71,13 @@ pub struct Report {
     pub containers: ContainerCounts,
     /// How long settling took.
     pub settled_in: Option<Duration>,
+    /// Operations on services that clients share, how many of them were never answered, and of
+    /// how many services no order was found in the steps allowed.
+    pub shared: (u64, u64, u64),
     /// The simulated time in which things went wrong.
     pub faulty: Duration,
+    /// The cluster as it was at [`Options::until`], for people.
+    pub view: Option<String>,
     /// The trace as text, when it was to be kept.
     pub kept: Vec<String>,
 }
@@ -95,9 +108,18 @@ async fn history(options: Options) -> Report {
     let faults = if options.faults { Faults::draw(&random) } else { Faults::none() };
     let world = World::new(options.seed, options.nodes, &raft, options.show);
     let clients = Clients::new(world.clone(), 400 + random.below(4_000));
-    let mut history =
-        History { world: world.clone(), acted: Acted::new(), done: Done::default(), settled_in: None };
-    history.play(options, faults, clients).await;
+    let mut history = History {
+        world: world.clone(),
+        acted: Acted::new(),
+        done: Done::default(),
+        settled_in: None,
+        undecided: 0,
+    };
+    let playing = history.play(options, faults, clients.clone());
+    let end = world.trace.start() + options.until.unwrap_or(FOR_EVER);
+    let stopped = tokio::time::timeout_at(end, playing).await.is_err();
+    let view = stopped.then(|| view::of(&world));
+    let (asked, lost) = clients.history().counts();
     world.end();
     let mut containers = ContainerCounts::default();
     for machine in &world.machines {
@@ -115,7 +137,9 @@ async fn history(options: Options) -> Report {
         lives: world.machines.iter().map(crate::machine::Machine::lives).sum(),
         containers,
         settled_in: history.settled_in,
+        shared: (asked, lost, history.undecided),
         faulty: Duration::from_secs(60 * options.minutes),
+        view,
         kept: world.trace.take_kept(),
     }
 }
@@ -125,6 +149,7 @@ struct History {
     acted: Acted,
     done: Done,
     settled_in: Option<Duration>,
+    undecided: u64,
 }
 
 impl History {
@@ -140,6 +165,7 @@ impl History {
         let end = tokio::time::Instant::now() + Duration::from_secs(60 * options.minutes);
         while tokio::time::Instant::now() < end && world.checks.first().is_none() {
             tokio::time::sleep(LOOK).await;
+            world.machines.iter().for_each(|machine| world.checks.look(machine));
         }
         clients.stop();
         stopping.store(true, Ordering::Relaxed);
@@ -154,27 +180,56 @@ impl History {
             self.done.add(done);
         }
         let began = world.trace.elapsed();
-        if let Err(why) = wait(&world, SETTLE_WITHIN, || settled(&world)).await {
+        let mut quiet = Quiet::default();
+        if let Err(why) = wait(&world, SETTLE_WITHIN, || quiet.check(&world)).await {
             return world.checks.violated("settles", why);
         }
         self.settled_in = Some(world.trace.elapsed() - began);
         world.trace.say(0, "settled");
+        clients.clone().read_all().await;
+        if let Err(why) = clients.ask_all().await {
+            return world.checks.violated("every_node_answers", why);
+        }
+        let searched = clients.history().check();
+        match searched {
+            Ok(unknown) => self.undecided = unknown,
+            Err(why) => return world.checks.violated("histories_are_linearizable", why),
+        }
         let Some(node) = world.running().into_iter().next() else { return };
         let state = node.handle.state();
         if let Err(why) = acknowledged(&state, &self.done.expected) {
             return world.checks.violated("acknowledged_writes_stay", why);
         }
         tokio::time::sleep(REST).await;
-        let after = node.handle.state().applied;
-        if after != state.applied {
-            let detail = format!("a settled cluster went from index {} to {after}", state.applied);
+        let after = node.handle.state();
+        if after.applied != state.applied {
+            let (from, to) = (state.applied, after.applied);
+            let events = after.events.iter().filter(|event| event.id.index > from);
+            let events: Vec<String> = events.map(|event| format!("{event:?}")).collect();
+            let detail = format!("a settled cluster went from index {from} to {to}: {}", events.join("; "));
             world.checks.violated("rests", detail);
         }
     }
 }
 
+/// Since when a cluster is settled at one index.
+#[derive(Default)]
+struct Quiet(Option<(u64, tokio::time::Instant)>);
+
+impl Quiet {
+    /// Whether it has been for [`QUIET`].
+    fn check(&mut self, world: &World) -> Result<(), String> {
+        let settled = settled(world);
+        let (index, now) = (world.checks.reached().0, tokio::time::Instant::now());
+        let since = self.0.filter(|(at, _)| *at == index && settled.is_ok()).map_or(now, |(_, since)| since);
+        self.0 = Some((index, since));
+        settled?;
+        if since + QUIET <= now { Ok(()) } else { Err(format!("it goes on: it is at index {index}")) }
+    }
+}
+
 /// Whether every machine's node is a member; starts what does not run.
-fn formed(world: &World) -> Result<(), String> {
+fn formed(world: &Arc<World>) -> Result<(), String> {
     for machine in &world.machines {
         world.start(machine.number);
     }
@@ -183,7 +238,11 @@ fn formed(world: &World) -> Result<(), String> {
 }
 
 /// Waits until `holds`; the last reason why not when it does not in time.
-async fn wait(world: &World, within: Duration, holds: impl Fn() -> Result<(), String>) -> Result<(), String> {
+async fn wait(
+    world: &World,
+    within: Duration,
+    mut holds: impl FnMut() -> Result<(), String>,
+) -> Result<(), String> {
     let end = tokio::time::Instant::now() + within;
     loop {
         let why = match holds() {

@@ -7,8 +7,8 @@
 
 use std::collections::BTreeSet;
 
-use blixard_core::cluster::snapshot::digest;
 use blixard_core::cluster::{ClusterState, NodeStatus, Phase};
+use blixard_core::orchestrator::Planner;
 
 use crate::world::World;
 
@@ -26,9 +26,8 @@ pub fn settled(world: &World) -> Result<(), String> {
         return Err(format!("the nodes take {leaders:?} for the leader"));
     }
     let states: Vec<_> = running.iter().map(|node| node.handle.state()).collect();
-    let digests: BTreeSet<_> = states.iter().map(|state| (state.applied, digest(state))).collect();
-    if digests.len() != 1 {
-        let applied: Vec<u64> = states.iter().map(|state| state.applied).collect();
+    let applied: BTreeSet<_> = states.iter().map(|state| state.applied).collect();
+    if applied.len() != 1 {
         return Err(format!("the nodes have applied {applied:?}"));
     }
     let state = &states[0];
@@ -39,7 +38,14 @@ pub fn settled(world: &World) -> Result<(), String> {
         return Err(format!("{} of {} nodes are members", state.nodes.len(), running.len()));
     }
     slots(state)?;
-    containers(world, state)
+    containers(world, state)?;
+    plan(state)
+}
+
+/// A planner that sees the state for the first time has nothing to do about it.
+fn plan(state: &ClusterState) -> Result<(), String> {
+    let plan = Planner::new(state, state.time).plan(state, state.time).0;
+    if plan.steps.is_empty() { Ok(()) } else { Err(format!("there is still to do: {:?}", plan.steps)) }
 }
 
 /// Every wanted slot has one replica of the current version, which runs; there are no others.
@@ -81,7 +87,7 @@ fn containers(world: &World, state: &ClusterState) -> Result<(), String> {
         let wanted: BTreeSet<_> = state
             .replicas
             .iter()
-            .filter(|(_, replica)| replica.node.0 == machine.number)
+            .filter(|(_, replica)| replica.node == machine.member())
             .map(|(id, replica)| (*id, replica.status.attempt))
             .collect();
         let found: BTreeSet<_> = machine
