@@ -127,9 +127,9 @@ async fn start(
     platform.transport.serve(Dispatch::new(shared.clone()));
 
     let outbox = Arc::new(Outbox::default());
-    let (hints, known) = watch::channel(hints);
-    context.spawn("peers", peers::run(shared.clone(), known));
-    context.spawn("standing", standing::run(shared.clone(), hints, settings.facts.clone()));
+    let (telling, told) = watch::channel(BTreeMap::new());
+    context.spawn("peers", peers::run(shared.clone(), hints.clone(), told));
+    context.spawn("standing", standing::run(shared.clone(), hints, telling, settings.facts.clone()));
     context.spawn("raft", keep_raft(context.clone(), shared.clone(), settings.raft, raft));
     context.spawn("leader", leader::run(shared.clone(), queue));
     context.spawn("membership", membership::run(shared.clone()));

@@ -166,15 +166,19 @@ fn summary(seed: u64, world: WorldArguments, report: &Report, took: Duration) {
     }
 }
 
-fn progress(seeds: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} seeds, {msg} {eta}");
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(seeds).with_style(style).with_message("0 failed,")
+/// Shows how far a sweep is: of how many seeds, unless only time ends it.
+fn progress(seeds: Option<u64>) -> ProgressBar {
+    let (bar, template) = match seeds {
+        Some(seeds) => (ProgressBar::new(seeds), "{wide_bar} {pos}/{len} seeds, {msg} {eta}"),
+        None => (ProgressBar::no_length(), "{pos} seeds, {msg} {elapsed}"),
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.with_style(style).with_message("0 failed,")
 }
 
 fn run_sweep(seeds: std::ops::Range<u64>, jobs: usize, wall: Option<u64>, world: WorldArguments) -> bool {
     let began = Instant::now();
-    let bar = progress(seeds.end - seeds.start);
+    let bar = progress((seeds.end < u64::MAX).then(|| seeds.end - seeds.start));
     println!("seeds from {}, {jobs} at a time", seeds.start);
     let go_on = || wall.is_none_or(|seconds| began.elapsed() < Duration::from_secs(seconds));
     let mut failed = 0;

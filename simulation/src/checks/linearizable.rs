@@ -321,8 +321,10 @@ mod tests {
         Answer::Found(Service { version, mark, bounds, desired: 1, suspended: false, removing: false })
     }
 
-    /// Each operation: the call, when it was asked, and when and what it was answered.
-    fn check(operations: Vec<(Call, u64, Option<(u64, Answer)>)>, expect: Verdict) {
+    /// The call, when it was asked, and when and what it was answered.
+    type Told = (Call, u64, Option<(u64, Answer)>);
+
+    fn check(operations: Vec<Told>, expect: Verdict) {
         let operations: Vec<Operation> = operations
             .into_iter()
             .map(|(call, asked, answered)| Operation { call, asked, answered })

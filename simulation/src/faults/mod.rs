@@ -72,8 +72,7 @@ impl Faults {
         let random = Stream::new(shared.world.seed, "healing");
         let healing = Acting { shared: shared.clone(), random, length_ms: 1 };
         healing.heal().await;
-        let acted = std::mem::take(&mut shared.lock().acted);
-        acted
+        std::mem::take(&mut shared.lock().acted)
     }
 }
 
