@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use simulation::mutants::{self, Search};
 use simulation::scenario::{self, Options, Report};
 use simulation::sweep::{Totals, sweep, twice};
 use simulation::trace::Show;
@@ -46,6 +47,24 @@ enum Command {
         wall: Option<u64>,
         #[command(flatten)]
         world: WorldArguments,
+    },
+    /// Plants bugs in a scratch copy of the sources: each must be caught by the invariant it names.
+    Mutants {
+        /// Only those whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+        /// How many seeds at a time.
+        #[arg(long, default_value = "2")]
+        jobs: std::num::NonZeroUsize,
+        /// After how many seeds a bug counts as not caught.
+        #[arg(long, default_value_t = 200)]
+        seeds: u64,
+        /// For how many simulated minutes things go wrong in each.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10))]
+        minutes: u64,
+        /// Only check that the patches still apply.
+        #[arg(long)]
+        check: bool,
     },
     /// Runs each seed twice: both histories must be the same.
     Meta {
@@ -100,6 +119,13 @@ fn main() -> ExitCode {
         Command::Sweep { seeds, start, jobs, wall, world } => {
             let all = std::thread::available_parallelism().map_or(1, usize::from);
             run_sweep(start..start.saturating_add(seeds), jobs.map_or(all, usize::from), wall, world)
+        }
+        Command::Mutants { only, jobs, seeds, minutes, check } => {
+            let search = Search { jobs: jobs.get(), seeds, minutes };
+            run_mutants(only.as_deref().unwrap_or(""), search, check).unwrap_or_else(|error| {
+                eprintln!("error: {error:#}");
+                false
+            })
         }
         Command::Meta { seeds, world } => run_meta(seeds, world),
     };
@@ -201,4 +227,16 @@ fn run_meta(seeds: u64, world: WorldArguments) -> bool {
     }
     println!("meta: {seeds} seeds, {divergent} divergent");
     divergent == 0
+}
+
+fn run_mutants(only: &str, search: Search, check: bool) -> anyhow::Result<bool> {
+    let mut mutants = mutants::all()?;
+    mutants.retain(|mutant| mutant.name.contains(only));
+    anyhow::ensure!(!mutants.is_empty(), "no planted bug's name contains `{only}`");
+    if check {
+        mutants::check(&mutants)?;
+        println!("mutants: {} patches apply", mutants.len());
+        return Ok(true);
+    }
+    mutants::run(&mutants, search)
 }
