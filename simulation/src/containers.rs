@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
+use crate::checks::restarts::Restarts;
 use crate::random::Stream;
 use crate::trace::Trace;
 
@@ -37,6 +38,9 @@ struct Inner {
     next_pid: u32,
     trouble: Trouble,
     counts: ContainerCounts,
+    restarts: Restarts,
+    /// Containers that ran when the daemon removed them, since they were last looked at.
+    ended: Vec<(ReplicaId, u32)>,
 }
 
 /// How often the runtime fails, each in thousandths of the calls.
@@ -93,6 +97,8 @@ impl SimContainers {
             next_pid: 100,
             trouble: Trouble::default(),
             counts: ContainerCounts::default(),
+            restarts: Restarts::default(),
+            ended: Vec::new(),
         })))
     }
 
@@ -108,7 +114,19 @@ impl SimContainers {
 
     /// The daemon ended: nobody listens. Containers go on.
     pub fn unsubscribe(&self) {
-        self.lock().subscriber = None;
+        let mut inner = self.lock();
+        inner.subscriber = None;
+        inner.restarts.forget();
+    }
+
+    /// What a container's restart did against the rules, once.
+    pub(crate) fn take_broken(&self) -> Option<String> {
+        self.lock().restarts.take_broken()
+    }
+
+    /// The containers, by replica and attempt, that ran when they were removed, once.
+    pub(crate) fn take_ended(&self) -> Vec<(ReplicaId, u32)> {
+        std::mem::take(&mut self.lock().ended)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -141,6 +159,7 @@ impl SimContainers {
         }
         container.state = ObservedState::Exited(code);
         inner.counts.exited += 1;
+        inner.restarts.ended(replica);
         inner.record("container exit", replica, attempt);
         if let Some(subscriber) = &inner.subscriber {
             subscriber.send(RuntimeEvent::Exited { replica, attempt, code }).ok();
@@ -237,6 +256,7 @@ impl ContainerRuntime for SimContainers {
             let container = Container { pid, state: ObservedState::Running, address, image };
             inner.containers.insert(key, container);
             inner.counts.started += 1;
+            inner.restarts.started(config.replica, config.attempt);
             inner.record("container start", config.replica, config.attempt);
             inner.fails(trouble / 2, "say that a container started")?;
             Started { pid, address }
@@ -259,7 +279,10 @@ impl ContainerRuntime for SimContainers {
         let mut inner = self.lock();
         let trouble = inner.trouble.remove;
         inner.fails(trouble, "remove a container")?;
-        inner.containers.remove(&(replica, attempt));
+        let removed = inner.containers.remove(&(replica, attempt));
+        if removed.is_some_and(|container| container.state == ObservedState::Running) {
+            inner.ended.push((replica, attempt));
+        }
         inner.record("container remove", replica, attempt);
         Ok(())
     }

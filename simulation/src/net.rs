@@ -104,6 +104,11 @@ impl Net {
         }
     }
 
+    /// Whether the weather is calm.
+    pub fn is_calm(&self) -> bool {
+        lock(&self.0).weather == Weather::CALM
+    }
+
     /// Lets everything through again.
     pub fn heal(&self) {
         lock(&self.0).cut.clear();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use blixard_node::raft::RaftConfig;
 
-use crate::checks::{Violation, acknowledged, settled};
+use crate::checks::{Violation, acknowledged, members_agree_who_votes, settled};
 use crate::clients::{CLIENTS, Clients, Done};
 use crate::containers::ContainerCounts;
 use crate::faults::{Acted, Faults};
@@ -18,6 +18,8 @@ use crate::world::World;
 const FORM_WITHIN: Duration = Duration::from_secs(60);
 /// How long it has to settle once nothing goes wrong: longer than the longest back-off.
 const SETTLE_WITHIN: Duration = Duration::from_secs(900);
+/// How long a settled cluster has until Raft's configuration is as it should be.
+const AGREE_WITHIN: Duration = Duration::from_secs(60);
 /// How long a settled cluster is watched: nothing may happen in it.
 const REST: Duration = Duration::from_secs(5);
 /// How often it is looked whether what is waited for has come.
@@ -140,6 +142,7 @@ impl History {
         let end = tokio::time::Instant::now() + Duration::from_secs(60 * options.minutes);
         while tokio::time::Instant::now() < end && world.checks.first().is_none() {
             tokio::time::sleep(LOOK).await;
+            world.checks.look(&world);
         }
         clients.stop();
         stopping.store(true, Ordering::Relaxed);
@@ -159,6 +162,9 @@ impl History {
         }
         self.settled_in = Some(world.trace.elapsed() - began);
         world.trace.say(0, "settled");
+        if let Err(why) = wait(&world, AGREE_WITHIN, || members_agree_who_votes(&world)).await {
+            return world.checks.violated("members_agree_who_votes", why);
+        }
         let Some(node) = world.running().into_iter().next() else { return };
         let state = node.handle.state();
         if let Err(why) = acknowledged(&state, &self.done.expected) {
@@ -194,5 +200,6 @@ async fn wait(world: &World, within: Duration, holds: impl Fn() -> Result<(), St
             return Err(why);
         }
         tokio::time::sleep(LOOK).await;
+        world.checks.look(world);
     }
 }

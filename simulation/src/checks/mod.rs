@@ -3,10 +3,19 @@
 
 mod acknowledged;
 mod agreement;
+mod downs;
 mod election;
+mod holds;
+mod kept;
+mod leaders;
+mod placements;
+mod quiet;
 mod reads;
+pub(crate) mod restarts;
 mod settled;
 mod states;
+mod terms;
+mod voters;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,11 +26,17 @@ use blixard_node::handle::RaftStatus;
 
 pub use self::acknowledged::{Expected, acknowledged};
 use self::agreement::Agreement;
+use self::downs::Downs;
 use self::election::Election;
+use self::leaders::Leaders;
+use self::quiet::Quiet;
 pub use self::reads::Reads;
 pub use self::settled::settled;
 use self::states::States;
+use self::terms::Terms;
+pub use self::voters::members_agree_who_votes;
 use crate::trace::Trace;
+use crate::world::World;
 
 /// An invariant that did not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +66,10 @@ struct Inner {
     agreement: Agreement,
     election: Election,
     states: States,
+    terms: Terms,
+    quiet: Quiet,
+    leaders: Leaders,
+    downs: Downs,
     first: Option<Violation>,
 }
 
@@ -72,6 +91,7 @@ impl Checks {
         let checked = inner.agreement.seen(machine, state.applied, digest);
         let checked = checked.map_err(|detail| ("states_agree".to_owned(), detail));
         let checked = checked.and_then(|()| inner.states.seen(state));
+        inner.downs.seen(state);
         drop(inner);
         if let Err((invariant, detail)) = checked {
             self.violated(&invariant, detail);
@@ -82,11 +102,45 @@ impl Checks {
     pub fn status(&self, machine: u64, status: &RaftStatus) {
         let mut inner = self.lock();
         let news = inner.election.seen(machine, status);
+        let terms = inner.terms.seen(machine, status);
         drop(inner);
+        if let Err(detail) = terms {
+            self.violated("terms_only_rise", detail);
+        }
         match news {
             Ok(Some(words)) => self.trace.say(machine, &words),
             Ok(None) => {}
             Err(detail) => self.violated("one_leader_a_term", detail),
+        }
+    }
+
+    /// Looks at the world as it is now; to be called every tenth of a second.
+    pub fn look(&self, world: &World) {
+        let now = self.trace.elapsed();
+        let running = world.running();
+        let mut inner = self.lock();
+        let Inner { quiet, leaders, downs, .. } = &mut *inner;
+        quiet.look(world, now);
+        let left_alone = leaders.look(quiet, &running, world.machines.len(), now);
+        let caused = downs.look(quiet, now);
+        drop(inner);
+        let mut found = vec![("leaders_are_left_alone", left_alone), ("nodes_go_down_for_a_reason", caused)];
+        let newest = running.iter().map(|node| node.handle.state()).max_by_key(|state| state.applied);
+        for machine in &world.machines {
+            let broken = machine.containers.take_broken();
+            found.push(("restarts_wait", broken.map_or(Ok(()), Err)));
+            for (replica, attempt) in machine.containers.take_ended() {
+                let Some(state) = &newest else { continue };
+                found.push((
+                    "healthy_containers_are_kept",
+                    kept::check(state, machine.number, replica, attempt),
+                ));
+            }
+        }
+        for (invariant, checked) in found {
+            if let Err(detail) = checked {
+                self.violated(invariant, detail);
+            }
         }
     }
 

@@ -63,13 +63,16 @@ impl Scratch {
     /// # Errors
     /// When the patch does not apply, or with the compiler's words.
     pub(super) fn build(&self, patch: Option<&Patch>) -> anyhow::Result<PathBuf> {
-        let changed = patch.map(|patch| apply(patch, &self.workspace)).transpose()?.unwrap_or_default();
+        let changed = patch.map(|patch| apply(patch, &self.tree)).transpose()?.unwrap_or_default();
+        let mut originals = Vec::new();
         for (path, text) in &changed {
-            write(&self.tree.join(path), text.as_bytes())?;
+            let path = self.tree.join(path);
+            originals.push((path.clone(), fs::read(&path)?));
+            write(&path, text.as_bytes())?;
         }
         let built = self.cargo();
-        for (path, _) in &changed {
-            write(&self.tree.join(path), &fs::read(self.workspace.join(path))?)?;
+        for (path, original) in &originals {
+            write(path, original)?;
         }
         built
     }

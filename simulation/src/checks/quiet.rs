@@ -1,0 +1,66 @@
+//! Since when machines and the ways between them have been left alone.
+//!
+//! Not a check: what [`super::leaders`] and [`super::downs`] take for the cause of what they see.
+//! Looked at every tenth of a second, which is short beside every timeout of the nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::world::World;
+
+/// When something last went wrong, in simulated time.
+#[derive(Default)]
+pub(super) struct Quiet {
+    machines: BTreeMap<u64, Duration>,
+    lives: BTreeMap<u64, u64>,
+    /// Pairs, the lower number first.
+    ways: BTreeMap<(u64, u64), Duration>,
+    /// When a machine last led, by its own word.
+    led: BTreeMap<u64, Duration>,
+}
+
+fn way(a: u64, b: u64) -> (u64, u64) {
+    (a.min(b), a.max(b))
+}
+
+impl Quiet {
+    /// Looks around.
+    pub(super) fn look(&mut self, world: &World, now: Duration) {
+        let numbers: BTreeSet<u64> = world.machines.iter().map(|machine| machine.number).collect();
+        for machine in &world.machines {
+            let life = machine.lives();
+            let same_life = self.lives.insert(machine.number, life) == Some(life);
+            let running = machine.running();
+            if let Some(node) = &running
+                && node.handle.raft().is_leader(node.handle.id)
+            {
+                self.led.insert(machine.number, now);
+            }
+            if !same_life || running.is_none_or(|node| node.is_paused()) || !machine.disk.is_well() {
+                self.machines.insert(machine.number, now);
+            }
+        }
+        for &a in &numbers {
+            for &b in numbers.range(a + 1..) {
+                if !(world.net.is_calm() && world.net.reaches(a, b) && world.net.reaches(b, a)) {
+                    self.ways.insert((a, b), now);
+                }
+            }
+        }
+    }
+
+    /// Whether a machine's daemon has run, its disk has been well, since `since`.
+    pub(super) fn machine(&self, number: u64, since: Duration) -> bool {
+        self.machines.get(&number).is_some_and(|disturbed| *disturbed < since)
+    }
+
+    /// Whether messages have passed between two machines as they should since `since`.
+    pub(super) fn way(&self, a: u64, b: u64, since: Duration) -> bool {
+        a == b || self.ways.get(&way(a, b)).is_none_or(|disturbed| *disturbed < since)
+    }
+
+    /// The machines that led at any time since `since`.
+    pub(super) fn leaders(&self, since: Duration) -> impl Iterator<Item = u64> + '_ {
+        self.led.iter().filter(move |(_, at)| **at >= since).map(|(number, _)| *number)
+    }
+}
