@@ -20,8 +20,11 @@ const FORM_WITHIN: Duration = Duration::from_secs(60);
 const SETTLE_WITHIN: Duration = Duration::from_secs(900);
 /// How long a settled cluster has until Raft's configuration is as it should be.
 const AGREE_WITHIN: Duration = Duration::from_secs(60);
+/// How long a cluster must have stayed as it is to count as settled: longer than what was late when
+/// it was healed takes to arrive and to be noticed, as a heartbeat in bad weather.
+const QUIET: Duration = Duration::from_secs(8);
 /// How long a settled cluster is watched: nothing may happen in it.
-const REST: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(20);
 /// How often it is looked whether what is waited for has come.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -65,6 +68,9 @@ pub struct Report {
     pub containers: ContainerCounts,
     /// How long settling took.
     pub settled_in: Option<Duration>,
+    /// Operations on services that clients share, how many of them were never answered, and of
+    /// how many services no order was found in the steps allowed.
+    pub shared: (u64, u64, u64),
     /// The simulated time in which things went wrong.
     pub faulty: Duration,
     /// The trace as text, when it was to be kept.
@@ -97,9 +103,15 @@ async fn history(options: Options) -> Report {
     let faults = if options.faults { Faults::draw(&random) } else { Faults::none() };
     let world = World::new(options.seed, options.nodes, &raft, options.show);
     let clients = Clients::new(world.clone(), 400 + random.below(4_000));
-    let mut history =
-        History { world: world.clone(), acted: Acted::new(), done: Done::default(), settled_in: None };
-    history.play(options, faults, clients).await;
+    let mut history = History {
+        world: world.clone(),
+        acted: Acted::new(),
+        done: Done::default(),
+        settled_in: None,
+        undecided: 0,
+    };
+    history.play(options, faults, clients.clone()).await;
+    let (asked, lost) = clients.history().counts();
     world.end();
     let mut containers = ContainerCounts::default();
     for machine in &world.machines {
@@ -117,6 +129,7 @@ async fn history(options: Options) -> Report {
         lives: world.machines.iter().map(crate::machine::Machine::lives).sum(),
         containers,
         settled_in: history.settled_in,
+        shared: (asked, lost, history.undecided),
         faulty: Duration::from_secs(60 * options.minutes),
         kept: world.trace.take_kept(),
     }
@@ -127,6 +140,7 @@ struct History {
     acted: Acted,
     done: Done,
     settled_in: Option<Duration>,
+    undecided: u64,
 }
 
 impl History {
@@ -157,7 +171,8 @@ impl History {
             self.done.add(done);
         }
         let began = world.trace.elapsed();
-        if let Err(why) = wait(&world, SETTLE_WITHIN, || settled(&world)).await {
+        let mut quiet = Quiet::default();
+        if let Err(why) = wait(&world, SETTLE_WITHIN, || quiet.check(&world)).await {
             return world.checks.violated("settles", why);
         }
         self.settled_in = Some(world.trace.elapsed() - began);
@@ -165,17 +180,42 @@ impl History {
         if let Err(why) = wait(&world, AGREE_WITHIN, || members_agree_who_votes(&world)).await {
             return world.checks.violated("members_agree_who_votes", why);
         }
+        clients.clone().read_all().await;
+        let searched = clients.history().check();
+        match searched {
+            Ok(unknown) => self.undecided = unknown,
+            Err(why) => return world.checks.violated("histories_are_linearizable", why),
+        }
         let Some(node) = world.running().into_iter().next() else { return };
         let state = node.handle.state();
         if let Err(why) = acknowledged(&state, &self.done.expected) {
             return world.checks.violated("acknowledged_writes_stay", why);
         }
         tokio::time::sleep(REST).await;
-        let after = node.handle.state().applied;
-        if after != state.applied {
-            let detail = format!("a settled cluster went from index {} to {after}", state.applied);
+        let after = node.handle.state();
+        if after.applied != state.applied {
+            let (from, to) = (state.applied, after.applied);
+            let events = after.events.iter().filter(|event| event.id.index > from);
+            let events: Vec<String> = events.map(|event| format!("{event:?}")).collect();
+            let detail = format!("a settled cluster went from index {from} to {to}: {}", events.join("; "));
             world.checks.violated("rests", detail);
         }
+    }
+}
+
+/// Since when a cluster is settled at one index.
+#[derive(Default)]
+struct Quiet(Option<(u64, tokio::time::Instant)>);
+
+impl Quiet {
+    /// Whether it has been for [`QUIET`].
+    fn check(&mut self, world: &World) -> Result<(), String> {
+        let settled = settled(world);
+        let (index, now) = (world.checks.reached().0, tokio::time::Instant::now());
+        let since = self.0.filter(|(at, _)| *at == index && settled.is_ok()).map_or(now, |(_, since)| since);
+        self.0 = Some((index, since));
+        settled?;
+        if since + QUIET <= now { Ok(()) } else { Err(format!("it goes on: it is at index {index}")) }
     }
 }
 
@@ -189,7 +229,11 @@ fn formed(world: &World) -> Result<(), String> {
 }
 
 /// Waits until `holds`; the last reason why not when it does not in time.
-async fn wait(world: &World, within: Duration, holds: impl Fn() -> Result<(), String>) -> Result<(), String> {
+async fn wait(
+    world: &World,
+    within: Duration,
+    mut holds: impl FnMut() -> Result<(), String>,
+) -> Result<(), String> {
     let end = tokio::time::Instant::now() + within;
     loop {
         let why = match holds() {

@@ -8,6 +8,7 @@ mod election;
 mod holds;
 mod kept;
 mod leaders;
+pub mod linearizable;
 mod placements;
 mod quiet;
 mod reads;
@@ -21,7 +22,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use blixard_core::cluster::ClusterState;
-use blixard_core::cluster::snapshot::digest;
 use blixard_node::handle::RaftStatus;
 
 pub use self::acknowledged::{Expected, acknowledged};
@@ -85,12 +85,12 @@ impl Checks {
 
     /// A node has published a state.
     pub fn state(&self, machine: u64, state: &Arc<ClusterState>) {
-        let digest = digest(state);
-        self.trace.record_at("apply", machine, state.applied, &digest);
         let mut inner = self.lock();
-        let checked = inner.agreement.seen(machine, state.applied, digest);
+        let first = inner.states.at(state.applied);
+        let checked = inner.agreement.seen(machine, state, first.as_deref());
         let checked = checked.map_err(|detail| ("states_agree".to_owned(), detail));
-        let checked = checked.and_then(|()| inner.states.seen(state));
+        self.trace.record_at("apply", machine, state.applied, checked.as_deref().unwrap_or_default());
+        let checked = checked.and_then(|_| inner.states.seen(state));
         inner.downs.seen(state);
         drop(inner);
         if let Err((invariant, detail)) = checked {

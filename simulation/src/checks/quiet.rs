@@ -8,9 +8,13 @@ use std::time::Duration;
 
 use crate::world::World;
 
+/// A longer time between two looks hides what went wrong in it.
+const LOOKS_WITHIN: Duration = Duration::from_millis(250);
+
 /// When something last went wrong, in simulated time.
 #[derive(Default)]
 pub(super) struct Quiet {
+    looked: Duration,
     machines: BTreeMap<u64, Duration>,
     lives: BTreeMap<u64, u64>,
     /// Pairs, the lower number first.
@@ -26,6 +30,7 @@ fn way(a: u64, b: u64) -> (u64, u64) {
 impl Quiet {
     /// Looks around.
     pub(super) fn look(&mut self, world: &World, now: Duration) {
+        let missed = now.saturating_sub(std::mem::replace(&mut self.looked, now)) > LOOKS_WITHIN;
         let numbers: BTreeSet<u64> = world.machines.iter().map(|machine| machine.number).collect();
         for machine in &world.machines {
             let life = machine.lives();
@@ -36,13 +41,14 @@ impl Quiet {
             {
                 self.led.insert(machine.number, now);
             }
-            if !same_life || running.is_none_or(|node| node.is_paused()) || !machine.disk.is_well() {
+            if missed || !same_life || running.is_none_or(|node| node.is_paused()) || !machine.disk.is_well()
+            {
                 self.machines.insert(machine.number, now);
             }
         }
         for &a in &numbers {
             for &b in numbers.range(a + 1..) {
-                if !(world.net.is_calm() && world.net.reaches(a, b) && world.net.reaches(b, a)) {
+                if missed || !(world.net.is_calm() && world.net.reaches(a, b) && world.net.reaches(b, a)) {
                     self.ways.insert((a, b), now);
                 }
             }

@@ -21,6 +21,16 @@ pub(super) struct States {
 }
 
 impl States {
+    /// The first state seen at an index, while it is kept.
+    pub(super) fn at(&self, index: u64) -> Option<Arc<ClusterState>> {
+        self.kept.get(&index).cloned()
+    }
+
+    /// The newest state seen.
+    pub(super) fn newest(&self) -> Option<Arc<ClusterState>> {
+        self.kept.last_key_value().map(|(_, state)| state.clone())
+    }
+
     pub(super) fn seen(&mut self, state: &Arc<ClusterState>) -> Result<(), (String, String)> {
         let index = state.applied;
         if self.kept.contains_key(&index) {

@@ -1,10 +1,12 @@
 //! Clients of the API: each owns a few services, writes one thing at a time and asks again, with
 //! the same request id and perhaps at another node, until it gets an answer that says what became
-//! of the write.
+//! of the write. Besides, all of them use some services together.
+
+pub(crate) mod shared;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -18,6 +20,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tower::ServiceExt;
 
+use crate::checks::linearizable::History;
 use crate::checks::{Expected, Reads};
 use crate::machine::Running;
 use crate::random::Stream;
@@ -27,6 +30,8 @@ use crate::world::World;
 pub const CLIENTS: u64 = 4;
 /// How many services each has at most.
 const SERVICES_EACH: u64 = 3;
+/// How many thousandths of what a client does is about services that all share.
+const SHARING: u64 = 400;
 /// How long a client waits for an answer before it asks again: longer than a node tries.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long it waits before it asks again.
@@ -38,6 +43,7 @@ const ANSWER_TRIES_MAX: u32 = 200;
 pub struct Clients {
     world: Arc<World>,
     reads: Reads,
+    history: Mutex<History>,
     stopping: AtomicBool,
     /// The longest pause between two operations, in milliseconds.
     pause_ms: u64,
@@ -72,15 +78,20 @@ impl Done {
 /// An answer of the API.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    stale: bool,
-    body: Value,
+    pub(crate) stale: bool,
+    pub(crate) body: Value,
 }
 
 impl Clients {
     /// Clients of `world` that pause for up to `pause_ms` between operations.
     pub fn new(world: Arc<World>, pause_ms: u64) -> Arc<Self> {
         let stopping = AtomicBool::new(false);
-        Arc::new(Self { world, reads: Reads::default(), stopping, pause_ms })
+        Arc::new(Self { world, reads: Reads::default(), history: Mutex::default(), stopping, pause_ms })
+    }
+
+    /// What all were told of the services that they share.
+    pub fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has every client end once the write it is at is answered.
@@ -88,11 +99,17 @@ impl Clients {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// Reads what all share once more, from a cluster that has settled.
+    pub async fn read_all(self: Arc<Self>) {
+        let mut client = Client::new(self, CLIENTS);
+        for name in shared::names() {
+            client.shared_read(&name).await;
+        }
+    }
+
     /// Runs one client until [`Clients::stop`].
     pub async fn run(self: Arc<Self>, number: u64) -> Done {
-        let random = Stream::new(self.world.seed, &format!("client {number}"));
-        let mut client =
-            Client { shared: self, number, random, done: Done::default(), maximum: BTreeMap::new() };
+        let mut client = Client::new(self, number);
         while !client.shared.stopping.load(Ordering::Relaxed) {
             let pause = client.random.below(client.shared.pause_ms) + 1;
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -112,7 +129,15 @@ struct Client {
 }
 
 impl Client {
+    fn new(shared: Arc<Clients>, number: u64) -> Self {
+        let random = Stream::new(shared.world.seed, &format!("client {number}"));
+        Self { shared, number, random, done: Done::default(), maximum: BTreeMap::new() }
+    }
+
     async fn act(&mut self) {
+        if self.random.chance(SHARING) {
+            return self.share().await;
+        }
         let name: ServiceName = format!("c{}-s{}", self.number, self.random.below(SERVICES_EACH))
             .parse()
             .expect("the name is well formed");
@@ -127,23 +152,29 @@ impl Client {
         }
     }
 
-    async fn submit(&mut self, name: &ServiceName) {
+    /// A specification drawn anew: with its mark and bounds.
+    fn spec(&self, name: &ServiceName, port: Option<u64>) -> (Value, String, u32, u32) {
         let mark = format!("{:016x}", self.random.next_u64());
         let min = u32::try_from(self.random.below(2)).expect("small") + 1;
         let max = min + u32::try_from(self.random.below(3)).expect("small");
-        let port = 10_000 + self.number * 100 + u64::from(name.as_str().as_bytes()[4]);
-        let published = self.random.chance(300);
+        let published = port.filter(|_| self.random.chance(300));
         let image = format!("docker.io/library/app{}:latest", self.random.below(3));
-        let ports = if published { json!([{"container_port": 80, "host_port": port}]) } else { json!([]) };
+        let port = |port| json!({"container_port": 80, "host_port": port});
         let spec = json!({
             "name": name.as_str(),
             "image": {"reference": image},
             "environment": {"MARK": mark},
             "replicas": {"min": min, "max": max},
             "restart": {"policy": "always"},
-            "ports": ports,
+            "ports": published.map(port).into_iter().collect::<Vec<_>>(),
             "reservations": {"cpu_millis": self.random.below(4) * 100},
         });
+        (spec, mark, min, max)
+    }
+
+    async fn submit(&mut self, name: &ServiceName) {
+        let port = 10_000 + self.number * 100 + u64::from(name.as_str().as_bytes()[4]);
+        let (spec, mark, min, max) = self.spec(name, Some(port));
         let body = json!({"spec": spec}).to_string();
         let Some(answer) = self.write(Method::POST, "/v1/services", &body).await else { return };
         let version = answer.body["version"].as_u64().unwrap_or_default();
@@ -220,9 +251,29 @@ impl Client {
 
     /// Writes, until an answer says what became of it: `None` when it was refused.
     async fn write(&mut self, method: Method, path: &str, body: &str) -> Option<Answer> {
+        match self.ask(method.clone(), path, body, ANSWER_TRIES_MAX).await {
+            Some(answer) if answer.status.is_success() => {
+                self.done.writes += 1;
+                Some(answer)
+            }
+            Some(answer) => {
+                self.done.refused += 1;
+                self.refused(path, &answer);
+                None
+            }
+            None => {
+                let detail = format!("{method} {path} got no answer in {ANSWER_TRIES_MAX} tries");
+                self.shared.world.checks.violated("writes_are_answered", detail);
+                None
+            }
+        }
+    }
+
+    /// Asks for a write up to `tries_max` times, until an answer says what became of it.
+    async fn ask(&mut self, method: Method, path: &str, body: &str, tries_max: u32) -> Option<Answer> {
         let mut id = [0; 16];
         self.random.fill(&mut id);
-        for _ in 0..ANSWER_TRIES_MAX {
+        for _ in 0..tries_max {
             if let Some(node) = self.pick() {
                 let request = Request::builder()
                     .method(method.clone())
@@ -232,22 +283,14 @@ impl Client {
                     .body(Body::from(body.to_owned()))
                     .expect("it is well formed");
                 match call(&node, request).await {
-                    Some(answer) if answer.status.is_success() => {
-                        self.done.writes += 1;
+                    Some(answer) if answer.status.is_success() || answer.status.is_client_error() => {
                         return Some(answer);
-                    }
-                    Some(answer) if answer.status.is_client_error() => {
-                        self.done.refused += 1;
-                        self.refused(path, &answer);
-                        return None;
                     }
                     _ => self.done.unanswered += 1,
                 }
             }
             tokio::time::sleep(RETRY).await;
         }
-        let detail = format!("{method} {path} got no answer in {ANSWER_TRIES_MAX} tries");
-        self.shared.world.checks.violated("writes_are_answered", detail);
         None
     }
 
