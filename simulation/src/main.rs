@@ -50,9 +50,9 @@ enum Command {
     },
     /// Plants bugs in a scratch copy of the sources: each must be caught by the invariant it names.
     Mutants {
-        /// Only those whose name contains this.
+        /// Only those whose name contains this; may be repeated.
         #[arg(long)]
-        only: Option<String>,
+        only: Vec<String>,
         /// How many seeds at a time.
         #[arg(long, default_value = "2")]
         jobs: std::num::NonZeroUsize,
@@ -122,7 +122,7 @@ fn main() -> ExitCode {
         }
         Command::Mutants { only, jobs, seeds, minutes, check } => {
             let search = Search { jobs: jobs.get(), seeds, minutes };
-            run_mutants(only.as_deref().unwrap_or(""), search, check).unwrap_or_else(|error| {
+            run_mutants(&only, search, check).unwrap_or_else(|error| {
                 eprintln!("error: {error:#}");
                 false
             })
@@ -229,10 +229,14 @@ fn run_meta(seeds: u64, world: WorldArguments) -> bool {
     divergent == 0
 }
 
-fn run_mutants(only: &str, search: Search, check: bool) -> anyhow::Result<bool> {
+fn run_mutants(only: &[String], search: Search, check: bool) -> anyhow::Result<bool> {
     let mut mutants = mutants::all()?;
-    mutants.retain(|mutant| mutant.name.contains(only));
-    anyhow::ensure!(!mutants.is_empty(), "no planted bug's name contains `{only}`");
+    for part in only {
+        let known = mutants.iter().any(|mutant| mutant.name.contains(part));
+        anyhow::ensure!(known, "no planted bug's name contains `{part}`");
+    }
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
+    mutants.retain(|mutant| wanted(&mutant.name));
     if check {
         mutants::check(&mutants)?;
         println!("mutants: {} patches apply", mutants.len());

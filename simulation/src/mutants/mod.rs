@@ -112,15 +112,13 @@ pub struct Search {
 /// Plants each bug in turn and prints what came of it. True when all were caught.
 ///
 /// # Errors
-/// When the scratch copy cannot be made, or does not compile as it is.
+/// When the scratch copy cannot be made.
 pub fn run(mutants: &[Mutant], search: Search) -> anyhow::Result<bool> {
     let scratch = Scratch::new()?;
-    println!("building the scratch copy");
-    scratch.build(None)?;
     let mut needed = Vec::new();
     for mutant in mutants {
         let began = Instant::now();
-        let outcome = match scratch.build(Some(&mutant.patch)) {
+        let outcome = match scratch.build(&mutant.patch) {
             Ok(program) => Hunt { program, mutant, search }.run(),
             Err(error) => Outcome::Invalid(format!("{error:#}")),
         };

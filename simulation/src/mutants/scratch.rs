@@ -57,13 +57,13 @@ impl Scratch {
         Ok(())
     }
 
-    /// Builds the simulator with `patch` planted, or as it is, and returns the program. The copy's
-    /// sources are as they were afterwards.
+    /// Builds the simulator with `patch` planted and returns the program. The copy's sources are as
+    /// they were afterwards.
     ///
     /// # Errors
     /// When the patch does not apply, or with the compiler's words.
-    pub(super) fn build(&self, patch: Option<&Patch>) -> anyhow::Result<PathBuf> {
-        let changed = patch.map(|patch| apply(patch, &self.tree)).transpose()?.unwrap_or_default();
+    pub(super) fn build(&self, patch: &Patch) -> anyhow::Result<PathBuf> {
+        let changed = apply(patch, &self.tree)?;
         let mut originals = Vec::new();
         for (path, text) in &changed {
             let path = self.tree.join(path);
