@@ -37,6 +37,8 @@ struct Inner {
     subscriber: Option<mpsc::UnboundedSender<RuntimeEvent>>,
     next_pid: u32,
     trouble: Trouble,
+    /// Whether the runtime itself is gone: containers go on, nobody answers.
+    down: bool,
     counts: ContainerCounts,
     restarts: Restarts,
     /// Containers that ran when the daemon removed them, since they were last looked at.
@@ -96,6 +98,7 @@ impl SimContainers {
             subscriber: None,
             next_pid: 100,
             trouble: Trouble::default(),
+            down: false,
             counts: ContainerCounts::default(),
             restarts: Restarts::default(),
             ended: Vec::new(),
@@ -105,6 +108,24 @@ impl SimContainers {
     /// Sets how often the runtime fails.
     pub fn set_trouble(&self, trouble: Trouble) {
         self.lock().trouble = trouble;
+    }
+
+    /// Ends the runtime, or starts it again: its subscriber is told to look anew.
+    pub fn set_down(&self, down: bool) {
+        let mut inner = self.lock();
+        let started = inner.down && !down;
+        inner.down = down;
+        if let Some(subscriber) = inner.subscriber.as_ref().filter(|_| started) {
+            subscriber.send(RuntimeEvent::Resync).ok();
+        }
+    }
+
+    /// Another machine takes the place of this one: nothing is left.
+    pub fn wipe(&self) {
+        let mut inner = self.lock();
+        inner.containers.clear();
+        inner.images.clear();
+        inner.cluster = None;
     }
 
     /// What happened so far.
@@ -161,7 +182,7 @@ impl SimContainers {
         inner.counts.exited += 1;
         inner.restarts.ended(replica);
         inner.record("container exit", replica, attempt);
-        if let Some(subscriber) = &inner.subscriber {
+        if let Some(subscriber) = inner.subscriber.as_ref().filter(|_| !inner.down) {
             subscriber.send(RuntimeEvent::Exited { replica, attempt, code }).ok();
         }
     }
@@ -178,8 +199,18 @@ impl Inner {
         self.trace.record(kind, self.machine, &what);
     }
 
+    /// Whether there is a runtime to answer.
+    fn up(&self) -> Result<(), RuntimeError> {
+        if self.down {
+            Err(RuntimeError::Unavailable("the simulated runtime is gone".to_owned()))
+        } else {
+            Ok(())
+        }
+    }
+
     /// Whether a call with this chance of failing fails now.
     fn fails(&mut self, thousandths: u64, what: &str) -> Result<(), RuntimeError> {
+        self.up()?;
         if thousandths == 0 || !self.random.chance(thousandths) {
             return Ok(());
         }
@@ -217,6 +248,7 @@ impl ContainerRuntime for SimContainers {
     async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
         self.take(2).await;
         let inner = self.lock();
+        inner.up()?;
         let observed = inner.containers.iter().map(|((replica, attempt), container)| Observed {
             replica: *replica,
             attempt: *attempt,
@@ -238,6 +270,7 @@ impl ContainerRuntime for SimContainers {
         self.take(20).await;
         let started = {
             let mut inner = self.lock();
+            inner.up()?;
             let key = (config.replica, config.attempt);
             if let Some(container) = inner.containers.get(&key)
                 && container.state == ObservedState::Running
@@ -262,11 +295,14 @@ impl ContainerRuntime for SimContainers {
             Started { pid, address }
         };
         self.take(20).await;
+        // It may have gone meanwhile: then nobody says so.
+        self.lock().up()?;
         Ok(started)
     }
 
     async fn state(&self, replica: ReplicaId, attempt: u32) -> Result<ObservedState, RuntimeError> {
         let inner = self.lock();
+        inner.up()?;
         inner
             .containers
             .get(&(replica, attempt))
@@ -336,6 +372,7 @@ impl ContainerRuntime for SimContainers {
     }
 
     async fn has_image(&self, reference: &str, _: Option<&str>) -> Result<bool, RuntimeError> {
+        self.lock().up()?;
         Ok(self.lock().images.contains(reference))
     }
 

@@ -22,6 +22,8 @@ use crate::trace::Trace;
 
 /// What a full disk answers.
 pub const FULL: &str = "no space left on device";
+/// What a failing disk answers.
+pub const FAILING: &str = "input/output error";
 
 /// One operation on a file.
 #[derive(Debug, Clone)]
@@ -139,6 +141,8 @@ struct Inner {
     fuse: Option<u64>,
     /// Whether every write fails, as when the disk is full.
     full: bool,
+    /// How many thousandths of the operations fail.
+    failing: u64,
     /// How many times slower than usual a flush is.
     slowness: u64,
 }
@@ -155,6 +159,7 @@ impl SimDisk {
             random,
             fuse: None,
             full: false,
+            failing: 0,
             slowness: 1,
         };
         Self(Arc::new(Mutex::new(inner)))
@@ -199,6 +204,25 @@ impl SimDisk {
         self.lock().full = full;
     }
 
+    /// Makes so many thousandths of the operations fail. Of what a failed flush was to write, any
+    /// subset is there.
+    pub fn set_failing(&self, thousandths: u64) {
+        self.lock().failing = thousandths;
+    }
+
+    /// A new disk takes the place of this one.
+    pub fn wipe(&self) {
+        let mut inner = self.lock();
+        inner.files.clear();
+        inner.committing = None;
+        inner.fuse = None;
+    }
+
+    /// What of a file a loss of power would keep for certain; absent when it was never made.
+    pub fn durable(&self, name: &str) -> Option<Vec<u8>> {
+        self.lock().files.get(name).map(|file| file.durable.clone())
+    }
+
     /// Makes each flush take `times` as long.
     pub fn set_slowness(&self, times: u64) {
         self.lock().slowness = times;
@@ -207,7 +231,7 @@ impl SimDisk {
     /// Whether it writes, and as fast as usual.
     pub fn is_well(&self) -> bool {
         let inner = self.lock();
-        !inner.full && inner.slowness == 1
+        !inner.full && inner.failing == 0 && inner.slowness == 1
     }
 
     /// This disk for one life of the daemon, whose tasks `spawner` holds.
@@ -294,8 +318,16 @@ impl Backend {
         work(&mut self.life.disk.lock(), &self.name)
     }
 
+    fn write_op(&self, op: Op) -> io::Result<()> {
+        self.change(|inner, name| {
+            inner.fails(name)?;
+            inner.file(name).write(op);
+            Ok(())
+        })
+    }
+
     /// Runs an operation that changes the file, unless the process dies in it or the disk refuses.
-    fn change(&self, work: impl FnOnce(&mut Inner, &str)) -> io::Result<()> {
+    fn change(&self, work: impl FnOnce(&mut Inner, &str) -> io::Result<()>) -> io::Result<()> {
         self.with(|inner, name| {
             match &mut inner.fuse {
                 Some(0) => {
@@ -309,8 +341,7 @@ impl Backend {
             if inner.full {
                 return Err(io::Error::new(io::ErrorKind::StorageFull, FULL));
             }
-            work(inner, name);
-            Ok(())
+            work(inner, name)
         })
     }
 }
@@ -318,6 +349,30 @@ impl Backend {
 impl Inner {
     fn file(&mut self, name: &str) -> &mut File {
         self.files.get_mut(name).expect("it was made when it was opened")
+    }
+
+    /// Whether an operation fails now.
+    fn fails(&mut self, name: &str) -> io::Result<()> {
+        if self.failing == 0 || !self.random.chance(self.failing) {
+            return Ok(());
+        }
+        self.trace.record("disk fails", self.node, name.as_bytes());
+        Err(io::Error::other(FAILING))
+    }
+
+    /// A flush that fails: any subset of what was not flushed is there.
+    fn lose_open(&mut self, name: &str) {
+        let (random, committing) = (self.random.clone(), self.committing == Some(name));
+        let file = self.file(name);
+        let kept = std::mem::take(&mut file.open).into_iter().filter(|_| random.chance(500)).collect();
+        file.batches.push(kept);
+        file.current.clone_from(&file.durable);
+        for op in file.batches.iter().flatten() {
+            op.apply(&mut file.current);
+        }
+        if !committing {
+            file.settle();
+        }
     }
 
     fn sync(&mut self, name: &str) {
@@ -345,6 +400,7 @@ impl redb::StorageBackend for Backend {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.with(|inner, name| {
+            inner.fails(name)?;
             let start = position(offset);
             let found = inner.file(name).current.get(start..start + out.len());
             let found = found.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "past the end"))?;
@@ -354,14 +410,21 @@ impl redb::StorageBackend for Backend {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(|inner, name| inner.file(name).write(Op::SetLen(len)))
+        self.write_op(Op::SetLen(len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.change(Inner::sync)
+        self.change(|inner, name| {
+            if let Err(error) = inner.fails(name) {
+                inner.lose_open(name);
+                return Err(error);
+            }
+            inner.sync(name);
+            Ok(())
+        })
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.change(|inner, name| inner.file(name).write(Op::Write(offset, data.to_vec())))
+        self.write_op(Op::Write(offset, data.to_vec()))
     }
 }

@@ -15,6 +15,7 @@ pub mod mutants;
 pub mod net;
 mod panics;
 pub mod random;
+pub mod registries;
 pub mod scenario;
 mod stream;
 pub mod sweep;

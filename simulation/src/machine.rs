@@ -36,9 +36,12 @@ use crate::tasks::SimSpawner;
 use crate::time::SimClock;
 use crate::trace::Trace;
 
+/// How far apart the ids of the nodes of one place are: more than there are machines.
+const REBORN: u64 = 100;
+
 /// A machine of a world.
 pub struct Machine {
-    /// Its number, which is also the node id it asks for.
+    /// Its number, which is also the node id that it asks for first.
     pub number: u64,
     /// Its disk.
     pub disk: SimDisk,
@@ -52,6 +55,8 @@ pub struct Machine {
     raft: RaftConfig,
     life: Mutex<Option<Life>>,
     lives: AtomicU64,
+    /// How often another machine has taken the place of this one.
+    rebirths: AtomicU64,
 }
 
 /// One life of the daemon.
@@ -75,7 +80,7 @@ impl Life {
 }
 
 /// Told of a node that has come up.
-pub type OnUp = Box<dyn FnOnce(Running) + Send>;
+pub type OnUp = Box<dyn FnOnce(Running, Option<Ticket>) + Send>;
 
 /// How far a life has come.
 #[derive(Default)]
@@ -137,6 +142,7 @@ impl Machine {
             raft,
             life: Mutex::default(),
             lives: AtomicU64::new(0),
+            rebirths: AtomicU64::new(0),
         }
     }
 
@@ -144,9 +150,29 @@ impl Machine {
         lock(&self.life)
     }
 
-    /// Starts the daemon, which joins by `ticket` when it belongs to no cluster yet, or founds one
-    /// without a ticket. Does nothing when a daemon runs or is still stopping.
-    pub fn start(&self, ticket: Option<Ticket>, on_up: OnUp) {
+    /// The id that its node asks for, and has once it is a member: no id is used twice.
+    pub fn member(&self) -> NodeId {
+        NodeId(self.number + REBORN * self.rebirths())
+    }
+
+    /// How often another machine has taken the place of this one.
+    pub fn rebirths(&self) -> u64 {
+        self.rebirths.load(Ordering::Relaxed)
+    }
+
+    /// Another machine takes the place of this one: new disk, no containers, and a node that has
+    /// to join. The daemon is killed.
+    pub fn replace(&self) {
+        self.crash(Loss::Power);
+        self.disk.wipe();
+        self.containers.wipe();
+        self.rebirths.fetch_add(1, Ordering::Relaxed);
+        self.trace.say(self.number, "another machine takes its place");
+    }
+
+    /// Starts the daemon, which joins by `targets` when it belongs to no cluster yet, or founds one
+    /// without any. Does nothing when a daemon runs or is still stopping.
+    pub fn start(&self, targets: Vec<JoinTarget>, on_up: OnUp) {
         let mut current = self.life();
         if current.is_some() {
             return;
@@ -161,6 +187,7 @@ impl Machine {
         };
         let starting = Starting {
             number: self.number,
+            member: self.member(),
             disk: self.disk.clone(),
             containers: self.containers.clone(),
             clock: self.clock.clone(),
@@ -171,12 +198,12 @@ impl Machine {
         };
         let (begun, trace, machine) = (life.clone(), self.trace.clone(), self.number);
         let task = async move {
-            match starting.run(ticket).await {
+            match starting.run(targets).await {
                 Ok(up) => {
-                    let running = up.running.clone();
+                    let (running, ticket) = (up.running.clone(), up.ticket.clone());
                     *lock(&begun.progress) = Progress::Up(Box::new(up));
                     trace.say(machine, "daemon is up");
-                    on_up(running);
+                    on_up(running, ticket);
                 }
                 Err(_) if begun.spawner.is_crashed() => {}
                 Err(error) => {
@@ -296,6 +323,7 @@ impl Machine {
 /// What a starting daemon has.
 struct Starting {
     number: u64,
+    member: NodeId,
     disk: SimDisk,
     containers: SimContainers,
     clock: SimClock,
@@ -306,7 +334,7 @@ struct Starting {
 }
 
 impl Starting {
-    async fn run(self, ticket: Option<Ticket>) -> anyhow::Result<Up> {
+    async fn run(self, targets: Vec<JoinTarget>) -> anyhow::Result<Up> {
         let spawner = self.life.spawner.clone();
         let disk = Arc::new(self.disk.of_life(spawner.clone()));
         let rng = Arc::new(self.random.clone());
@@ -325,12 +353,11 @@ impl Starting {
         let context = NodeContext::new(&platform);
         transport.set_context(context.clone());
         let starting = async {
-            let targets = ticket.into_iter().map(|ticket| JoinTarget::Ticket(Box::new(ticket))).collect();
             let sources = Sources::new(targets, None, None);
             let has_sources = sources.configured();
             let sources = Refresher::new(sources);
             let wish = Wish {
-                id: Some(NodeId(self.number)),
+                id: Some(self.member),
                 has_sources,
                 bootstrap: false,
                 facts: facts.clone(),

@@ -1,10 +1,10 @@
 //! A simulated network at the level of messages: delays, losses and cuts between pairs.
 //!
-//! Links are QUIC's: packets that are lost are sent again, so a message is late or its link falls,
-//! and nothing is doubled. A message between two that cannot hear each other fails when the link's
+//! Links are QUIC's: packets that are lost are sent again, so a message is late or its link falls.
+//! A request may arrive a second time, later, as from a sender that asks again on a new link. A message between two that cannot hear each other fails when the link's
 //! idle time ends or at its deadline, whichever is sooner; its answer may be what was lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +28,9 @@ use crate::trace::Trace;
 const STREAM_BUFFER: usize = 64 << 10;
 /// How long a link is silent before it falls, as with the production transport.
 const LINK_IDLE: Duration = Duration::from_secs(3);
+
+/// After how long a doubled request arrives again at most, in milliseconds.
+const DOUBLED_MS_MAX: u64 = 3_000;
 
 /// How the network treats messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +56,10 @@ pub struct Net(Arc<Mutex<Inner>>);
 
 struct Inner {
     lives: BTreeMap<NodeKey, Arc<Life>>,
-    /// Pairs of machines whose first cannot send to their second.
-    cut: BTreeSet<(u64, u64)>,
+    /// Pairs of machines whose first cannot send to their second, and for how many reasons.
+    cut: BTreeMap<(u64, u64), u32>,
+    /// How many thousandths of the requests arrive a second time.
+    doubled: u64,
     random: Stream,
     trace: Trace,
     weather: Weather,
@@ -80,7 +85,8 @@ impl Net {
     pub fn new(seed: u64, trace: Trace) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             lives: BTreeMap::new(),
-            cut: BTreeSet::new(),
+            cut: BTreeMap::new(),
+            doubled: 0,
             random: Stream::new(seed, "network"),
             trace,
             weather: Weather::CALM,
@@ -94,19 +100,32 @@ impl Net {
         lock(&self.0).weather = weather;
     }
 
-    /// Cuts what machine `from` sends to machine `to`, or lets it through again.
+    /// Cuts what machine `from` sends to machine `to`, or takes one such cut back.
     pub fn set_cut(&self, from: u64, to: u64, cut: bool) {
         let mut inner = lock(&self.0);
-        if cut {
-            inner.cut.insert((from, to));
-        } else {
+        let reasons = inner.cut.entry((from, to)).or_default();
+        *reasons = if cut { *reasons + 1 } else { reasons.saturating_sub(1) };
+        if *reasons == 0 {
             inner.cut.remove(&(from, to));
         }
     }
 
-    /// Whether the weather is calm.
+    /// Whether messages are neither late nor lost nor doubled but by cuts.
     pub fn is_calm(&self) -> bool {
-        lock(&self.0).weather == Weather::CALM
+        let inner = lock(&self.0);
+        inner.weather == Weather::CALM && inner.doubled == 0
+    }
+
+    /// Sets how many thousandths of the requests arrive a second time.
+    pub fn set_doubled(&self, thousandths: u64) {
+        lock(&self.0).doubled = thousandths;
+    }
+
+    /// After how long a request that has arrived does so again, if it does.
+    fn again(&self) -> Option<Duration> {
+        let inner = lock(&self.0);
+        let doubled = inner.doubled > 0 && inner.random.chance(inner.doubled);
+        doubled.then(|| Duration::from_millis(1 + inner.random.below(DOUBLED_MS_MAX)))
     }
 
     /// Lets everything through again.
@@ -122,7 +141,7 @@ impl Net {
 
     /// Whether `from` can send to `to` now.
     pub(crate) fn reaches(&self, from: u64, to: u64) -> bool {
-        !lock(&self.0).cut.contains(&(from, to))
+        !lock(&self.0).cut.contains_key(&(from, to))
     }
 
     pub(crate) fn record(&self, kind: &str, machine: u64, what: &[u8]) {
@@ -168,7 +187,7 @@ impl Net {
         tokio::time::sleep(delay).await;
         let mut inner = lock(&self.0);
         let life = inner.lives.get(&to).filter(|life| !life.spawner.is_crashed()).cloned();
-        let life = life.filter(|life| !lost && !inner.cut.contains(&(from, life.machine)));
+        let life = life.filter(|life| !lost && !inner.cut.contains_key(&(from, life.machine)));
         match life {
             Some(_) => inner.delivered += 1,
             None => inner.failed += 1,
@@ -233,6 +252,18 @@ impl SimTransport {
         let life = self.within(name, deadline, arrival).await?;
         let (handler, context) = life.receiver(name)?;
         let Some(work) = serve(handler, &life) else { return Err(unreachable(name, "it does not know us")) };
+        if let Some(late) = self.net.again()
+            && let (Ok((handler, context)), net) = (life.receiver(name), self.net.clone())
+            && let Some(work) = serve(handler, &life)
+        {
+            let machine = life.machine;
+            context.spawn("inbound again", async move {
+                tokio::time::sleep(late).await;
+                net.record("again", machine, &[]);
+                // Nobody waits for the second answer.
+                work.await.ok();
+            });
+        }
         let (reply, answer) = oneshot::channel();
         context.spawn("inbound", async move {
             // The sender may have given up.

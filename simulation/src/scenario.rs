@@ -220,7 +220,7 @@ impl Quiet {
 }
 
 /// Whether every machine's node is a member; starts what does not run.
-fn formed(world: &World) -> Result<(), String> {
+fn formed(world: &Arc<World>) -> Result<(), String> {
     for machine in &world.machines {
         world.start(machine.number);
     }

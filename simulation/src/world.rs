@@ -3,12 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use blixard_core::discovery::target::JoinTarget;
+use blixard_core::discovery::ticket::Ticket;
 use blixard_node::raft::RaftConfig;
 
 use crate::checks::Checks;
-use crate::disk::{FULL, Loss};
+use crate::disk::{FAILING, FULL, Loss};
 use crate::machine::{Machine, Running};
 use crate::net::Net;
+use crate::random::Stream;
+use crate::registries::Registries;
 use crate::trace::{Show, Trace};
 
 /// How often a watcher looks at a node when nothing is applied there.
@@ -26,6 +30,10 @@ pub struct World {
     pub machines: Vec<Machine>,
     /// What must hold.
     pub checks: Arc<Checks>,
+    /// By what machines find each other, unless they have tickets.
+    pub registries: Registries,
+    /// Whether they have tickets.
+    pub tickets: bool,
 }
 
 impl World {
@@ -36,7 +44,8 @@ impl World {
         let machines =
             (1..=machines).map(|number| Machine::new(number, seed, &net, &trace, raft.clone())).collect();
         let checks = Arc::new(Checks::new(trace.clone()));
-        Arc::new(Self { seed, trace, net, machines, checks })
+        let tickets = Stream::new(seed, "world").chance(300);
+        Arc::new(Self { seed, trace, net, machines, checks, registries: Registries::new(), tickets })
     }
 
     /// The machine with this number.
@@ -44,17 +53,33 @@ impl World {
         &self.machines[usize::try_from(number - 1).expect("worlds are small")]
     }
 
-    /// Starts a machine's daemon. The first machine founds the cluster, the others join through
-    /// whichever has a ticket. False when nobody has one yet.
-    pub fn start(&self, number: u64) -> bool {
+    /// Starts a machine's daemon. The first machine founds the cluster, the others join by the
+    /// registry files of all, or through whichever has a ticket. False when they must have a
+    /// ticket and nobody has one yet.
+    pub fn start(self: &Arc<Self>, number: u64) -> bool {
+        let machine = self.machine(number);
+        let founds = number == 1 && machine.rebirths() == 0;
         let ticket = self.machines.iter().find_map(Machine::ticket);
-        if number != 1 && ticket.is_none() && self.machine(number).lives() == 0 {
+        let targets = if founds {
+            Vec::new()
+        } else if !self.tickets {
+            self.registries.others(number, self.machines.len() as u64)
+        } else if let Some(ticket) = ticket {
+            vec![JoinTarget::Ticket(Box::new(ticket))]
+        } else if machine.lives() == 0 || machine.rebirths() > 0 {
             return false;
-        }
-        let ticket = ticket.filter(|_| number != 1);
-        let checks = self.checks.clone();
-        let on_up = Box::new(move |running| drop(tokio::spawn(watch(running, checks))));
-        self.machine(number).start(ticket, on_up);
+        } else {
+            Vec::new()
+        };
+        let world = Arc::downgrade(self);
+        let on_up = Box::new(move |running: Running, ticket: Option<Ticket>| {
+            let Some(world) = world.upgrade() else { return };
+            if let Some(ticket) = &ticket {
+                world.registries.publish(number, running.handle.id, ticket);
+            }
+            tokio::spawn(watch(running, world.checks.clone()));
+        });
+        machine.start(targets, on_up);
         true
     }
 
@@ -78,7 +103,7 @@ impl World {
             if machine.has_died() || failure.is_some() {
                 machine.crash(Loss::Process);
             }
-            if let Some(why) = failure.filter(|why| !why.contains(FULL)) {
+            if let Some(why) = failure.filter(|why| !excused(why)) {
                 self.checks.violated("daemons_start", format!("machine {}: {why}", machine.number));
             }
         }
@@ -94,11 +119,16 @@ impl World {
     }
 }
 
+/// Whether a daemon may end with these words, which name what goes wrong.
+fn excused(why: &str) -> bool {
+    [FULL, FAILING, "nothing to join with"].into_iter().any(|cause| why.contains(cause))
+}
+
 /// Shows the checks every state that a node publishes and what it knows of Raft.
 async fn watch(running: Running, checks: Arc<Checks>) {
     let mut seen = None;
     while !running.is_over() {
-        checks.status(running.machine, &running.handle.raft());
+        checks.status(running.machine, running.handle.id, &running.handle.raft());
         let state = running.handle.state();
         if seen != Some(state.applied) {
             seen = Some(state.applied);

@@ -41,8 +41,8 @@ impl Downs {
     pub(super) fn look(&mut self, quiet: &Quiet, now: Duration) -> Result<(), String> {
         let since = now.saturating_sub(CAUSE_WITHIN);
         for (node, index) in self.new.drain(..) {
-            let heard = quiet.leaders(since).all(|leader| quiet.way(node.0, leader, since));
-            if heard && quiet.machine(node.0, since) && now > CAUSE_WITHIN {
+            let heard = quiet.leaders(since).all(|leader| quiet.way(node, leader, since));
+            if heard && quiet.member(node, since) && now > CAUSE_WITHIN {
                 return Err(format!(
                     "node {node} is Down at index {index}; for {CAUSE_WITHIN:?} it ran and nothing was between it and a leader"
                 ));

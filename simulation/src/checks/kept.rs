@@ -5,22 +5,22 @@
 
 use blixard_core::cluster::replica::Desired;
 use blixard_core::cluster::{ClusterState, Phase};
-use blixard_core::id::ReplicaId;
+use blixard_core::id::{NodeId, ReplicaId};
 
 /// Checks that a container which ran when its machine's agent removed it was not wanted, by a state
 /// that is at least as new as the agent's.
 pub(super) fn check(
     state: &ClusterState,
-    machine: u64,
+    node: NodeId,
     replica: ReplicaId,
     attempt: u32,
 ) -> Result<(), String> {
     let Some(row) = state.replicas.get(&replica) else { return Ok(()) };
-    let wanted = row.node.0 == machine
+    let wanted = row.node == node
         && row.desired != Desired::Stop
         && (row.status.attempt, row.status.phase) == (attempt, Phase::Running);
     if !wanted {
         return Ok(());
     }
-    Err(format!("machine {machine} ended attempt {attempt} of replica {replica}, which should run and ran"))
+    Err(format!("node {node} ended attempt {attempt} of replica {replica}, which should run and ran"))
 }

@@ -22,15 +22,15 @@ pub(super) struct Leaders {
 }
 
 struct Established {
-    machine: u64,
+    leader: NodeId,
     term: u64,
     voters: Vec<NodeId>,
 }
 
 /// Whether a quorum of voters, the leader among them, has heard each other since `since`.
-fn quorum_is_quiet(quiet: &Quiet, leader: u64, voters: &[NodeId], since: Duration) -> bool {
-    let hears = |voter: &&NodeId| quiet.machine(voter.0, since) && quiet.way(leader, voter.0, since);
-    quiet.machine(leader, since) && voters.iter().filter(hears).count() > voters.len() / 2
+fn quorum_is_quiet(quiet: &Quiet, leader: NodeId, voters: &[NodeId], since: Duration) -> bool {
+    let hears = |voter: &&NodeId| quiet.member(**voter, since) && quiet.way(leader, **voter, since);
+    quiet.member(leader, since) && voters.iter().filter(hears).count() > voters.len() / 2
 }
 
 impl Leaders {
@@ -43,16 +43,15 @@ impl Leaders {
         now: Duration,
     ) -> Result<(), String> {
         let since = now.saturating_sub(SETTLED);
-        if let Some(Established { machine, term, voters }) = self.established.take()
-            && quorum_is_quiet(quiet, machine, &voters, since)
-            && let Some(leader) = running.iter().find(|node| node.machine == machine)
-            && stays(leader)
+        if let Some(Established { leader, term, voters }) = self.established.take()
+            && quorum_is_quiet(quiet, leader, &voters, since)
+            && running.iter().any(|node| node.handle.id == leader && stays(node))
         {
             let highest = running.iter().max_by_key(|node| node.handle.raft().term);
             if let Some(node) = highest.filter(|node| node.handle.raft().term > term) {
                 return Err(format!(
-                    "a quorum heard machine {machine}, the leader of term {term}, and machine {} is at term {}",
-                    node.machine,
+                    "a quorum heard node {leader}, the leader of term {term}, and node {} is at term {}",
+                    node.handle.id,
                     node.handle.raft().term
                 ));
             }
@@ -62,9 +61,9 @@ impl Leaders {
         let Some(leader) = leader.filter(|_| running.len() == machines) else { return Ok(()) };
         let status = leader.handle.raft();
         let same_term = running.iter().all(|node| node.handle.raft().term <= status.term);
-        if same_term && stays(leader) && quorum_is_quiet(quiet, leader.machine, &status.voters, since) {
-            let (machine, term) = (leader.machine, status.term);
-            self.established = Some(Established { machine, term, voters: status.voters });
+        if same_term && stays(leader) && quorum_is_quiet(quiet, leader.handle.id, &status.voters, since) {
+            let (leader, term) = (leader.handle.id, status.term);
+            self.established = Some(Established { leader, term, voters: status.voters });
         }
         Ok(())
     }

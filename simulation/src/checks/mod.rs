@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use blixard_core::cluster::ClusterState;
+use blixard_core::id::NodeId;
 use blixard_node::handle::RaftStatus;
 
 pub use self::acknowledged::{Expected, acknowledged};
@@ -99,10 +100,10 @@ impl Checks {
     }
 
     /// A node knows this of Raft.
-    pub fn status(&self, machine: u64, status: &RaftStatus) {
+    pub fn status(&self, machine: u64, node: NodeId, status: &RaftStatus) {
         let mut inner = self.lock();
         let news = inner.election.seen(machine, status);
-        let terms = inner.terms.seen(machine, status);
+        let terms = inner.terms.seen(node, status);
         drop(inner);
         if let Err(detail) = terms {
             self.violated("terms_only_rise", detail);
@@ -123,9 +124,9 @@ impl Checks {
         quiet.look(world, now);
         let left_alone = leaders.look(quiet, &running, world.machines.len(), now);
         let caused = downs.look(quiet, now);
+        let newest = inner.states.newest();
         drop(inner);
         let mut found = vec![("leaders_are_left_alone", left_alone), ("nodes_go_down_for_a_reason", caused)];
-        let newest = running.iter().map(|node| node.handle.state()).max_by_key(|state| state.applied);
         for machine in &world.machines {
             let broken = machine.containers.take_broken();
             found.push(("restarts_wait", broken.map_or(Ok(()), Err)));
@@ -133,7 +134,7 @@ impl Checks {
                 let Some(state) = &newest else { continue };
                 found.push((
                     "healthy_containers_are_kept",
-                    kept::check(state, machine.number, replica, attempt),
+                    kept::check(state, machine.member(), replica, attempt),
                 ));
             }
         }

@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use blixard_core::id::NodeId;
+
 use crate::world::World;
 
 /// A longer time between two looks hides what went wrong in it.
@@ -20,7 +22,9 @@ pub(super) struct Quiet {
     /// Pairs, the lower number first.
     ways: BTreeMap<(u64, u64), Duration>,
     /// When a machine last led, by its own word.
-    led: BTreeMap<u64, Duration>,
+    led: BTreeMap<NodeId, Duration>,
+    /// Which machine a member is on now.
+    members: BTreeMap<NodeId, u64>,
 }
 
 fn way(a: u64, b: u64) -> (u64, u64) {
@@ -32,6 +36,7 @@ impl Quiet {
     pub(super) fn look(&mut self, world: &World, now: Duration) {
         let missed = now.saturating_sub(std::mem::replace(&mut self.looked, now)) > LOOKS_WITHIN;
         let numbers: BTreeSet<u64> = world.machines.iter().map(|machine| machine.number).collect();
+        self.members = world.machines.iter().map(|machine| (machine.member(), machine.number)).collect();
         for machine in &world.machines {
             let life = machine.lives();
             let same_life = self.lives.insert(machine.number, life) == Some(life);
@@ -39,7 +44,7 @@ impl Quiet {
             if let Some(node) = &running
                 && node.handle.raft().is_leader(node.handle.id)
             {
-                self.led.insert(machine.number, now);
+                self.led.insert(node.handle.id, now);
             }
             if missed || !same_life || running.is_none_or(|node| node.is_paused()) || !machine.disk.is_well()
             {
@@ -55,18 +60,20 @@ impl Quiet {
         }
     }
 
-    /// Whether a machine's daemon has run, its disk has been well, since `since`.
-    pub(super) fn machine(&self, number: u64, since: Duration) -> bool {
-        self.machines.get(&number).is_some_and(|disturbed| *disturbed < since)
+    /// Whether a member's daemon has run, its disk has been well, since `since`.
+    pub(super) fn member(&self, node: NodeId, since: Duration) -> bool {
+        let disturbed = self.members.get(&node).and_then(|number| self.machines.get(number));
+        disturbed.is_some_and(|at| *at < since)
     }
 
-    /// Whether messages have passed between two machines as they should since `since`.
-    pub(super) fn way(&self, a: u64, b: u64, since: Duration) -> bool {
+    /// Whether messages have passed between two members as they should since `since`.
+    pub(super) fn way(&self, a: NodeId, b: NodeId, since: Duration) -> bool {
+        let (Some(&a), Some(&b)) = (self.members.get(&a), self.members.get(&b)) else { return false };
         a == b || self.ways.get(&way(a, b)).is_none_or(|disturbed| *disturbed < since)
     }
 
-    /// The machines that led at any time since `since`.
-    pub(super) fn leaders(&self, since: Duration) -> impl Iterator<Item = u64> + '_ {
-        self.led.iter().filter(move |(_, at)| **at >= since).map(|(number, _)| *number)
+    /// The members that led at any time since `since`.
+    pub(super) fn leaders(&self, since: Duration) -> impl Iterator<Item = NodeId> + '_ {
+        self.led.iter().filter(move |(_, at)| **at >= since).map(|(node, _)| *node)
     }
 }

@@ -79,7 +79,7 @@ fn containers(world: &World, state: &ClusterState) -> Result<(), String> {
         let wanted: BTreeSet<_> = state
             .replicas
             .iter()
-            .filter(|(_, replica)| replica.node.0 == machine.number)
+            .filter(|(_, replica)| replica.node == machine.member())
             .map(|(id, replica)| (*id, replica.status.attempt))
             .collect();
         let found: BTreeSet<_> = machine

@@ -5,23 +5,24 @@
 
 use std::collections::BTreeMap;
 
+use blixard_core::id::NodeId;
 use blixard_node::handle::RaftStatus;
 
-/// The highest term of each machine.
+/// The highest term of each member.
 #[derive(Default)]
 pub(super) struct Terms {
-    highest: BTreeMap<u64, u64>,
+    highest: BTreeMap<NodeId, u64>,
 }
 
 impl Terms {
-    pub(super) fn seen(&mut self, machine: u64, status: &RaftStatus) -> Result<(), String> {
+    pub(super) fn seen(&mut self, node: NodeId, status: &RaftStatus) -> Result<(), String> {
         // Without voters nothing is known: Raft is closed, or never heard of anyone.
         if status.voters.is_empty() {
             return Ok(());
         }
-        let highest = self.highest.entry(machine).or_default();
+        let highest = self.highest.entry(node).or_default();
         if status.term < *highest {
-            return Err(format!("machine {machine} is at term {} after {highest}", status.term));
+            return Err(format!("node {node} is at term {} after {highest}", status.term));
         }
         *highest = status.term;
         Ok(())

@@ -1,0 +1,153 @@
+//! Members that come and go: drains, leaves, forced removals, and the machines that join in the
+//! place of those that went.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use blixard_core::id::NodeId;
+use http::{Method, Request};
+
+use super::Acting;
+use crate::clients::call;
+
+/// How long a node that was asked to leave, or removed, has until it is no member of Raft's
+/// configuration while other things go wrong.
+const PART_WITHIN: Duration = Duration::from_secs(40);
+/// How long it has once nothing goes wrong.
+const PART_WELL_WITHIN: Duration = Duration::from_secs(300);
+/// How often it is looked whether it is gone.
+const LOOK: Duration = Duration::from_millis(250);
+
+impl Acting {
+    /// Asks some node's API for a change.
+    async fn ask(&self, method: Method, path: &str) -> Option<()> {
+        let nodes = self.world().running();
+        let place = usize::try_from(self.random.below(nodes.len().max(1) as u64)).expect("small");
+        let request = Request::builder().method(method).uri(path).body(Body::empty());
+        let answer = call(nodes.get(place)?, request.expect("it is well formed")).await?;
+        answer.status.is_success().then_some(())
+    }
+
+    pub(super) async fn drain(&self, number: u64) -> bool {
+        let node = self.world().machine(number).member();
+        if self.ask(Method::POST, &format!("/v1/nodes/{node}/drain")).await.is_none() {
+            return false;
+        }
+        self.shared.lock().drained.insert(number);
+        self.last().await;
+        self.activate(number, 1).await;
+        true
+    }
+
+    /// Asks that a drained node take replicas again.
+    pub(super) async fn activate(&self, number: u64, tries_max: u32) {
+        for _ in 0..tries_max {
+            let node = self.world().machine(number).member();
+            let activated = self.ask(Method::POST, &format!("/v1/nodes/{node}/activate")).await;
+            if activated.is_some() || !self.shared.lock().drained.contains(&number) {
+                self.shared.lock().drained.remove(&number);
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    pub(super) async fn leave(&self, number: u64) -> bool {
+        self.part(number, Method::POST, "/leave").await
+    }
+
+    /// Removes a node by force, perhaps while its machine is cut off or its daemon dead.
+    pub(super) async fn remove(&self, number: u64) -> bool {
+        self.part(number, Method::DELETE, "?force").await
+    }
+
+    /// Has a machine's node go, one at a time: with two gone of three, a dead third would be the
+    /// end of the cluster, which is no fault of its own.
+    async fn part(&self, number: u64, method: Method, how: &str) -> bool {
+        {
+            let mut inner = self.shared.lock();
+            if !inner.parting.is_empty() || self.machines() < 3 {
+                return false;
+            }
+            inner.parting.insert(number);
+        }
+        let node = self.world().machine(number).member();
+        if self.ask(method, &format!("/v1/nodes/{node}{how}")).await.is_none() {
+            // It may be removed all the same: what was asked without an answer is looked at again
+            // at the end.
+            if !self.is_parting(node) {
+                self.shared.lock().parting.remove(&number);
+                self.shared.world.trace.say(0, "nobody took the removal");
+                return false;
+            }
+        }
+        if self.gone(node, PART_WITHIN).await {
+            self.replace(number);
+            return true;
+        }
+        false
+    }
+
+    /// Whether any running node knows that `node` is to go or is gone.
+    fn is_parting(&self, node: NodeId) -> bool {
+        self.world().running().iter().any(|running| {
+            let state = running.handle.state();
+            let leaving = state
+                .nodes
+                .get(&node)
+                .is_some_and(|row| row.availability == blixard_core::cluster::Availability::Leaving);
+            leaving || state.removed_nodes.contains_key(&node)
+        })
+    }
+
+    /// Waits until a leader that runs leads a cluster without `node`, in the state and in Raft.
+    async fn gone(&self, node: NodeId, within: Duration) -> bool {
+        let end = tokio::time::Instant::now() + within;
+        while tokio::time::Instant::now() < end {
+            let leaders = self.world().running();
+            let gone = leaders.iter().any(|running| {
+                let raft = running.handle.raft();
+                raft.is_leader(running.handle.id)
+                    && raft.quorum_ack_ms_ago.is_some_and(|ago| ago < 500)
+                    && running.handle.state().removed_nodes.contains_key(&node)
+                    && !raft.members().any(|member| member == node)
+            });
+            if gone {
+                return true;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        false
+    }
+
+    /// Another machine comes in the place of one whose node is gone.
+    fn replace(&self, number: u64) {
+        self.world().machine(number).replace();
+        let mut inner = self.shared.lock();
+        inner.parting.remove(&number);
+        inner.drained.remove(&number);
+    }
+
+    /// Ends what was begun: once nothing goes wrong, every node that was to go goes.
+    pub(super) async fn part_all(&self) {
+        // What was asked and not answered may yet be applied, as long as a write is tried.
+        tokio::time::sleep(blixard_core::limits::WRITE_DEADLINE).await;
+        for machine in &self.world().machines {
+            let node = machine.member();
+            let begun = self.shared.lock().parting.contains(&machine.number) || self.is_parting(node);
+            if !begun {
+                continue;
+            }
+            if !self.is_parting(node) {
+                self.shared.lock().parting.remove(&machine.number);
+                continue;
+            }
+            if !self.gone(node, PART_WELL_WITHIN).await {
+                let detail = format!("node {node} was to go and is still a member");
+                return self.world().checks.violated("members_part", detail);
+            }
+            self.replace(machine.number);
+            self.shared.start_all();
+        }
+    }
+}
