@@ -4,7 +4,7 @@
 //! heard, and anew for a new leader. Shows a leader that begins its term with everyone's silence,
 //! and one that counts its own absence.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use blixard_core::cluster::{ClusterState, NodeStatus};
@@ -15,11 +15,18 @@ use super::quiet::Quiet;
 /// How far back a cause may be: the silence, and the longest that recording it may take.
 const CAUSE_WITHIN: Duration = Duration::from_secs(20);
 
+/// For how long a node is not up before it goes Down, at most: one that is not heard for longer may
+/// have lost those whom it knew.
+const UP_WITHIN: Duration = Duration::from_secs(5);
+
 /// Who is down, by the newest state seen.
 #[derive(Default)]
 pub(super) struct Downs {
     applied: u64,
+    up: BTreeSet<NodeId>,
     down: BTreeSet<NodeId>,
+    /// When a node was last seen to be up.
+    up_at: BTreeMap<NodeId, Duration>,
     /// Recorded since the last look.
     new: Vec<(NodeId, u64)>,
 }
@@ -31,8 +38,12 @@ impl Downs {
             return;
         }
         self.applied = state.applied;
-        let down = state.nodes.iter().filter(|(_, node)| node.status == NodeStatus::Down);
-        let down: BTreeSet<NodeId> = down.map(|(id, _)| *id).collect();
+        let of = |status: NodeStatus| {
+            let nodes = state.nodes.iter().filter(move |(_, node)| node.status == status);
+            nodes.map(|(id, _)| *id).collect::<BTreeSet<NodeId>>()
+        };
+        let down = of(NodeStatus::Down);
+        self.up = of(NodeStatus::Up);
         self.new.extend(down.difference(&self.down).map(|id| (*id, state.applied)));
         self.down = down;
     }
@@ -42,12 +53,14 @@ impl Downs {
         let since = now.saturating_sub(CAUSE_WITHIN);
         for (node, index) in self.new.drain(..) {
             let heard = quiet.leaders(since).all(|leader| quiet.way(node, leader, since));
-            if heard && quiet.member(node, since) && now > CAUSE_WITHIN {
+            let was_up = self.up_at.get(&node).is_some_and(|at| *at + UP_WITHIN > now);
+            if heard && was_up && quiet.member(node, since) && now > CAUSE_WITHIN {
                 return Err(format!(
                     "node {node} is Down at index {index}; for {CAUSE_WITHIN:?} it ran and nothing was between it and a leader"
                 ));
             }
         }
+        self.up_at.extend(self.up.iter().map(|node| (*node, now)));
         Ok(())
     }
 }
