@@ -320,13 +320,15 @@ fn announce(
     );
 }
 
-/// Waits until this node has been removed from the cluster and its containers are gone.
+/// Waits until this node has been removed from the cluster, its containers are gone, and it leads
+/// no more: a leader that was removed hands over first, and nobody else may be able to lead yet.
 async fn removed(handle: &NodeHandle) {
     handle.removed().await;
     let clock = &handle.platform.clock;
     let end = clock.now() + REMOVED_GRACE;
     let gone = async || matches!(handle.platform.containers.list().await, Ok(left) if left.is_empty());
-    while clock.now() < end && !gone().await {
+    let leads = || handle.raft().is_leader(handle.id);
+    while clock.now() < end && (leads() || !gone().await) {
         clock.sleep_until(clock.now() + Duration::from_millis(200)).await;
     }
 }

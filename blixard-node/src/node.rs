@@ -26,6 +26,7 @@ use crate::inbound::Dispatch;
 use crate::platform::Platform;
 use crate::raft::{OpenError, ProposeError, RaftConfig, RaftNode};
 use crate::shared::Shared;
+use crate::watch;
 
 /// The first delay before Raft is reopened after its store failed; doubled up to the last.
 const REOPEN_MIN: Duration = Duration::from_millis(200);
@@ -126,7 +127,8 @@ async fn start(
     platform.transport.serve(Dispatch::new(shared.clone()));
 
     let outbox = Arc::new(Outbox::default());
-    context.spawn("peers", peers::run(shared.clone(), hints.clone()));
+    let (hints, known) = watch::channel(hints);
+    context.spawn("peers", peers::run(shared.clone(), known));
     context.spawn("standing", standing::run(shared.clone(), hints, settings.facts.clone()));
     context.spawn("raft", keep_raft(context.clone(), shared.clone(), settings.raft, raft));
     context.spawn("leader", leader::run(shared.clone(), queue));

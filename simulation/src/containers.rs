@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
+use crate::checks::Checks;
 use crate::checks::restarts::Restarts;
 use crate::random::Stream;
 use crate::trace::Trace;
@@ -43,6 +44,8 @@ struct Inner {
     restarts: Restarts,
     /// Containers that ran when the daemon removed them, since they were last looked at.
     ended: Vec<(ReplicaId, u32)>,
+    /// Told of every start.
+    checks: Arc<Checks>,
 }
 
 /// How often the runtime fails, each in thousandths of the calls.
@@ -86,7 +89,7 @@ struct Container {
 
 impl SimContainers {
     /// A machine without containers or images.
-    pub fn new(machine: u64, seed: u64, trace: Trace) -> Self {
+    pub fn new(machine: u64, seed: u64, trace: Trace, checks: Arc<Checks>) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             machine,
             random: Stream::new(seed, &format!("containers {machine}")),
@@ -102,6 +105,7 @@ impl SimContainers {
             counts: ContainerCounts::default(),
             restarts: Restarts::default(),
             ended: Vec::new(),
+            checks,
         })))
     }
 
@@ -126,6 +130,12 @@ impl SimContainers {
         inner.containers.clear();
         inner.images.clear();
         inner.cluster = None;
+    }
+
+    /// Whether the runtime answers and does what it is asked.
+    pub fn is_well(&self) -> bool {
+        let inner = self.lock();
+        !inner.down && inner.trouble == Trouble::default()
     }
 
     /// What happened so far.
@@ -219,6 +229,14 @@ impl Inner {
         Err(RuntimeError::Unavailable(format!("the simulated runtime does not {what}")))
     }
 
+    fn check_start(&self, replica: ReplicaId, attempt: u32) {
+        let others = self.containers.iter().filter(|((other, number), container)| {
+            *other == replica && *number != attempt && container.state == ObservedState::Running
+        });
+        let running: Vec<u32> = others.map(|((_, attempt), _)| *attempt).collect();
+        self.checks.started(self.machine, replica, attempt, &running);
+    }
+
     /// The lowest address of the node's network that no container has.
     fn free_address(&self) -> Option<Ipv4Addr> {
         let taken: BTreeSet<_> = self.containers.values().filter_map(|container| container.address).collect();
@@ -290,6 +308,7 @@ impl ContainerRuntime for SimContainers {
             inner.containers.insert(key, container);
             inner.counts.started += 1;
             inner.restarts.started(config.replica, config.attempt);
+            inner.check_start(config.replica, config.attempt);
             inner.record("container start", config.replica, config.attempt);
             inner.fails(trouble / 2, "say that a container started")?;
             Started { pid, address }

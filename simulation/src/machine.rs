@@ -28,6 +28,7 @@ use blixard_node::platform::{Platform, Spawner, Transport};
 use blixard_node::raft::RaftConfig;
 use tokio::sync::oneshot;
 
+use crate::checks::Checks;
 use crate::containers::SimContainers;
 use crate::disk::{Loss, SimDisk};
 use crate::net::{Net, SimTransport};
@@ -130,11 +131,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Machine {
     /// A machine that is off.
-    pub fn new(number: u64, seed: u64, net: &Net, trace: &Trace, raft: RaftConfig) -> Self {
+    pub fn new(
+        number: u64,
+        seed: u64,
+        net: &Net,
+        trace: &Trace,
+        checks: &Arc<Checks>,
+        raft: RaftConfig,
+    ) -> Self {
         Self {
             number,
             disk: SimDisk::new(number, seed, trace.clone()),
-            containers: SimContainers::new(number, seed, trace.clone()),
+            containers: SimContainers::new(number, seed, trace.clone(), checks.clone()),
             clock: SimClock::new(trace.start()),
             random: Stream::new(seed, &format!("node {number}")),
             net: net.clone(),

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
+use crate::checks::Checks;
 use crate::random::Stream;
 use crate::stream::SimStream;
 use crate::tasks::SimSpawner;
@@ -62,6 +63,7 @@ struct Inner {
     doubled: u64,
     random: Stream,
     trace: Trace,
+    checks: Arc<Checks>,
     weather: Weather,
     delivered: u64,
     failed: u64,
@@ -82,13 +84,14 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Net {
     /// A network in calm weather on which nobody is cut off.
-    pub fn new(seed: u64, trace: Trace) -> Self {
+    pub fn new(seed: u64, trace: Trace, checks: Arc<Checks>) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             lives: BTreeMap::new(),
             cut: BTreeMap::new(),
             doubled: 0,
             random: Stream::new(seed, "network"),
             trace,
+            checks,
             weather: Weather::CALM,
             delivered: 0,
             failed: 0,
@@ -343,9 +346,17 @@ impl Transport for SimTransport {
     ) -> Result<Bytes, LinkError> {
         let key = self.key_of(to)?;
         let (own, sent) = (self.key, request.clone());
+        let checks = lock(&self.net.0).checks.clone();
         let serve = move |handler: Arc<dyn Inbound>, life: &Life| {
             let (from, sent) = (life.member(own)?, sent.clone());
-            Some(Box::pin(async move { handler.call(from, channel, sent).await }) as BoxFuture<'static, _>)
+            let checks = checks.clone();
+            Some(Box::pin(async move {
+                let answer = handler.call(from, channel, sent.clone()).await;
+                if let (Channel::Raft, Ok(answer)) = (channel, &answer) {
+                    checks.spoke(from, to, &sent, answer);
+                }
+                answer
+            }) as BoxFuture<'static, _>)
         };
         self.exchange(key, &format!("node {to}"), deadline, "deliver", &request, &serve).await
     }

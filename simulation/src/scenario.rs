@@ -156,7 +156,8 @@ impl History {
         let end = tokio::time::Instant::now() + Duration::from_secs(60 * options.minutes);
         while tokio::time::Instant::now() < end && world.checks.first().is_none() {
             tokio::time::sleep(LOOK).await;
-            world.checks.look(&world);
+            world.checks.look_around(&world);
+            world.machines.iter().for_each(|machine| world.checks.look(machine));
         }
         clients.stop();
         stopping.store(true, Ordering::Relaxed);
@@ -244,6 +245,6 @@ async fn wait(
             return Err(why);
         }
         tokio::time::sleep(LOOK).await;
-        world.checks.look(world);
+        world.checks.look_around(world);
     }
 }

@@ -1,13 +1,13 @@
 //! A world: machines on one network under one clock, and what watches them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use blixard_core::discovery::target::JoinTarget;
 use blixard_core::discovery::ticket::Ticket;
 use blixard_node::raft::RaftConfig;
 
-use crate::checks::Checks;
+use crate::checks::{Checks, durable};
 use crate::disk::{FAILING, FULL, Loss};
 use crate::machine::{Machine, Running};
 use crate::net::Net;
@@ -40,10 +40,10 @@ impl World {
     /// So many machines, all off. `raft` is their nodes' Raft settings.
     pub fn new(seed: u64, machines: u64, raft: &RaftConfig, show: Show) -> Arc<Self> {
         let trace = Trace::new(show);
-        let net = Net::new(seed, trace.clone());
-        let machines =
-            (1..=machines).map(|number| Machine::new(number, seed, &net, &trace, raft.clone())).collect();
         let checks = Arc::new(Checks::new(trace.clone()));
+        let net = Net::new(seed, trace.clone(), checks.clone());
+        let machine = |number| Machine::new(number, seed, &net, &trace, &checks, raft.clone());
+        let machines = (1..=machines).map(machine).collect();
         let tickets = Stream::new(seed, "world").chance(300);
         Arc::new(Self { seed, trace, net, machines, checks, registries: Registries::new(), tickets })
     }
@@ -77,7 +77,7 @@ impl World {
             if let Some(ticket) = &ticket {
                 world.registries.publish(number, running.handle.id, ticket);
             }
-            tokio::spawn(watch(running, world.checks.clone()));
+            tokio::spawn(watch(running, Arc::downgrade(&world), world.checks.clone()));
         });
         machine.start(targets, on_up);
         true
@@ -125,14 +125,22 @@ fn excused(why: &str) -> bool {
 }
 
 /// Shows the checks every state that a node publishes and what it knows of Raft.
-async fn watch(running: Running, checks: Arc<Checks>) {
+async fn watch(running: Running, world: Weak<World>, checks: Arc<Checks>) {
     let mut seen = None;
     while !running.is_over() {
         checks.status(running.machine, running.handle.id, &running.handle.raft());
         let state = running.handle.state();
         if seen != Some(state.applied) {
             seen = Some(state.applied);
-            checks.state(running.machine, &state);
+            let first = checks.state(running.machine, &state);
+            if first
+                && durable::is_due(state.applied)
+                && let Some(world) = world.upgrade()
+                && let Err(detail) =
+                    durable::durable(&world, state.applied, running.handle.raft().voters.len())
+            {
+                checks.violated("committed_entries_are_durable", detail);
+            }
         }
         running.handle.state_after(state.applied, LOOK).await;
     }

@@ -3,7 +3,8 @@
 //! Members stop talking to whom they removed, often before the removal reaches it, and a machine
 //! that was removed while it was dead returns to closed links. So a node that hears no leader asks
 //! members, as a stranger may, whether it still is one. Who was removed stops its containers and
-//! ends; who was not goes on waiting.
+//! ends. Who was not learns who else is a member now: one that joined meanwhile may lead, and its
+//! links would be refused for want of a row that only it can send.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use futures_util::future::join_all;
 
 use super::peers::peers_of;
 use crate::shared::Shared;
+use crate::watch;
 
 /// How long a node hears no leader before it asks, and how long it waits before it asks again.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -24,7 +26,7 @@ const ASK_DEADLINE: Duration = Duration::from_secs(3);
 const ASKED_MAX: usize = 3;
 
 /// The task: ends once the node knows that it was removed.
-pub(crate) async fn run(shared: Shared, hints: BTreeMap<NodeId, Peer>, facts: NodeFacts) {
+pub(crate) async fn run(shared: Shared, hints: watch::Sender<BTreeMap<NodeId, Peer>>, facts: NodeFacts) {
     let request = JoinRequest {
         cluster: Some(shared.cluster),
         node: Some(shared.id),
@@ -40,27 +42,37 @@ pub(crate) async fn run(shared: Shared, hints: BTreeMap<NodeId, Peer>, facts: No
             shared.wait_status(|status| status.leader.is_none()).await;
             continue;
         }
-        let members: Vec<Peer> = peers_of(&shared.state(), shared.id, &hints).into_values().collect();
+        let known = hints.borrow().clone();
+        let members: Vec<Peer> = peers_of(&shared.state(), shared.id, &known).into_values().collect();
         let asked =
             members.iter().cycle().skip(turn % members.len().max(1)).take(members.len().min(ASKED_MAX));
         turn += ASKED_MAX;
         let answers = join_all(asked.map(|peer| ask(&shared, peer, &request))).await;
-        if let Some(message) = answers.into_iter().flatten().next() {
-            tracing::warn!(node.id = %shared.id, reason = message, "this node was removed from its cluster");
-            shared.set_removed();
-            return;
+        for answer in answers.into_iter().flatten() {
+            match answer {
+                JoinResponse::Removed { message } => {
+                    tracing::warn!(node.id = %shared.id, reason = message, "this node was removed from its cluster");
+                    shared.set_removed();
+                    return;
+                }
+                JoinResponse::Admitted { peers, .. } => {
+                    hints.send_if_modified(|hints| {
+                        let before = hints.clone();
+                        hints.extend(peers);
+                        *hints != before
+                    });
+                }
+                _ => {}
+            }
         }
     }
 }
 
-/// What `peer` says when this node was removed.
-async fn ask(shared: &Shared, peer: &Peer, request: &JoinRequest) -> Option<String> {
+/// What `peer` answers, when it does.
+async fn ask(shared: &Shared, peer: &Peer, request: &JoinRequest) -> Option<JoinResponse> {
     let question = wire::encode(request).into();
     match shared.platform.transport.call_stranger(peer, question, ASK_DEADLINE).await {
-        Ok(answer) => match wire::decode(&answer) {
-            Ok(JoinResponse::Removed { message }) => Some(message),
-            _ => None,
-        },
+        Ok(answer) => wire::decode(&answer).ok(),
         Err(error) => {
             tracing::debug!(node.id = %shared.id, peer.key = %peer.key, err = %error, "could not ask a member");
             None

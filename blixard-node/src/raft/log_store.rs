@@ -21,7 +21,7 @@ use super::tail::{Tail, next_index, size};
 use super::types::{LogEntry, LogId, Types, Vote};
 use crate::context::NodeContext;
 
-const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
+pub(super) const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
 const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
 const NODE: &str = "node";
 const VOTE: &str = "vote";

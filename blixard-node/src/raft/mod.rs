@@ -14,6 +14,7 @@ mod config;
 #[cfg(test)]
 mod golden_tests;
 mod inbound;
+pub mod inspect;
 mod log_store;
 mod message;
 mod network;

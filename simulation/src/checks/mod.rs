@@ -4,38 +4,50 @@
 mod acknowledged;
 mod agreement;
 mod downs;
+pub(crate) mod durable;
 mod election;
 mod holds;
 mod kept;
 mod leaders;
 pub mod linearizable;
+mod logs;
 mod placements;
 mod quiet;
 mod reads;
 pub(crate) mod restarts;
 mod settled;
+mod starts;
 mod states;
+mod strays;
 mod terms;
 mod voters;
+mod votes;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use blixard_core::cluster::ClusterState;
-use blixard_core::id::NodeId;
+use blixard_core::id::{NodeId, ReplicaId};
 use blixard_node::handle::RaftStatus;
+use blixard_node::raft::inspect::{self, Said};
+use bytes::Bytes;
 
 pub use self::acknowledged::{Expected, acknowledged};
 use self::agreement::Agreement;
 use self::downs::Downs;
 use self::election::Election;
 use self::leaders::Leaders;
+use self::logs::Logs;
 use self::quiet::Quiet;
 pub use self::reads::Reads;
 pub use self::settled::settled;
+use self::starts::Starts;
 use self::states::States;
+use self::strays::Strays;
 use self::terms::Terms;
 pub use self::voters::members_agree_who_votes;
+use self::votes::Votes;
+use crate::machine::Machine;
 use crate::trace::Trace;
 use crate::world::World;
 
@@ -71,6 +83,10 @@ struct Inner {
     quiet: Quiet,
     leaders: Leaders,
     downs: Downs,
+    logs: Logs,
+    votes: Votes,
+    starts: Starts,
+    strays: Strays,
     first: Option<Violation>,
 }
 
@@ -84,8 +100,8 @@ impl Checks {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node has published a state.
-    pub fn state(&self, machine: u64, state: &Arc<ClusterState>) {
+    /// A node has published a state. Whether it is the first at this index.
+    pub fn state(&self, machine: u64, state: &Arc<ClusterState>) -> bool {
         let mut inner = self.lock();
         let first = inner.states.at(state.applied);
         let checked = inner.agreement.seen(machine, state, first.as_deref());
@@ -97,6 +113,7 @@ impl Checks {
         if let Err((invariant, detail)) = checked {
             self.violated(&invariant, detail);
         }
+        first.is_none()
     }
 
     /// A node knows this of Raft.
@@ -116,7 +133,7 @@ impl Checks {
     }
 
     /// Looks at the world as it is now; to be called every tenth of a second.
-    pub fn look(&self, world: &World) {
+    pub fn look_around(&self, world: &World) {
         let now = self.trace.elapsed();
         let running = world.running();
         let mut inner = self.lock();
@@ -143,6 +160,50 @@ impl Checks {
                 self.violated(invariant, detail);
             }
         }
+    }
+
+    /// A member has answered another's Raft.
+    pub fn spoke(&self, from: NodeId, to: NodeId, request: &Bytes, answer: &[u8]) {
+        let mut inner = self.lock();
+        let checked = match inspect::request(request) {
+            Some(Said::Append { term, previous, entries, committed }) => {
+                inner.logs.appended(term, previous, &entries, committed)
+            }
+            Some(Said::Vote { term, candidate }) => {
+                let own = inner.votes.given(from, term, candidate);
+                let granted = inspect::grants(answer);
+                let given =
+                    own.and_then(|()| if granted { inner.votes.given(to, term, candidate) } else { Ok(()) });
+                given.map_err(|detail| ("one_vote_a_term", detail))
+            }
+            Some(Said::Other) | None => Ok(()),
+        };
+        drop(inner);
+        if let Err((invariant, detail)) = checked {
+            self.violated(invariant, detail);
+        }
+    }
+
+    /// A machine starts a container while other attempts of its replica run there.
+    pub fn started(&self, machine: u64, replica: ReplicaId, attempt: u32, running: &[u32]) {
+        let checked = self.lock().starts.started(machine, replica, attempt, running);
+        if let Err(detail) = checked {
+            self.violated("replicas_start_once", detail);
+        }
+    }
+
+    /// Looks at what runs on a machine.
+    pub fn look(&self, machine: &Machine) {
+        let now = self.trace.elapsed();
+        let checked = self.lock().strays.look(machine, now);
+        if let Err(detail) = checked {
+            self.violated("no_strays", detail);
+        }
+    }
+
+    /// The newest state that any node has shown.
+    pub fn newest(&self) -> Option<Arc<ClusterState>> {
+        self.lock().states.newest()
     }
 
     /// An invariant did not hold. The first counts.

@@ -1,0 +1,43 @@
+//! `replicas_start_once`: a replica runs on one machine and once at a time, and its attempts rise.
+//!
+//! A replica's node never changes; a new attempt begins when the container of the last one has
+//! ended. Seen in what the runtimes do, not in what the cluster believes. Two running replicas of
+//! one slot and version are right only while the state names all but one of them as superseded,
+//! stopping or lost, which the state's own invariants check. Shows an agent that starts what is
+//! another's, starts again without looking what runs, or runs an old attempt after a new one.
+
+use std::collections::BTreeMap;
+
+use blixard_core::id::ReplicaId;
+
+/// Where each replica was started, and its last attempt there.
+#[derive(Default)]
+pub(super) struct Starts {
+    places: BTreeMap<ReplicaId, (u64, u32)>,
+}
+
+impl Starts {
+    /// A machine starts a container while `running`, attempts of the same replica, run there.
+    pub(super) fn started(
+        &mut self,
+        machine: u64,
+        replica: ReplicaId,
+        attempt: u32,
+        running: &[u32],
+    ) -> Result<(), String> {
+        let (place, last) = *self.places.entry(replica).or_insert((machine, attempt));
+        if place != machine {
+            return Err(format!("replica {replica} was started on machine {place} and on machine {machine}"));
+        }
+        if let Some(other) = running.first() {
+            return Err(format!(
+                "attempt {attempt} of replica {replica} was started while attempt {other} runs"
+            ));
+        }
+        if attempt < last {
+            return Err(format!("attempt {attempt} of replica {replica} was started after attempt {last}"));
+        }
+        self.places.insert(replica, (machine, attempt));
+        Ok(())
+    }
+}
