@@ -42,8 +42,6 @@ struct Inner {
     down: bool,
     counts: ContainerCounts,
     restarts: Restarts,
-    /// Containers that ran when the daemon removed them, since they were last looked at.
-    ended: Vec<(ReplicaId, u32)>,
     /// Told of every start.
     checks: Arc<Checks>,
 }
@@ -104,7 +102,6 @@ impl SimContainers {
             down: false,
             counts: ContainerCounts::default(),
             restarts: Restarts::default(),
-            ended: Vec::new(),
             checks,
         })))
     }
@@ -148,16 +145,6 @@ impl SimContainers {
         let mut inner = self.lock();
         inner.subscriber = None;
         inner.restarts.forget();
-    }
-
-    /// What a container's restart did against the rules, once.
-    pub(crate) fn take_broken(&self) -> Option<String> {
-        self.lock().restarts.take_broken()
-    }
-
-    /// The containers, by replica and attempt, that ran when they were removed, once.
-    pub(crate) fn take_ended(&self) -> Vec<(ReplicaId, u32)> {
-        std::mem::take(&mut self.lock().ended)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -307,7 +294,9 @@ impl ContainerRuntime for SimContainers {
             let container = Container { pid, state: ObservedState::Running, address, image };
             inner.containers.insert(key, container);
             inner.counts.started += 1;
-            inner.restarts.started(config.replica, config.attempt);
+            if let Err(detail) = inner.restarts.started(config.replica, config.attempt) {
+                inner.checks.violated("restarts_wait", detail);
+            }
             inner.check_start(config.replica, config.attempt);
             inner.record("container start", config.replica, config.attempt);
             inner.fails(trouble / 2, "say that a container started")?;
@@ -336,7 +325,7 @@ impl ContainerRuntime for SimContainers {
         inner.fails(trouble, "remove a container")?;
         let removed = inner.containers.remove(&(replica, attempt));
         if removed.is_some_and(|container| container.state == ObservedState::Running) {
-            inner.ended.push((replica, attempt));
+            inner.checks.ended(replica, attempt);
         }
         inner.record("container remove", replica, attempt);
         Ok(())

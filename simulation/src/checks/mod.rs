@@ -132,6 +132,15 @@ impl Checks {
         }
     }
 
+    /// An agent has removed a container whose process ran.
+    pub fn ended(&self, replica: ReplicaId, attempt: u32) {
+        let newest = self.lock().states.newest();
+        let checked = newest.map_or(Ok(()), |state| kept::check(&state, replica, attempt));
+        if let Err(detail) = checked {
+            self.violated("healthy_containers_are_kept", detail);
+        }
+    }
+
     /// Looks at the world as it is now; to be called every tenth of a second.
     pub fn look_around(&self, world: &World) {
         let now = self.trace.elapsed();
@@ -141,20 +150,8 @@ impl Checks {
         quiet.look(world, now);
         let left_alone = leaders.look(quiet, &running, world.machines.len(), now);
         let caused = downs.look(quiet, now);
-        let newest = inner.states.newest();
         drop(inner);
-        let mut found = vec![("leaders_are_left_alone", left_alone), ("nodes_go_down_for_a_reason", caused)];
-        for machine in &world.machines {
-            let broken = machine.containers.take_broken();
-            found.push(("restarts_wait", broken.map_or(Ok(()), Err)));
-            for (replica, attempt) in machine.containers.take_ended() {
-                let Some(state) = &newest else { continue };
-                found.push((
-                    "healthy_containers_are_kept",
-                    kept::check(state, machine.member(), replica, attempt),
-                ));
-            }
-        }
+        let found = [("leaders_are_left_alone", left_alone), ("nodes_go_down_for_a_reason", caused)];
         for (invariant, checked) in found {
             if let Err(detail) = checked {
                 self.violated(invariant, detail);

@@ -14,7 +14,6 @@ use tokio::time::Instant;
 #[derive(Default)]
 pub(crate) struct Restarts {
     ended: BTreeMap<ReplicaId, Instant>,
-    broken: Option<String>,
 }
 
 impl Restarts {
@@ -24,22 +23,17 @@ impl Restarts {
     }
 
     /// A container of the replica is made.
-    pub(crate) fn started(&mut self, replica: ReplicaId, attempt: u32) {
-        let Some(waited) = self.ended.remove(&replica).map(|at| at.elapsed()) else { return };
+    pub(crate) fn started(&mut self, replica: ReplicaId, attempt: u32) -> Result<(), String> {
+        let Some(waited) = self.ended.remove(&replica).map(|at| at.elapsed()) else { return Ok(()) };
         // Clocks tick in whole milliseconds and drift by up to 2 %.
-        if waited + Duration::from_millis(30) < RESTART_BACKOFF_MIN {
-            self.broken =
-                Some(format!("attempt {attempt} of replica {replica} started {waited:?} after an end"));
+        if waited + Duration::from_millis(30) >= RESTART_BACKOFF_MIN {
+            return Ok(());
         }
+        Err(format!("attempt {attempt} of replica {replica} started {waited:?} after an end"))
     }
 
     /// The daemon ended.
     pub(crate) fn forget(&mut self) {
         self.ended.clear();
-    }
-
-    /// What was wrong, once.
-    pub(crate) fn take_broken(&mut self) -> Option<String> {
-        self.broken.take()
     }
 }
