@@ -14,9 +14,9 @@ use blixard_core::wire::{self, Peer};
 use redb::{Database, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use crate::database;
 use crate::node::{Founding, Membership};
 use crate::platform::{Disk, RandomSource};
-use crate::raft::Backend;
 
 /// The database's file.
 pub const IDENTITY_FILE: &str = "node.redb";
@@ -116,9 +116,7 @@ impl Identity {
     /// # Errors
     /// When the disk refuses, another process has it, or what is there is damaged.
     pub fn load_or_create(disk: &dyn Disk, rng: &dyn RandomSource) -> Result<Self, IdentityError> {
-        let backend = disk.open(IDENTITY_FILE).map_err(redb::StorageError::Io)?;
-        let mut builder = Database::builder();
-        let database = builder.set_cache_size(CACHE_BYTES).create_with_backend(Backend(backend))?;
+        let database = database::open(disk, IDENTITY_FILE, CACHE_BYTES)?;
         let transaction = database.begin_write()?;
         let (secret_key, boots, admission) = {
             let mut table = transaction.open_table(VALUES)?;

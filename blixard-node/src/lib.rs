@@ -8,6 +8,7 @@ pub mod api;
 pub mod config;
 pub mod context;
 pub mod daemon;
+mod database;
 pub mod discovery;
 pub mod disk;
 pub mod drivers;

@@ -134,10 +134,11 @@ impl Cluster<'_> {
     }
 
     /// Changes the voters if a quorum of the old ones can agree to it and one of the new ones can
-    /// go on.
+    /// go on. Of a voter that was removed nobody knows whether it is up: it is asked.
     fn change(&self, voters: BTreeSet<NodeId>) -> MembershipChange {
+        let may_agree = |id: NodeId| self.up(id) || !self.nodes.contains_key(&id);
         let quorum =
-            |set: &BTreeSet<NodeId>| set.iter().filter(|id| self.up(**id)).count() >= quorum_of(set.len());
+            |set: &BTreeSet<NodeId>| set.iter().filter(|id| may_agree(**id)).count() >= quorum_of(set.len());
         if quorum(&self.raft.voters) && quorum(&voters) {
             MembershipChange::ChangeVoters(voters)
         } else {

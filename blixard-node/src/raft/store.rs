@@ -16,6 +16,7 @@ use redb::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+use crate::database;
 use crate::platform::{Disk, DurableWriter};
 use crate::watch;
 
@@ -86,8 +87,7 @@ pub(super) fn open(
     name: &'static str,
     failure: watch::Sender<Option<Arc<str>>>,
 ) -> io::Result<(Reader, Queue, Closing)> {
-    let backend = Backend(disk.open(name)?);
-    let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend);
+    let database = database::open(disk, name, CACHE_BYTES);
     let database = Arc::new(database.map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => {
             io::Error::new(io::ErrorKind::WouldBlock, format!("{name} is in use by another process"))

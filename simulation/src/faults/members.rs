@@ -61,12 +61,13 @@ impl Acting {
         self.part(number, Method::DELETE, "?force").await
     }
 
-    /// Has a machine's node go, one at a time: with two gone of three, a dead third would be the
-    /// end of the cluster, which is no fault of its own.
+    /// Has a machine's node go: one at a time, and only when every other node runs and knows every
+    /// other. One that is away while all whom it knows are replaced has nobody left to ask who
+    /// they are.
     async fn part(&self, number: u64, method: Method, how: &str) -> bool {
         {
             let mut inner = self.shared.lock();
-            if !inner.parting.is_empty() || self.machines() < 3 {
+            if !inner.parting.is_empty() || self.machines() < 3 || !self.all_know_all() {
                 return false;
             }
             inner.parting.insert(number);
@@ -86,6 +87,15 @@ impl Acting {
             return true;
         }
         false
+    }
+
+    fn all_know_all(&self) -> bool {
+        let running = self.world().running();
+        let knows = |running: &crate::machine::Running| {
+            let state = running.handle.state();
+            self.world().machines.iter().all(|machine| state.nodes.contains_key(&machine.member()))
+        };
+        running.len() == self.world().machines.len() && running.iter().all(knows)
     }
 
     /// Whether any running node knows that `node` is to go or is gone.
