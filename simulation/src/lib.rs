@@ -22,4 +22,5 @@ pub mod sweep;
 pub mod tasks;
 pub mod time;
 pub mod trace;
+pub mod view;
 pub mod world;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
@@ -58,6 +58,8 @@ pub struct Machine {
     lives: AtomicU64,
     /// How often another machine has taken the place of this one.
     rebirths: AtomicU64,
+    /// Whether its node has been up since.
+    joined: Arc<AtomicBool>,
 }
 
 /// One life of the daemon.
@@ -151,6 +153,7 @@ impl Machine {
             life: Mutex::default(),
             lives: AtomicU64::new(0),
             rebirths: AtomicU64::new(0),
+            joined: Arc::default(),
         }
     }
 
@@ -168,6 +171,11 @@ impl Machine {
         self.rebirths.load(Ordering::Relaxed)
     }
 
+    /// Whether its node has been up, and so belongs to a cluster.
+    pub fn has_joined(&self) -> bool {
+        self.joined.load(Ordering::Relaxed)
+    }
+
     /// Another machine takes the place of this one: new disk, no containers, and a node that has
     /// to join. The daemon is killed.
     pub fn replace(&self) {
@@ -175,6 +183,7 @@ impl Machine {
         self.disk.wipe();
         self.containers.wipe();
         self.rebirths.fetch_add(1, Ordering::Relaxed);
+        self.joined.store(false, Ordering::Relaxed);
         self.trace.say(self.number, "another machine takes its place");
     }
 
@@ -205,11 +214,13 @@ impl Machine {
             life: life.clone(),
         };
         let (begun, trace, machine) = (life.clone(), self.trace.clone(), self.number);
+        let joined = self.joined.clone();
         let task = async move {
             match starting.run(targets).await {
                 Ok(up) => {
                     let (running, ticket) = (up.running.clone(), up.ticket.clone());
                     *lock(&begun.progress) = Progress::Up(Box::new(up));
+                    joined.store(true, Ordering::Relaxed);
                     trace.say(machine, "daemon is up");
                     on_up(running, ticket);
                 }

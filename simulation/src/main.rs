@@ -30,12 +30,15 @@ enum Command {
         /// Print every event to stderr.
         #[arg(long)]
         trace: bool,
+        /// Stop after so many simulated seconds, and print the cluster as it is then.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        until: Option<Duration>,
     },
     /// Runs many histories and lists those that failed, each with the command that repeats it.
     Sweep {
-        /// How many seeds.
-        #[arg(long)]
-        seeds: u64,
+        /// How many seeds; with --wall, at most so many.
+        #[arg(long, required_unless_present = "wall", value_parser = clap::value_parser!(u64).range(1..))]
+        seeds: Option<u64>,
         /// The first seed.
         #[arg(long, default_value_t = 1)]
         start: u64,
@@ -43,7 +46,7 @@ enum Command {
         #[arg(long)]
         jobs: Option<std::num::NonZeroUsize>,
         /// Begin no more seeds after so many seconds.
-        #[arg(long)]
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
         wall: Option<u64>,
         #[command(flatten)]
         world: WorldArguments,
@@ -69,7 +72,7 @@ enum Command {
     /// Runs each seed twice: both histories must be the same.
     Meta {
         /// How many seeds, from 1.
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
         seeds: u64,
         #[command(flatten)]
         world: WorldArguments,
@@ -91,7 +94,7 @@ struct WorldArguments {
 
 impl WorldArguments {
     fn options(self, seed: u64, show: Show) -> Options {
-        Options { seed, nodes: self.nodes, minutes: self.minutes, faults: !self.calm, show }
+        Options { seed, nodes: self.nodes, minutes: self.minutes, faults: !self.calm, show, until: None }
     }
 
     /// The command that runs one seed as here.
@@ -115,10 +118,11 @@ fn log() {
 fn main() -> ExitCode {
     log();
     let good = match Arguments::parse().command {
-        Command::Run { seed, world, trace } => run(seed, world, trace),
+        Command::Run { seed, world, trace, until } => run(seed, world, trace, until),
         Command::Sweep { seeds, start, jobs, wall, world } => {
             let all = std::thread::available_parallelism().map_or(1, usize::from);
-            run_sweep(start..start.saturating_add(seeds), jobs.map_or(all, usize::from), wall, world)
+            let end = seeds.map_or(u64::MAX, |seeds| start.saturating_add(seeds));
+            run_sweep(start..end, jobs.map_or(all, usize::from), wall, world)
         }
         Command::Mutants { only, jobs, seeds, minutes, check } => {
             let search = Search { jobs: jobs.get(), seeds, minutes };
@@ -132,10 +136,22 @@ fn main() -> ExitCode {
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run(seed: u64, world: WorldArguments, trace: bool) -> bool {
+/// Reads a time in seconds.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "it is no number of seconds".to_owned())?;
+    let time = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+    if time.is_zero() { Err("nothing has happened yet".to_owned()) } else { Ok(time) }
+}
+
+fn run(seed: u64, world: WorldArguments, trace: bool, until: Option<Duration>) -> bool {
     let show = if trace { Show::Print } else { Show::Hash };
     let began = Instant::now();
-    let report = scenario::run(world.options(seed, show));
+    let report = scenario::run(Options { until, ..world.options(seed, show) });
+    if let Some(view) = &report.view {
+        print!("{view}");
+    } else if let Some(until) = until {
+        eprintln!("the history ended before {:.1} s", until.as_secs_f64());
+    }
     summary(seed, world, &report, began.elapsed());
     println!("trace hash: {}", report.hash);
     report.violation.is_none()
@@ -168,6 +184,8 @@ fn summary(seed: u64, world: WorldArguments, report: &Report, took: Duration) {
     if let Some(settled) = report.settled_in {
         println!("settled {:.1} s after healing", settled.as_secs_f64());
     }
+    let (asked, lost, undecided) = report.shared;
+    println!("shared operations {asked}, never answered {lost}, services not decided {undecided}");
     match &report.violation {
         Some(violation) => println!("FAILED: {violation}"),
         None => println!("every invariant held"),
@@ -196,12 +214,22 @@ fn run_sweep(seeds: std::ops::Range<u64>, jobs: usize, wall: Option<u64>, world:
     });
     bar.finish_and_clear();
     print_totals(&totals, began.elapsed());
-    totals.failed.is_empty()
+    let lacks = if world.calm { Vec::new() } else { totals.lacks() };
+    for lack in &lacks {
+        println!("FAILED: {lack}");
+    }
+    println!("sweep: {} seeds, {} failed", totals.seeds, totals.failed.len());
+    totals.failed.is_empty() && lacks.is_empty()
 }
 
 fn print_totals(totals: &Totals, took: Duration) {
-    let faults: Vec<String> = totals.acted.iter().map(|(fault, count)| format!("{fault} {count}")).collect();
+    let faults: Vec<String> =
+        totals.acted.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
     println!("faults: {}", faults.join(", "));
+    let [crashes, partitions, operations] = totals.a_minute();
+    println!(
+        "a minute of faults: {crashes:.2} crashes, {partitions:.2} partitions, {operations:.0} operations acknowledged"
+    );
     println!(
         "{:.1} simulated hours in {:.0} s; {} writes acknowledged, {} tries unanswered, {} reads confirmed, {} daemon starts",
         totals.simulated.as_secs_f64() / 3600.0,
@@ -211,7 +239,10 @@ fn print_totals(totals: &Totals, took: Duration) {
         totals.reads,
         totals.lives
     );
-    println!("sweep: {} seeds, {} failed", totals.seeds, totals.failed.len());
+    println!(
+        "histories: {} operations on shared services, {} never answered; {} services not decided",
+        totals.shared.0, totals.shared.1, totals.shared.2
+    );
 }
 
 fn run_meta(seeds: u64, world: WorldArguments) -> bool {

@@ -12,6 +12,7 @@ use crate::containers::ContainerCounts;
 use crate::faults::{Acted, Faults};
 use crate::random::Stream;
 use crate::trace::Show;
+use crate::view;
 use crate::world::World;
 
 /// How long a cluster has to form.
@@ -25,6 +26,8 @@ const AGREE_WITHIN: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(8);
 /// How long a settled cluster is watched: nothing may happen in it.
 const REST: Duration = Duration::from_secs(20);
+/// Longer than any history.
+const FOR_EVER: Duration = Duration::from_secs(86_400 * 365);
 /// How often it is looked whether what is waited for has come.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -41,6 +44,8 @@ pub struct Options {
     pub faults: bool,
     /// What becomes of the trace.
     pub show: Show,
+    /// Stop at this simulated time, wherever the history is.
+    pub until: Option<Duration>,
 }
 
 /// What came of it.
@@ -73,6 +78,8 @@ pub struct Report {
     pub shared: (u64, u64, u64),
     /// The simulated time in which things went wrong.
     pub faulty: Duration,
+    /// The cluster as it was at [`Options::until`], for people.
+    pub view: Option<String>,
     /// The trace as text, when it was to be kept.
     pub kept: Vec<String>,
 }
@@ -110,7 +117,10 @@ async fn history(options: Options) -> Report {
         settled_in: None,
         undecided: 0,
     };
-    history.play(options, faults, clients.clone()).await;
+    let playing = history.play(options, faults, clients.clone());
+    let end = world.trace.start() + options.until.unwrap_or(FOR_EVER);
+    let stopped = tokio::time::timeout_at(end, playing).await.is_err();
+    let view = stopped.then(|| view::of(&world));
     let (asked, lost) = clients.history().counts();
     world.end();
     let mut containers = ContainerCounts::default();
@@ -131,6 +141,7 @@ async fn history(options: Options) -> Report {
         settled_in: history.settled_in,
         shared: (asked, lost, history.undecided),
         faulty: Duration::from_secs(60 * options.minutes),
+        view,
         kept: world.trace.take_kept(),
     }
 }
@@ -182,6 +193,9 @@ impl History {
             return world.checks.violated("members_agree_who_votes", why);
         }
         clients.clone().read_all().await;
+        if let Err(why) = clients.ask_all().await {
+            return world.checks.violated("every_node_answers", why);
+        }
         let searched = clients.history().check();
         match searched {
             Ok(unknown) => self.undecided = unknown,

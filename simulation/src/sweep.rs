@@ -5,8 +5,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::faults::{Acted, Fault};
 use crate::scenario::{self, Options, Report};
 use crate::trace::Show;
+
+/// From how many seeds on a sweep must have seen everything.
+pub const SEEDS_MIN: u64 = 100;
+/// The fewest crashes a simulated minute.
+const CRASHES_MIN: f64 = 1.0;
+/// The fewest partitions a simulated minute.
+const PARTITIONS_MIN: f64 = 1.0;
+/// The fewest acknowledged operations a simulated minute: a cluster that is never there proves
+/// nothing.
+const OPERATIONS_MIN: f64 = 50.0;
 
 /// The sum of many histories.
 #[derive(Debug, Default)]
@@ -17,8 +28,11 @@ pub struct Totals {
     pub simulated: Duration,
     /// The simulated time in which things went wrong.
     pub faulty: Duration,
-    /// How often each kind of fault acted, by name.
-    pub acted: BTreeMap<String, u64>,
+    /// How often each kind of fault acted.
+    pub acted: Acted,
+    /// Operations on services that clients share, how many of them were never answered, and of
+    /// how many services no order was found in the steps allowed.
+    pub shared: (u64, u64, u64),
     /// Writes acknowledged.
     pub writes: u64,
     /// Reads confirmed.
@@ -37,15 +51,53 @@ impl Totals {
         self.simulated += report.elapsed;
         self.faulty += report.faulty;
         for (fault, count) in &report.acted {
-            *self.acted.entry(format!("{fault:?}")).or_default() += count;
+            *self.acted.entry(*fault).or_default() += count;
         }
         self.writes += report.clients.writes;
         self.reads += report.clients.reads;
         self.unanswered += report.clients.unanswered;
         self.lives += report.lives;
+        let (asked, lost, undecided) = report.shared;
+        self.shared = (self.shared.0 + asked, self.shared.1 + lost, self.shared.2 + undecided);
         if let Some(violation) = &report.violation {
             self.failed.insert(seed, violation.to_string());
         }
+    }
+}
+
+impl Totals {
+    /// Crashes, partitions and acknowledged operations for each simulated minute in which things
+    /// went wrong.
+    pub fn a_minute(&self) -> [f64; 3] {
+        let sum = |is: fn(Fault) -> bool| -> u64 {
+            self.acted.iter().filter(|(fault, _)| is(**fault)).map(|(_, count)| count).sum()
+        };
+        let minutes = self.faulty.as_secs_f64() / 60.0;
+        #[expect(clippy::cast_precision_loss, reason = "they are shown and compared with small numbers")]
+        let a_minute = |count: u64| if minutes > 0.0 { count as f64 / minutes } else { 0.0 };
+        [sum(Fault::is_crash), sum(Fault::is_partition), self.writes + self.reads].map(a_minute)
+    }
+
+    /// Why these histories prove too little, when they are many: which faults never acted, and
+    /// what happened too seldom.
+    pub fn lacks(&self) -> Vec<String> {
+        if self.seeds < SEEDS_MIN {
+            return Vec::new();
+        }
+        let idle =
+            Fault::ALL.into_iter().filter(|fault| self.acted.get(fault).is_none_or(|count| *count == 0));
+        let mut lacks: Vec<String> = idle.map(|fault| format!("{fault:?} never acted")).collect();
+        let [crashes, partitions, operations] = self.a_minute();
+        for (what, found, least) in [
+            ("crashes", crashes, CRASHES_MIN),
+            ("partitions", partitions, PARTITIONS_MIN),
+            ("acknowledged operations", operations, OPERATIONS_MIN),
+        ] {
+            if found < least {
+                lacks.push(format!("{found:.2} {what} a simulated minute; {least} are the least"));
+            }
+        }
+        lacks
     }
 }
 

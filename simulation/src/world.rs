@@ -66,7 +66,7 @@ impl World {
             self.registries.others(number, self.machines.len() as u64)
         } else if let Some(ticket) = ticket {
             vec![JoinTarget::Ticket(Box::new(ticket))]
-        } else if machine.lives() == 0 || machine.rebirths() > 0 {
+        } else if !machine.has_joined() {
             return false;
         } else {
             Vec::new()

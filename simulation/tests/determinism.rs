@@ -5,7 +5,8 @@ use simulation::trace::Show;
 
 /// Runs a minute of faults on three machines.
 fn history(seed: u64) -> Report {
-    let report = scenario::run(Options { seed, nodes: 3, minutes: 1, faults: true, show: Show::Keep });
+    let report =
+        scenario::run(Options { seed, nodes: 3, minutes: 1, faults: true, show: Show::Keep, until: None });
     assert!(
         report.violation.is_none(),
         "{:?}; to see it: cargo run -p simulation -- run --seed {seed} --minutes 1 --trace",

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 
 use blixard_core::cluster::{ClusterState, NodeStatus, Phase};
+use blixard_core::orchestrator::Planner;
 
 use crate::world::World;
 
@@ -37,7 +38,14 @@ pub fn settled(world: &World) -> Result<(), String> {
         return Err(format!("{} of {} nodes are members", state.nodes.len(), running.len()));
     }
     slots(state)?;
-    containers(world, state)
+    containers(world, state)?;
+    plan(state)
+}
+
+/// A planner that sees the state for the first time has nothing to do about it.
+fn plan(state: &ClusterState) -> Result<(), String> {
+    let plan = Planner::new(state, state.time).plan(state, state.time).0;
+    if plan.steps.is_empty() { Ok(()) } else { Err(format!("there is still to do: {:?}", plan.steps)) }
 }
 
 /// Every wanted slot has one replica of the current version, which runs; there are no others.

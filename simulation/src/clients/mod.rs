@@ -107,6 +107,21 @@ impl Clients {
         }
     }
 
+    /// Asks every node for the members: each must answer, as of now.
+    ///
+    /// # Errors
+    /// Who did not.
+    pub async fn ask_all(&self) -> Result<(), String> {
+        for node in self.world.running() {
+            let request = Request::get("/v1/nodes").body(Body::empty()).expect("it is well formed");
+            let answer = call(&node, request).await;
+            if !answer.is_some_and(|answer| answer.status == StatusCode::OK && !answer.stale) {
+                return Err(format!("node {} does not answer for the cluster", node.handle.id));
+            }
+        }
+        Ok(())
+    }
+
     /// Runs one client until [`Clients::stop`].
     pub async fn run(self: Arc<Self>, number: u64) -> Done {
         let mut client = Client::new(self, number);
