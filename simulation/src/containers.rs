@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState};
 use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
+use blixard_core::spec::RestartPolicy;
 use blixard_node::platform::{
     ContainerConfig, ContainerInfo, ContainerRuntime, ExecConfig, ExecSession, ImageInfo, LogLine, LogQuery,
     OnProgress, PullProgress, RuntimeError, RuntimeEvent, Started,
@@ -83,6 +84,8 @@ struct Container {
     state: ObservedState,
     address: Option<Ipv4Addr>,
     image: String,
+    /// Whether its end is for good when it ends well: a world waits for it to run.
+    fails_only: bool,
 }
 
 impl SimContainers {
@@ -175,6 +178,7 @@ impl SimContainers {
         if container.state != ObservedState::Running {
             return;
         }
+        let code = if container.fails_only { code.max(1) } else { code };
         container.state = ObservedState::Exited(code);
         inner.counts.exited += 1;
         inner.restarts.ended(replica);
@@ -291,7 +295,8 @@ impl ContainerRuntime for SimContainers {
             let pid = inner.next_pid;
             let address = inner.free_address();
             let image = config.spec.image.reference.clone();
-            let container = Container { pid, state: ObservedState::Running, address, image };
+            let fails_only = config.spec.restart.policy == RestartPolicy::No;
+            let container = Container { pid, state: ObservedState::Running, address, image, fails_only };
             inner.containers.insert(key, container);
             inner.counts.started += 1;
             if let Err(detail) = inner.restarts.started(config.replica, config.attempt) {

@@ -184,7 +184,7 @@ impl Client {
             "image": {"reference": image},
             "environment": {"MARK": mark},
             "replicas": {"min": min, "max": max},
-            "restart": {"policy": "always"},
+            "restart": {"policy": if self.random.chance(300) { "no" } else { "always" }},
             "ports": published.map(port).into_iter().collect::<Vec<_>>(),
             "reservations": {"cpu_millis": self.random.below(4) * 100},
         });
