@@ -1,7 +1,9 @@
 //! What the command line accepts. Every command has an example in its help.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use blixard_core::bundle::parse_duration;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::commands::{cluster, config, events, exec, image, inspect, logs, node, ps, run, service};
@@ -59,6 +61,17 @@ pub(crate) enum Command {
     Image(image::Args),
     Node(Box<node::Args>),
     Cluster(cluster::Args),
+}
+
+/// Reads a time: `90` seconds, or with units, `1m30s`.
+///
+/// # Errors
+/// Why it is none.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    parse_duration(text).map_err(|why| format!("{why}; for example 90 (seconds), 90s or 1m30s"))
 }
 
 /// How a command prints what it found.
@@ -123,6 +136,9 @@ mod tests {
         check("blixard node ls --data-dir /d");
         check("blixard node drain 2");
         check("blixard node leave 2 --timeout 5");
+        check("blixard node drain 2 --timeout 1m30s");
+        check("blixard run --timeout 90s web.bun");
+        check("blixard cluster token create --uses 1 --expires 1h");
         check("blixard node rm 3 --force");
         check("blixard node activate box2");
         check("blixard node down");
@@ -162,6 +178,8 @@ mod tests {
         check("blixard service scale web -1");
         check("blixard exec web-0");
         check("blixard events --after x");
+        check("blixard run --timeout soon web.bun");
+        check("blixard run --timeout -5 web.bun");
     }
 
     #[test]

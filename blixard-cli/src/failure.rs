@@ -69,13 +69,24 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// An error as lines for stderr.
 pub(crate) fn text(error: &anyhow::Error, paint: Paint) -> String {
-    let mut text = format!("{} {error:#}\n", paint.apply(Style::Red, "error:"));
+    let mut text = format!("{} {}\n", paint.apply(Style::Red, "error:"), chain(error));
     if let Some(Failure { body, .. }) = error.downcast_ref() {
         for detail in &body.details {
             let _ = writeln!(text, "  {detail}");
         }
         if !body.hint.is_empty() {
             let _ = writeln!(text, "{} {}", paint.apply(Style::Bold, "try:"), body.hint);
+        }
+    }
+    text
+}
+
+/// The error and its sources, without those that it tells itself.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for source in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&source) {
+            let _ = write!(text, ": {source}");
         }
     }
     text
@@ -93,6 +104,14 @@ mod tests {
             text(&failure.into(), Paint::Plain),
             "error: there is no service `web`\n  one fact\ntry: `blixard service ls`\n"
         );
+    }
+
+    #[test]
+    fn a_source_is_told_once() {
+        let told = anyhow::anyhow!("cut short").context("--join: cut short");
+        assert_eq!(text(&told, Paint::Plain), "error: --join: cut short\n");
+        let untold = anyhow::anyhow!("no such file").context("cannot read it");
+        assert_eq!(text(&untold, Paint::Plain), "error: cannot read it: no such file\n");
     }
 
     #[test]

@@ -98,6 +98,36 @@ fn entries(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// A thousand submissions in one entry, each of another service: what a loaded leader does.
+fn batches(criterion: &mut Criterion) {
+    const BATCH: u64 = 1_000;
+    let mut group = criterion.benchmark_group("batch of 1,000");
+    group.sample_size(20);
+    let state = cluster(BATCH);
+    let next = state.applied + 1;
+    let commands = (0..BATCH).flat_map(|number| submission(number, 1).commands).collect();
+    let entry = Entry::new(START, commands);
+    group.bench_function("apply", |bencher| {
+        bencher.iter_batched(
+            || state.clone(),
+            |mut state| state.apply(next, black_box(&entry)),
+            BatchSize::LargeInput,
+        );
+    });
+    let mut planner = Planner::new(&state, START);
+    planner.plan(&state, START);
+    let mut after = state.clone();
+    after.apply(next, &entry);
+    group.bench_function("plan", |bencher| {
+        bencher.iter_batched(
+            || planner.clone(),
+            |mut planner| planner.plan(black_box(&after), START),
+            BatchSize::LargeInput,
+        );
+    });
+    group.finish();
+}
+
 fn snapshots(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("state");
     group.sample_size(10);
@@ -114,5 +144,5 @@ fn snapshots(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, entries, snapshots);
+criterion_group!(benches, entries, batches, snapshots);
 criterion_main!(benches);

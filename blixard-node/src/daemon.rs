@@ -2,37 +2,40 @@
 //! its API until it is told to stop. And what is left to do on a machine whose daemon is gone.
 
 use std::error::Error as StdError;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::unix::fs::DirBuilderExt;
+use std::net::UdpSocket;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::cluster::command::LEVEL;
+use blixard_core::api::token::Secret;
 use blixard_core::cluster::node::NodeFacts;
 use blixard_core::discovery::file::Registry;
 use blixard_core::discovery::target::JoinTarget;
 use blixard_core::discovery::ticket::Ticket;
 use blixard_core::wire::Peer;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::api::{self, Access};
-use crate::config::{BIND_PORT, Containerd, HttpListen, NodeConfig, NodeOptions};
+use crate::config::{Containerd, HttpListen, NodeConfig, NodeOptions};
 use crate::context::NodeContext;
 use crate::discovery::join::JoinStatus;
 use crate::discovery::refresh::Refresher;
 use crate::discovery::registry;
 use crate::discovery::sources::Sources;
 use crate::disk::LinuxDisk;
+use crate::facts::{default_bind, facts};
 use crate::formation::{self, Wish};
+use crate::full_disk::while_full;
 use crate::handle::NodeHandle;
 use crate::identity::{Identity, IdentityError};
 use crate::linux::{LinuxClock, LinuxRandom, LinuxSpawner};
 use crate::node::{Membership, NO_SUBNET, Node, NodeSettings};
 use crate::platform::{Clock, ContainerRuntime, Platform, Transport};
-use crate::raft::RaftConfig;
+use crate::raft::{self, RaftConfig};
 use crate::runtime::images::Registries;
 use crate::runtime::{ContainerdChoice, ContainerdRuntime, RuntimeConfig};
 use crate::transport::IrohTransport;
@@ -45,6 +48,8 @@ const REMOVED_GRACE: Duration = Duration::from_secs(60);
 /// How long the API waits for the container runtime before it serves without.
 const RUNTIME_READY: Duration = Duration::from_secs(5);
 const RUNTIME_POLL: Duration = Duration::from_millis(10);
+/// How long a new member waits for the state that says whether its token admits others.
+const STATE_WAIT: Duration = Duration::from_secs(5);
 /// How long a start waits for the process before it to let go of the data directory.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// How often it looks.
@@ -56,12 +61,24 @@ const LOCK_POLL: Duration = Duration::from_millis(50);
 /// When an option is wrong, or the node cannot start.
 pub fn run(options: NodeOptions) -> Result<ExitCode, Error> {
     let config = checked(options)?;
+    api::check_path(&config.socket())?;
     crate::telemetry::init(&config.log, config.log_format)?;
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(serve(config));
     // Blocking work that hangs on a dead disk must not keep the daemon from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// Takes as many open files as may be had: a login shell gives 1,024, which connections alone can
+/// fill.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(err = %error, "the limit of open files stays");
+    }
 }
 
 fn checked(mut options: NodeOptions) -> Result<NodeConfig, Error> {
@@ -75,6 +92,17 @@ fn checked(mut options: NodeOptions) -> Result<NodeConfig, Error> {
     };
     let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
     Err(lines.join("\n").into())
+}
+
+/// Tells when others than its owner may look into the data directory: it holds secrets, and what
+/// containers wrote.
+fn warn_if_open(data_dir: &Path) {
+    let Ok(metadata) = data_dir.metadata() else { return };
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let directory = data_dir.display();
+        tracing::warn!(mode = %format_args!("{mode:o}"), "others may look into the data directory: chmod 700 {directory}");
+    }
 }
 
 /// What the daemon builds before it belongs to a cluster.
@@ -95,38 +123,46 @@ async fn serve(config: NodeConfig) -> Result<ExitCode, Error> {
         () = stop.once() => return Ok(ExitCode::SUCCESS),
     };
     let context = NodeContext::new(&built.platform);
+    let transport = built.platform.transport.clone();
     // Cancel safety: forming repeats its questions when the daemon starts again.
     let serving = context.clone().run(form_and_serve(config, built, context, stop.watch()));
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
         ended = serving => ended,
-        () = stop.twice() => Ok(ExitCode::FAILURE),
-    }
+        () = stop.twice() => return Ok(ExitCode::FAILURE),
+    };
+    // However it ended: members are told at once, instead of noticing by the silence.
+    transport.shutdown().await;
+    ended
 }
 
 async fn build(config: &NodeConfig) -> Result<Built, Error> {
     let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir);
     private
         .map_err(|error| format!("cannot make the data directory {}: {error}", config.data_dir.display()))?;
+    warn_if_open(&config.data_dir);
     let disk = Arc::new(LinuxDisk::new(&config.data_dir));
-    let identity = open_identity(&disk).await?;
+    let identity = while_full(&config.data_dir, async || open_identity(&disk).await).await?;
     let targets = config.join.iter().map(|text| JoinTarget::parse(text)).collect::<Result<_, _>>()?;
     let sources = Sources::new(targets, None, Some(&config.data_dir));
     let has_sources = sources.configured();
     let registries = config.registries.as_deref().map(Registries::read).transpose()?.unwrap_or_default();
-    let containers = ContainerdRuntime::connect(RuntimeConfig {
+    let runtime = RuntimeConfig {
         data: config.data_dir.clone(),
         containerd: choice(&config.containerd),
         registries,
         logger: None,
         networks: None,
-    });
-    let containers = containers.await?;
+    };
     let bind = config.bind.map_or_else(default_bind, Ok)?;
+    // Found out before a private containerd is started, which would be left behind.
+    UdpSocket::bind(bind).map_err(|error| format!("cannot listen for links on {bind} (UDP): {error}"))?;
+    let containers =
+        while_full(&config.data_dir, async || ContainerdRuntime::connect(runtime.clone()).await).await?;
     let rng = Arc::new(LinuxRandom);
     let transport =
         IrohTransport::bind(identity.secret_key(), bind, config.advertise.clone(), None, rng.clone()).await?;
-    let facts = facts(config, transport.addresses())?;
+    let facts = facts(config, bind, transport.addresses())?;
     let platform = Platform {
         clock: Arc::new(LinuxClock),
         rng,
@@ -174,20 +210,56 @@ async fn form_and_serve(
         subnets: config.subnets,
     };
     let known = identity.membership().is_some();
-    let forming = formation::form(&platform, &mut identity, &sources, &wish, &tell_join);
-    let membership = tokio::select! {
+    let settings = NodeSettings { facts, boot: identity.boots(), raft: raft_config()? };
+    let data_dir = &config.data_dir;
+    let starting = async {
+        let forming = async || formation::form(&platform, &mut identity, &sources, &wish, &tell_join).await;
+        let membership = while_full(data_dir, forming).await?;
+        let writing = async || write_registry(data_dir, identity.token(), &membership, &platform);
+        while_full(data_dir, writing).await?;
+        let opening = async || {
+            if identity.has_log() {
+                raft::check_log(&*platform.disk, membership.node)?;
+            }
+            let node = Node::start(platform.clone(), membership.clone(), settings.clone()).await?;
+            Ok::<_, raft::OpenError>(node)
+        };
+        let node = while_full(data_dir, opening).await?;
+        Ok::<_, Error>((node, membership))
+    };
+    // Cancel safety: what was kept of it is found again by the next start.
+    let (node, membership) = tokio::select! {
         biased;
-        formed = forming => formed?,
+        started = starting => started?,
         _ = stop.wait_for(|stopping| *stopping) => return Ok(ExitCode::SUCCESS),
     };
-    write_registry(&config.data_dir, &identity, &membership, &platform)?;
-    let settings = NodeSettings { facts, boot: identity.boots(), raft: raft_config()? };
-    let node = Node::start(platform.clone(), membership.clone(), settings).await?;
     let handle = node.handle();
     context.spawn("discovery", sources.run(platform.clone()));
     runtime_ready(&platform).await;
-    let mut serving = listen(&config, &handle, stop.clone()).await?;
-    announce(&config, &identity, &membership, &handle, known);
+    let serving = while_full(data_dir, async || {
+        identity.set_has_log()?;
+        listen(&config, &handle, stop.clone()).await
+    });
+    let mut stopping = stop.clone();
+    // Cancel safety: listeners that are dropped close.
+    let mut serving = tokio::select! {
+        biased;
+        serving = serving => serving?,
+        _ = stopping.wait_for(|stopping| *stopping) => tokio::task::JoinSet::new(),
+    };
+    // Cancel safety: `admitting` only watches.
+    let token = tokio::select! {
+        biased;
+        token = admitting(&handle, identity.token()) => token,
+        _ = stop.wait_for(|stopping| *stopping) => identity.token(),
+    };
+    if token.is_none() {
+        // The next start writes it anew.
+        if let Err(error) = write_registry(data_dir, None, &membership, &platform) {
+            tracing::warn!(err = %error, "the registry file holds a token that admits nobody");
+        }
+    }
+    announce(&config, token, &membership, &handle, known);
 
     // Cancel safety: both only watch.
     let removed = tokio::select! {
@@ -254,11 +326,10 @@ fn own_peer(platform: &dyn Transport) -> Peer {
 
 fn write_registry(
     data_dir: &Path,
-    identity: &Identity,
+    token: Option<Secret>,
     membership: &Membership,
     platform: &Platform,
 ) -> Result<(), Error> {
-    let Some(token) = identity.token() else { return Ok(()) };
     let registry = Registry {
         node: membership.node,
         peer: own_peer(&*platform.transport),
@@ -301,17 +372,41 @@ async fn listen(
     Ok(serving)
 }
 
-/// Says that the node is up, and on a cluster's first start how others join.
+/// The token, unless the cluster says that it admits nobody any more, as one for a single use does
+/// after this node's joining. Without a word of the cluster it is thought to.
+async fn admitting(handle: &NodeHandle, token: Option<Secret>) -> Option<Secret> {
+    let token = token?;
+    let clock = &handle.platform.clock;
+    let end = clock.now() + STATE_WAIT;
+    let mut state = handle.state();
+    while !state.nodes.contains_key(&handle.id) {
+        let left = end.since(clock.now());
+        if left.is_zero() {
+            return Some(token);
+        }
+        state = handle.state_after(state.applied, left).await;
+    }
+    let admits = state.tokens.get(&token.id).is_some_and(|known| known.admits(state.time));
+    admits.then_some(token)
+}
+
+/// Says that the node is up, and on its first start how others join.
 fn announce(
     config: &NodeConfig,
-    identity: &Identity,
+    token: Option<Secret>,
     membership: &Membership,
     handle: &NodeHandle,
     known: bool,
 ) {
     let (node, cluster) = (membership.node, membership.cluster);
     println!("node {node} of cluster {cluster} is up; its API is {}", config.socket().display());
-    let (Some(token), false) = (identity.token(), known) else { return };
+    if known {
+        return;
+    }
+    let Some(token) = token else {
+        println!("to add a machine, run here:\n\n  blixard cluster token create\n");
+        return;
+    };
     let ticket = Ticket { cluster, peer: own_peer(&*handle.platform.transport), token };
     println!("to add a machine, run on it:\n\n  blixard node --join {ticket}\n");
     println!(
@@ -331,55 +426,6 @@ async fn removed(handle: &NodeHandle) {
     while clock.now() < end && (leads() || !gone().await) {
         clock.sleep_until(clock.now() + Duration::from_millis(200)).await;
     }
-}
-
-/// This machine's address on its default route. Nothing is sent: connecting a UDP socket only
-/// chooses a route.
-fn default_bind() -> Result<SocketAddr, Error> {
-    let probe = || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        // RFC 5737's documentation range: nobody's.
-        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
-        socket.local_addr()
-    };
-    let address = probe().map_err(|error| {
-        format!("this machine has no default route to tell its address by ({error}): use --bind IP")
-    })?;
-    Ok(SocketAddr::new(address.ip(), BIND_PORT))
-}
-
-fn facts(config: &NodeConfig, addresses: Vec<SocketAddr>) -> Result<NodeFacts, Error> {
-    let host = rustix::system::uname();
-    let name = config.name.clone().unwrap_or_else(|| host.nodename().to_string_lossy().into_owned());
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(NodeFacts {
-        name,
-        addresses: addresses.into_iter().filter(|address| usable(address.ip())).collect(),
-        labels: config.labels.clone(),
-        cpu_millis: u64::try_from(cpus)? * 1000,
-        memory_bytes: memory_bytes()?,
-        arch: match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        }
-        .to_owned(),
-        os: std::env::consts::OS.to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        level: LEVEL,
-        reserved_ports: Vec::new(),
-    })
-}
-
-fn usable(address: IpAddr) -> bool {
-    !address.is_unspecified()
-}
-
-fn memory_bytes() -> Result<u64, Error> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| "/proc/meminfo has no MemTotal in kB".into())
 }
 
 /// The signals that end the daemon: the first lets it say farewell, a second one does not.

@@ -126,11 +126,28 @@ impl NodeHandle {
     /// # Errors
     /// When it could not be committed within [`limits::WRITE_DEADLINE`].
     pub async fn write(&self, request: RequestId, write: Write) -> Result<(u64, Outcome), WriteError> {
-        let mut forward = ForwardRequest { request, made_at: self.stamp(), write };
+        self.write_within(request, None, write, limits::WRITE_DEADLINE).await
+    }
+
+    /// As [`NodeHandle::write`], for whoever knows when the request was first made, in log time, or
+    /// has waited for something else before.
+    ///
+    /// # Errors
+    /// When it could not be committed within `limit`.
+    pub(crate) async fn write_within(
+        &self,
+        request: RequestId,
+        made_at: Option<UtcMs>,
+        write: Write,
+        limit: Duration,
+    ) -> Result<(u64, Outcome), WriteError> {
+        let now = self.stamp();
+        let mut forward = ForwardRequest { request, made_at: made_at.map_or(now, |at| at.min(now)), write };
         // The rest is for finding out who is missing.
-        let deadline = self.platform.clock.now() + (limits::WRITE_DEADLINE - PROBE);
+        let deadline = self.platform.clock.now() + limit.saturating_sub(PROBE);
         let mut reason = "no leader is known".to_owned();
-        let mut may_be_applied = false;
+        // Whoever says when it was made may have sent it before.
+        let mut may_be_applied = made_at.is_some();
         let mut wait = RETRY_MIN;
         while let Some(leader) = self.leader(deadline).await {
             match self.try_write(leader, &forward, deadline).await {
@@ -163,7 +180,7 @@ impl NodeHandle {
     }
 
     /// This node's clock, but never behind the cluster's: that must not make a write look old.
-    fn stamp(&self) -> UtcMs {
+    pub(crate) fn stamp(&self) -> UtcMs {
         self.state().stamp(self.platform.clock.utc())
     }
 

@@ -34,7 +34,7 @@ pub enum IdentityError {
     #[error("{IDENTITY_FILE} is in use: a daemon runs on this data directory already")]
     InUse,
     /// The disk refuses: try again when it works.
-    #[error("cannot use {IDENTITY_FILE}: {0}")]
+    #[error("cannot use {IDENTITY_FILE}")]
     Disk(#[source] Box<redb::Error>),
     /// What is there is not an identity. Nothing is overwritten.
     #[error(
@@ -94,6 +94,7 @@ pub struct Identity {
     secret_key: [u8; 32],
     boots: u64,
     admission: Option<Admission>,
+    has_log: bool,
 }
 
 /// How the node came to its membership, as stored.
@@ -118,7 +119,7 @@ impl Identity {
     pub fn load_or_create(disk: &dyn Disk, rng: &dyn RandomSource) -> Result<Self, IdentityError> {
         let database = database::open(disk, IDENTITY_FILE, CACHE_BYTES)?;
         let transaction = database.begin_write()?;
-        let (secret_key, boots, admission) = {
+        let (secret_key, boots, admission, has_log) = {
             let mut table = transaction.open_table(VALUES)?;
             if table.is_empty()? {
                 let mut secret_key = [0; 32];
@@ -138,10 +139,11 @@ impl Identity {
             let admission = table.get("admission")?.map(|value| wire::decode(value.value())).transpose();
             let admission =
                 admission.map_err(|error| IdentityError::Damaged { reason: error.to_string() })?;
-            (secret_key, boots, admission)
+            let has_log = table.get("has_log")?.is_some();
+            (secret_key, boots, admission, has_log)
         };
         transaction.commit()?;
-        Ok(Self { database, secret_key, boots, admission })
+        Ok(Self { database, secret_key, boots, admission, has_log })
     }
 
     /// The secret key. Only the transport needs it.
@@ -171,6 +173,25 @@ impl Identity {
             }),
             peers: admission.peers.clone(),
         })
+    }
+
+    /// Whether the node has made its log: a start that does not find it must not make another.
+    pub fn has_log(&self) -> bool {
+        self.has_log
+    }
+
+    /// Records durably that the node has made its log.
+    ///
+    /// # Errors
+    /// When the disk refuses; then nothing changed.
+    pub fn set_has_log(&mut self) -> Result<(), IdentityError> {
+        if !self.has_log {
+            let transaction = self.database.begin_write()?;
+            transaction.open_table(VALUES)?.insert("has_log", &[][..])?;
+            transaction.commit()?;
+            self.has_log = true;
+        }
+        Ok(())
     }
 
     /// The token others join by, for this node's registry file and tickets.
@@ -275,6 +296,10 @@ mod tests {
         let error = second.set_membership(&membership, &token).unwrap_err();
         assert!(error.to_string().contains("belongs to node 2 of cluster 0101"), "{error}");
         assert_eq!(second.membership().unwrap().node, NodeId(2));
+        assert!(!second.has_log());
+        second.set_has_log().unwrap();
+        drop(second);
+        assert!(open(&dir, 8).unwrap().has_log());
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Dispatch {
         }
         let (id, _) = state.removed_nodes.iter().find(|(_, removed)| **removed == key)?;
         let message = format!(
-            "this machine was node {id} and was removed: start it with an empty data directory to join anew"
+            "this machine was node {id} and was removed: `blixard node purge --yes` on it, then it can join anew"
         );
         Some(JoinResponse::Removed { message })
     }

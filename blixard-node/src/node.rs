@@ -24,7 +24,7 @@ use crate::handle::NodeHandle;
 use crate::images::Members;
 use crate::inbound::Dispatch;
 use crate::platform::Platform;
-use crate::raft::{OpenError, ProposeError, RaftConfig, RaftNode};
+use crate::raft::{OpenError, ProposeError, RaftConfig, RaftNode, check_log};
 use crate::shared::Shared;
 use crate::watch;
 
@@ -127,9 +127,9 @@ async fn start(
     platform.transport.serve(Dispatch::new(shared.clone()));
 
     let outbox = Arc::new(Outbox::default());
-    let (hints, known) = watch::channel(hints);
-    context.spawn("peers", peers::run(shared.clone(), known));
-    context.spawn("standing", standing::run(shared.clone(), hints, settings.facts.clone()));
+    let (telling, told) = watch::channel(BTreeMap::new());
+    context.spawn("peers", peers::run(shared.clone(), hints.clone(), told));
+    context.spawn("standing", standing::run(shared.clone(), hints, telling, settings.facts.clone()));
     context.spawn("raft", keep_raft(context.clone(), shared.clone(), settings.raft, raft));
     context.spawn("leader", leader::run(shared.clone(), queue));
     context.spawn("membership", membership::run(shared.clone()));
@@ -169,7 +169,11 @@ async fn keep_raft(context: NodeContext, shared: Shared, config: RaftConfig, fir
                 return;
             }
             delay = (delay * 2).min(REOPEN_MAX);
-            match RaftNode::open(shared.platform.clone(), shared.id, config.clone()).await {
+            let opening = async {
+                check_log(&*shared.platform.disk, shared.id)?;
+                RaftNode::open(shared.platform.clone(), shared.id, config.clone()).await
+            };
+            match opening.await {
                 Ok(raft) => break Arc::new(raft),
                 Err(error) => {
                     tracing::error!(node.id = %shared.id, err = %error, "the store cannot be opened yet");

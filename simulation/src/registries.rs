@@ -76,7 +76,7 @@ impl Registries {
             node,
             peer: ticket.peer.clone(),
             cluster: ticket.cluster,
-            token: ticket.token.clone(),
+            token: Some(ticket.token.clone()),
         };
         let mut inner = self.lock();
         let former = inner.current.insert(machine, registry.clone());

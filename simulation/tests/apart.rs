@@ -23,9 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs `history` on a formed cluster of three.
 fn with_three<F: Future<Output = ()>>(history: impl FnOnce(Arc<World>) -> F) {
+    with(3, history);
+}
+
+/// Runs `history` on a formed cluster.
+fn with<F: Future<Output = ()>>(machines: u64, history: impl FnOnce(Arc<World>) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime without I/O needs nothing").block_on(async {
-        let world = World::new(7, 3, &RaftConfig::default(), Show::Hash);
+        let world = World::new(7, machines, &RaftConfig::default(), Show::Hash);
         until("the cluster forms", || {
             for machine in &world.machines {
                 world.start(machine.number);
@@ -176,5 +181,61 @@ fn a_leader_whose_clock_is_far_ahead_takes_writes_of_nodes_whose_clocks_are_righ
         world.machine(leader).clock.set_skew_ms(25 * 60 * 1000);
         let (status, body) = submit(&node(&world, follower(&world)), "api", 1).await;
         assert_eq!(status, 201, "{body}");
+    });
+}
+
+/// Removes a machine's node by force, and waits until Raft has let it go.
+async fn remove(world: &World, number: u64) {
+    let node_id = world.machine(number).member();
+    let asked = node(world, (1..=9).find(|other| *other != number).expect("there are others"));
+    let path = format!("/v1/nodes/{node_id}?force");
+    assert_eq!(ask(&asked, Method::DELETE, &path, Value::Null).await.0, 200);
+    until("Raft lets the node go", || {
+        let Some(leader) = world.leader().filter(|leader| *leader != number) else { return false };
+        !node(world, leader).handle.raft().members().any(|member| member == node_id)
+    })
+    .await;
+}
+
+#[test]
+fn a_member_that_was_away_follows_a_leader_that_joined_meanwhile() {
+    with(5, async |world| {
+        let leader = world.leader().expect("one leads");
+        let others: Vec<u64> = (2..=5).filter(|number| *number != leader).collect();
+        let (away, replaced) = (others[0], others[1]);
+        world.machine(away).crash(Loss::Process);
+        remove(&world, replaced).await;
+        world.machine(replaced).replace();
+        world.start(replaced);
+        let joined = || world.machine(replaced).running().map(|running| running.handle);
+        let votes = || joined().is_some_and(|node| node.raft().voters.contains(&node.id));
+        until("the newcomer votes", votes).await;
+        for _ in 0..60 {
+            let leader = world.leader().expect("one leads");
+            if leader == replaced {
+                break;
+            }
+            world.machine(leader).crash(Loss::Process);
+            until("another leads", || world.leader().is_some()).await;
+            world.start(leader);
+            until("it is back", || {
+                world.machine(leader).running().is_some_and(|node| node.handle.raft().leader.is_some())
+            })
+            .await;
+        }
+        assert_eq!(world.leader(), Some(replaced), "the newcomer leads");
+        world.start(away);
+        until("all follow it", || settled(&world).is_ok()).await;
+    });
+}
+
+#[test]
+fn the_only_voter_removed_by_force_hands_over() {
+    with(2, async |world| {
+        let voter = world.leader().expect("one leads");
+        assert_eq!(node(&world, voter).handle.raft().voters, [NodeId(voter)]);
+        remove(&world, voter).await;
+        let left = 3 - voter;
+        assert_eq!(submit(&node(&world, left), "web", 1).await.0, 201);
     });
 }

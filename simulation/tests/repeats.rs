@@ -45,6 +45,30 @@ fn fixed_seeds_hold_every_invariant() {
 }
 
 #[test]
+fn a_history_stops_where_it_is_asked_to_and_shows_the_cluster() {
+    let output = simulation("run --seed 1 --until 20");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.starts_with("at 20.000 s\n"), "{text}");
+    for part in ["machine 3: node 3 ", " in term ", "the newest state, of index ", "  service "] {
+        assert!(text.contains(part), "`{part}` is not in\n{text}");
+    }
+}
+
+#[test]
+fn a_sweep_ends_with_the_wall_clock_and_says_how_many_seeds_it_ran() {
+    let output = simulation("sweep --wall 1 --jobs 1 --start 7");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.starts_with("seeds from 7, 1 at a time\n"), "{text}");
+    let last = text.lines().last().unwrap_or_default();
+    assert!(
+        last.starts_with("sweep: ")
+            && last.ends_with(" seeds, 0 failed")
+            && last != "sweep: 0 seeds, 0 failed",
+        "{text}"
+    );
+}
+
+#[test]
 fn bad_arguments_are_named() {
     let check = |arguments: &str, expect: &str| {
         let output = simulation(arguments);
@@ -55,7 +79,13 @@ fn bad_arguments_are_named() {
     check("run --seed many", "invalid value 'many' for '--seed <SEED>'");
     check("run --seed 1 --nodes 0", "0 is not in 1..=9");
     check("run --seed 1 --minutes 0", "0 is not in 1..=600");
+    check("run --seed 1 --until soon", "it is no number of seconds");
+    check("run --seed 1 --until 0", "nothing has happened yet");
+    check("run --seed 1 --minutes 601", "601 is not in 1..=600");
     check("sweep", "--seeds <SEEDS>");
+    check("sweep --seeds 0", "0 is not in 1..");
+    check("sweep --wall 0", "0 is not in 1..");
+    check("meta --seeds 0", "0 is not in 1..");
     check("sweep --seeds 1 --jobs 0", "invalid value '0' for '--jobs <JOBS>'");
     check("mutants --only nobody --check", "no planted bug's name contains `nobody`");
     check("mutants --jobs 0", "invalid value '0' for '--jobs <JOBS>'");

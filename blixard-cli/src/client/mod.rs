@@ -1,7 +1,7 @@
 //! Asks a node over its API: HTTP/1.1 on its Unix socket or on TCP, one connection a request.
 //!
-//! Writes carry a request id and are repeated, under the same id, while the cluster is without a
-//! leader or the connection breaks, until a deadline.
+//! Writes carry a request id and are repeated, under the same id, while the node is away or refuses at
+//! once, until a deadline. A node that refuses later has waited for the cluster itself.
 
 mod body;
 mod endpoint;
@@ -13,7 +13,7 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use blixard_core::api::exec::ExecRequest;
-use blixard_core::api::{EXEC_PROTOCOL, ErrorBody, REQUEST_ID_HEADER, STALE_HEADER};
+use blixard_core::api::{EXEC_PROTOCOL, ErrorBody, Health, MADE_AT_HEADER, REQUEST_ID_HEADER, STALE_HEADER};
 use blixard_core::id::RequestId;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -28,8 +28,11 @@ pub(crate) use self::lines::Lines;
 use crate::cli::Connection;
 use crate::failure::{self, Cause, Failure};
 
-/// How long a write is repeated before it is given up.
-const WRITE_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a write is repeated while the node itself is away, as during a restart.
+const NODE_AWAY_MAX: Duration = Duration::from_secs(20);
+/// How soon a node must refuse a write for it to be repeated. A later refusal comes from a node that
+/// has itself waited for the cluster, and asking again would only double the wait.
+const REFUSED_SOON: Duration = Duration::from_secs(2);
 /// The first pause before a write is repeated; doubled each time.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause before a write is repeated.
@@ -52,6 +55,11 @@ impl Client {
     pub(crate) fn new(connection: &Connection) -> anyhow::Result<Self> {
         let endpoint = Endpoint::find(connection)?;
         Ok(Self { endpoint, token: connection.token.clone(), warned: Cell::new(false) })
+    }
+
+    /// Says no more that answers may be old: the caller knows why.
+    pub(crate) fn expect_old_answers(&self) {
+        self.warned.set(true);
     }
 
     /// Reads what is at `path`.
@@ -116,26 +124,40 @@ impl Client {
         body: Option<Vec<u8>>,
     ) -> anyhow::Result<T> {
         let id = draw_request_id()?;
-        let give_up = Instant::now() + WRITE_DEADLINE;
+        let mut made_at = None;
+        let began = Instant::now();
         let mut pause = RETRY_PAUSE;
         let mut reached = false;
         loop {
-            let request = self
-                .request(method.clone(), path)
-                .header(REQUEST_ID_HEADER, id.to_string())
-                .body(body::json(body.clone()))?;
-            let answer = match self.send(request).await {
-                Ok(response) => decode(response).await,
-                Err(error) => Err(error),
+            let trying = async {
+                // The same with every try, so that a retry is never taken for a new write, whatever
+                // the cluster's clocks do in between.
+                let first_made = match made_at {
+                    Some(first_made) => first_made,
+                    None => *made_at.insert(self.get::<Health>("/v1/health").await?.time),
+                };
+                let request = self
+                    .request(method.clone(), path)
+                    .header(REQUEST_ID_HEADER, id.to_string())
+                    .header(MADE_AT_HEADER, first_made.0)
+                    .body(body::json(body.clone()))?;
+                decode(self.send(request).await?).await
             };
+            let answer = trying.await;
             let error = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             let not_reached = failure::cause(&error) == Some(Cause::NotReached);
             reached |= !not_reached;
-            let worth_repeating = is_transient(&error) || (not_reached && reached);
-            if !worth_repeating || Instant::now() + pause >= give_up {
+            let refused = failure::cause(&error) == Some(Cause::Refused(StatusCode::SERVICE_UNAVAILABLE));
+            let broken = failure::cause(&error).is_none() && error.downcast_ref::<hyper::Error>().is_some();
+            let patience = match (refused, broken || (not_reached && reached)) {
+                (true, _) => REFUSED_SOON,
+                (_, true) => NODE_AWAY_MAX,
+                _ => Duration::ZERO,
+            };
+            if began.elapsed() + pause >= patience {
                 return Err(error);
             }
             tokio::time::sleep(pause).await;
@@ -190,14 +212,6 @@ pub(crate) fn segment(text: &str) -> String {
         }
     }
     encoded
-}
-
-/// Whether the same write may succeed a moment later.
-fn is_transient(error: &anyhow::Error) -> bool {
-    match failure::cause(error) {
-        Some(cause) => cause == Cause::Refused(StatusCode::SERVICE_UNAVAILABLE),
-        None => error.downcast_ref::<hyper::Error>().is_some(),
-    }
 }
 
 async fn decode<T: DeserializeOwned>(response: Response<Incoming>) -> anyhow::Result<T> {

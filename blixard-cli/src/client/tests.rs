@@ -50,6 +50,7 @@ fn request_id(request: &str) -> &str {
     request.lines().find_map(|line| line.strip_prefix("blixard-request-id: ")).unwrap()
 }
 
+const HEALTH: &str = "HTTP/1.1 200 OK\r\ncontent-length: 57\r\n\r\n{\"node\":1,\"leader\":1,\"applied\":4,\"version\":\"1\",\"time\":77}";
 const DONE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\n{\"index\":5}";
 const UNAVAILABLE: &str =
     "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 23\r\n\r\n{\"error\":\"no quorum\"}  ";
@@ -59,21 +60,34 @@ const REFUSED: &str =
 #[tokio::test]
 async fn a_write_is_repeated_under_the_same_id_until_it_is_acknowledged() {
     let path = socket();
-    let server = serve(path.clone(), vec![Canned::Answer(UNAVAILABLE), Canned::Hangup, Canned::Answer(DONE)]);
+    let answers = [
+        Canned::Hangup,
+        Canned::Answer(HEALTH),
+        Canned::Answer(UNAVAILABLE),
+        Canned::Hangup,
+        Canned::Answer(DONE),
+    ];
+    let answers = answers.into();
+    let server = serve(path.clone(), answers);
     let write = async {
         let client = client(&path);
         client.post_empty::<WriteAnswer>("/v1/services/web/stop").await
     };
     let (asked, answer) = tokio::join!(server, write);
     assert_eq!(answer.unwrap().index, 5);
-    assert_eq!(asked.len(), 3);
-    assert!(asked.iter().all(|request| request_id(request) == request_id(&asked[0])));
+    let (questions, tries) = asked.split_at(2);
+    assert!(questions.iter().all(|question| question.starts_with("GET /v1/health ")), "{questions:?}");
+    assert_eq!(tries.len(), 3);
+    for request in tries {
+        assert_eq!(request_id(request), request_id(&tries[0]));
+        assert!(request.contains("blixard-made-at: 77\r\n"), "{request}");
+    }
 }
 
 #[tokio::test]
 async fn a_refusal_is_final_and_says_what_to_try() {
     let path = socket();
-    let server = serve(path.clone(), vec![Canned::Answer(REFUSED)]);
+    let server = serve(path.clone(), [HEALTH, REFUSED].map(Canned::Answer).into());
     let write = async {
         let client = client(&path);
         client.post_empty::<WriteAnswer>("/v1/services/web/scale").await

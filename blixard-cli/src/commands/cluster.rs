@@ -1,6 +1,7 @@
 //! `blixard cluster`
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use blixard_core::api::node::ClusterStatus;
 use blixard_core::api::token::{Scope, TokenAnswer, TokenRequest, TokenRow};
@@ -8,7 +9,7 @@ use blixard_core::api::{List, WriteAnswer};
 use blixard_core::id::{NodeId, TokenId};
 use clap::{Subcommand, ValueEnum};
 
-use crate::cli::{Output, OutputArgs};
+use crate::cli::{Output, OutputArgs, time};
 use crate::client::Client;
 use crate::render::color::{self, Paint, Style};
 use crate::render::table::Table;
@@ -28,7 +29,7 @@ enum Command {
     #[command(after_help = "Example:\n  blixard cluster status\n  blixard cluster status -o json")]
     Status(OutputArgs),
     /// Make, list and revoke tokens
-    #[command(after_help = "Example:\n  blixard cluster token create --uses 1 --expires 3600")]
+    #[command(after_help = "Example:\n  blixard cluster token create --uses 1 --expires 1h")]
     Token {
         #[command(subcommand)]
         command: TokenCommand,
@@ -38,14 +39,18 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
     /// Make a token and print it: it is shown only this once
-    #[command(after_help = "Example:\n  blixard cluster token create --scope api --expires 86400")]
+    ///
+    /// For joining, what is printed is a ticket: the token, and where this cluster is.
+    #[command(
+        after_help = "Example:\n  blixard cluster token create --uses 1 --expires 1h\n  ssh box2 blixard node --join $(blixard cluster token create)\n  blixard cluster token create --scope api"
+    )]
     Create {
         /// What it admits to
         #[arg(long, value_enum, default_value = "join")]
         scope: ScopeArg,
-        /// Seconds until it expires [default: never]
-        #[arg(long, value_name = "SECONDS")]
-        expires: Option<u64>,
+        /// How long until it expires, in seconds or as 1h30m [default: never]
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        expires: Option<Duration>,
         /// How many nodes can join with it [default: without end]
         #[arg(long, value_name = "N")]
         uses: Option<u32>,
@@ -92,7 +97,10 @@ fn describe(status: &ClusterStatus, paint: Paint) -> String {
     };
     let leader = status.leader.map_or_else(
         || paint.apply(Style::Red, "none: nothing can change until a majority of the voters is up"),
-        |leader| format!("node {leader} (term {})", status.term),
+        |leader| {
+            let unconfirmed = if status.stale { "; no majority confirms it" } else { "" };
+            format!("node {leader} (term {}{unconfirmed})", status.term)
+        },
     );
     let survives = if status.failures_survived > 0 { Style::Green } else { Style::Yellow };
     let lines = [
@@ -121,11 +129,19 @@ async fn token(client: &Client, command: TokenCommand) -> anyhow::Result<()> {
                 ScopeArg::Join => Scope::Join,
                 ScopeArg::Api => Scope::Api,
             };
-            let request = TokenRequest { scope, expires_in_s: expires, uses };
+            let request = TokenRequest { scope, expires_in_s: expires.map(|time| time.as_secs()), uses };
             let answer: TokenAnswer = client.post("/v1/tokens", &request).await?;
             match output.output {
                 Output::Json => render::json(&answer)?,
-                Output::Table => render::line(&answer.token)?,
+                Output::Table => match &answer.ticket {
+                    Some(ticket) => {
+                        render::line(ticket)?;
+                        render::note(&format!(
+                            "on the machine to add, run:\n\n  blixard node --join {ticket}\n"
+                        ));
+                    }
+                    None => render::line(&answer.token)?,
+                },
             }
         }
         TokenCommand::Ls(output) => {

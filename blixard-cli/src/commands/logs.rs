@@ -1,13 +1,16 @@
 //! `blixard logs`
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use blixard_core::api::replica::{LogLine, ReplicaRow};
 use blixard_core::api::service::ServiceDetail;
 use blixard_core::cluster::Phase;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, SelectAll, StreamExt};
 use http::{Method, StatusCode};
+use tokio::time::sleep;
 
 use crate::client::{Client, Lines, segment};
 use crate::failure::{self, Cause, Failure};
@@ -24,7 +27,7 @@ pub(crate) struct Args {
     /// A service, a replica such as web-0, or a container id or prefix of at least 4 digits
     #[arg(value_name = "NAME|ID")]
     target: String,
-    /// Go on until the containers end
+    /// Go on until the containers end; for a service, also with those that start later
     #[arg(short, long)]
     follow: bool,
     /// Only the last so many lines of each container
@@ -35,36 +38,123 @@ pub(crate) struct Args {
     timestamps: bool,
 }
 
+/// How many logs are opened at a time.
+const OPENED_MAX: usize = 16;
+/// How often a followed service is asked for containers that started meanwhile.
+const REFRESH: Duration = Duration::from_secs(1);
+
 pub(crate) async fn logs(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
-    let sources = sources(client, &args.target).await?;
-    let mut opened = Vec::new();
-    for source in &sources {
-        let mut path = format!("/v1/replicas/{}/logs?follow={}", segment(&source.id), args.follow);
-        if let Some(tail) = args.tail {
-            path.push_str(&format!("&tail={tail}"));
-        }
-        match client.lines::<LogLine>(Method::GET, &path, None).await {
-            Ok(lines) => opened.push((source.name.clone(), lines)),
-            Err(error) if sources.len() > 1 => {
-                render::warn(&format!("no lines of {}: {error:#}", source.name));
+    let service = service(client, &args.target).await?;
+    let failed = match &service {
+        Some(detail) if args.follow => follow(client, &args, detail).await?,
+        Some(detail) => {
+            let sources = sources(detail);
+            if sources.is_empty() {
+                let error = format!("`{}` has no container that has started", args.target);
+                return Err(Failure::new(error, "`blixard ps` shows what its replicas wait for").into());
             }
+            show(client, &args, sources).await?
+        }
+        None => {
+            let container = Source { id: args.target.clone(), name: args.target.clone() };
+            show(client, &args, vec![container]).await?
+        }
+    };
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Prints the logs of `sources`; true when one ended early.
+async fn show(client: &Client, args: &Args, sources: Vec<Source>) -> anyhow::Result<bool> {
+    let several = sources.len() > 1;
+    // Several at a time: a node that does not answer holds up no other's.
+    let opening =
+        sources.into_iter().map(async |source| (open(client, args, &source, args.tail).await, source));
+    let answers: Vec<_> = stream::iter(opening).buffered(OPENED_MAX).collect().await;
+    let mut opened = Vec::new();
+    for (answer, source) in answers {
+        match answer {
+            Ok(lines) => opened.push((source.name, lines)),
+            Err(error) if several => render::warn(&format!("no lines of {}: {error:#}", source.name)),
             Err(error) => return Err(error),
         }
     }
     anyhow::ensure!(!opened.is_empty(), "none of the containers of `{}` can be read", args.target);
-    let printer = Printer {
-        names: (sources.len() > 1).then(|| opened.iter().map(|(name, _)| name.len()).max().unwrap_or(0)),
-        timestamps: args.timestamps,
-        stdout: color::stdout(),
-        stderr: color::stderr(),
-    };
-    let lines = stream::select_all(opened.into_iter().map(|(name, lines)| Box::pin(named(name, lines))));
-    let failed = if args.follow {
-        printer.print_as_they_come(lines).await?
-    } else {
-        printer.print_in_order(lines.collect().await)?
-    };
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let width = opened.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let printer = Printer::new(several.then_some(width), args.timestamps);
+    let mut lines = stream::select_all(opened.into_iter().map(|(name, lines)| Box::pin(named(name, lines))));
+    if !args.follow {
+        return Ok(printer.print_in_order(lines.collect().await)?);
+    }
+    let mut failed = false;
+    while let Some((name, line)) = lines.next().await {
+        failed |= printer.print(&name, line)?;
+    }
+    Ok(failed)
+}
+
+/// Prints what the containers of a service write, those that start later among them, until the
+/// service is gone or none of its containers is left to come; true when a log ended early.
+async fn follow(client: &Client, args: &Args, service: &ServiceDetail) -> anyhow::Result<bool> {
+    let name = &service.row.name;
+    let width = format!("{name}-{}", service.row.max.saturating_sub(1)).len();
+    let printer = Printer::new((service.row.max > 1).then_some(width), args.timestamps);
+    let (mut lines, mut opened, mut failed) = (SelectAll::new(), BTreeSet::new(), false);
+    let mut latest = Some(service.clone());
+    let mut tail = args.tail;
+    loop {
+        let fresh = latest.iter().flat_map(sources).filter(|source| !opened.contains(&source.id));
+        for source in fresh.collect::<Vec<_>>() {
+            // One that cannot be read yet is tried again with the next look.
+            if let Ok(log) = open(client, args, &source, tail).await {
+                opened.insert(source.id);
+                lines.push(Box::pin(named(source.name, log)));
+            }
+        }
+        tail = None;
+        if lines.is_empty() && latest.as_ref().is_some_and(is_over) {
+            return Ok(failed);
+        }
+        let next_look = sleep(REFRESH);
+        tokio::pin!(next_look);
+        loop {
+            // Cancel safe: what a stream has read stays in it.
+            tokio::select! {
+                biased;
+                Some((name, line)) = lines.next() => failed |= printer.print(&name, line)?,
+                () = &mut next_look => break,
+            }
+        }
+        latest = match client.get::<ServiceDetail>(&format!("/v1/services/{name}")).await {
+            Ok(detail) => Some(detail),
+            Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => {
+                while let Some((name, line)) = lines.next().await {
+                    failed |= printer.print(&name, line)?;
+                }
+                return Ok(failed);
+            }
+            // The node may be back soon; the logs of others go on meanwhile.
+            Err(_) => None,
+        };
+    }
+}
+
+/// Whether no container of the service runs or is to come.
+fn is_over(service: &ServiceDetail) -> bool {
+    let ended = |row: &ReplicaRow| row.phase.is_some_and(Phase::is_final);
+    service.pending.is_empty() && service.replicas.iter().all(ended)
+}
+
+async fn open(
+    client: &Client,
+    args: &Args,
+    source: &Source,
+    tail: Option<usize>,
+) -> anyhow::Result<Lines<LogLine>> {
+    let mut path = format!("/v1/replicas/{}/logs?follow={}", segment(&source.id), args.follow);
+    if let Some(tail) = tail {
+        path.push_str(&format!("&tail={tail}"));
+    }
+    client.lines::<LogLine>(Method::GET, &path, None).await
 }
 
 /// A container whose log is read.
@@ -73,29 +163,24 @@ struct Source {
     name: String,
 }
 
-/// The containers that the user means.
-async fn sources(client: &Client, target: &str) -> anyhow::Result<Vec<Source>> {
-    let detail = match client.get::<ServiceDetail>(&format!("/v1/services/{}", segment(target))).await {
-        Ok(detail) => detail,
-        Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => {
-            return Ok(vec![Source { id: target.to_owned(), name: target.to_owned() }]);
-        }
-        Err(error) => return Err(error),
-    };
+/// The service that the user means; absent when it is none.
+async fn service(client: &Client, target: &str) -> anyhow::Result<Option<ServiceDetail>> {
+    match client.get::<ServiceDetail>(&format!("/v1/services/{}", segment(target))).await {
+        Ok(detail) => Ok(Some(detail)),
+        Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The containers of a service that have started.
+fn sources(service: &ServiceDetail) -> Vec<Source> {
     let started = |row: &&ReplicaRow| {
         row.attempt > 0 || row.phase.is_some_and(|phase| phase > Phase::Pulling && phase != Phase::Gone)
     };
-    let sources: Vec<Source> = detail
-        .replicas
-        .iter()
-        .filter(started)
-        .filter_map(|row| Some(Source { id: row.container_id.as_ref()?.0.clone(), name: row.name.clone() }))
-        .collect();
-    if sources.is_empty() {
-        let error = format!("`{target}` has no container that has started");
-        return Err(Failure::new(error, "`blixard ps` shows what its replicas wait for").into());
-    }
-    Ok(sources)
+    let started = service.replicas.iter().filter(started);
+    let source =
+        |row: &ReplicaRow| Some(Source { id: row.container_id.as_ref()?.0.clone(), name: row.name.clone() });
+    started.filter_map(source).collect()
 }
 
 type Named = (String, anyhow::Result<LogLine>);
@@ -121,16 +206,8 @@ struct Printer {
 }
 
 impl Printer {
-    /// Prints lines as they come; true when a stream ended early.
-    async fn print_as_they_come(
-        &self,
-        mut lines: impl stream::Stream<Item = Named> + Unpin,
-    ) -> io::Result<bool> {
-        let mut failed = false;
-        while let Some((name, line)) = lines.next().await {
-            failed |= self.print(&name, line)?;
-        }
-        Ok(failed)
+    fn new(names: Option<usize>, timestamps: bool) -> Self {
+        Self { names, timestamps, stdout: color::stdout(), stderr: color::stderr() }
     }
 
     /// Prints lines by the time they were written; true when a stream ended early.
@@ -146,6 +223,7 @@ impl Printer {
         Ok(failed)
     }
 
+    /// Prints a line; true when it says that the log ends early.
     fn print(&self, name: &str, line: anyhow::Result<LogLine>) -> io::Result<bool> {
         match line {
             Ok(LogLine { error: Some(error), .. }) => {

@@ -21,7 +21,10 @@ use crate::client::Client;
 pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     let node = &cli.connection;
     match cli.command {
-        Command::Run(args) => ask(node, async |client| run::run(client, args).await),
+        Command::Run(args) => {
+            let spec = run::read(&args)?;
+            ask(node, async |client| run::run(client, args, spec).await)
+        }
         Command::Config(args) => config::run(&args),
         Command::Ps(args) => ask(node, async |client| ps::ps(client, args).await),
         Command::Stop(args) => ask(node, async |client| service::stop(client, args).await),

@@ -12,7 +12,7 @@ use crate::render::{self, color, replica, text};
 /// List the containers of the whole cluster
 ///
 /// Shows one line for each container, and one for each replica that waits for a place, with the
-/// reason. The same from any node.
+/// reason; `blixard service inspect` has long reasons in full. The same from any node.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  blixard ps\n  blixard ps -a -o json\n  blixard ps -q | xargs -n1 blixard inspect"
@@ -38,7 +38,7 @@ pub(crate) async fn ps(client: &Client, args: Args) -> anyhow::Result<ExitCode> 
     } else if args.output.output == Output::Json {
         render::json(&list.items)?;
     } else {
-        render::print(&replica::table(&list.items, text::now(), color::stdout()))?;
+        render::print(&replica::short_table(&list.items, text::now(), color::stdout()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,6 +14,7 @@ use http::Method;
 use tokio::time::sleep;
 
 use crate::bundle;
+use crate::cli::time;
 use crate::client::{Client, Lines};
 use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};
@@ -44,19 +45,26 @@ pub(crate) struct Args {
     /// The service's name, instead of the bundle's
     #[arg(short, long)]
     name: Option<ServiceName>,
-    /// How many seconds to wait
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
-    timeout: u64,
+    /// How long to wait, in seconds or as 1m30s
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = time)]
+    timeout: Duration,
 }
 
-pub(crate) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
-    let spec = bundle::load(&args.file, args.name.as_ref())?;
+/// Reads the bundle: what is wrong with it is said before any node is asked.
+///
+/// # Errors
+/// When it does not describe a service.
+pub(crate) fn read(args: &Args) -> anyhow::Result<ServiceSpec> {
+    bundle::load(&args.file, args.name.as_ref())
+}
+
+pub(crate) async fn run(client: &Client, args: Args, spec: ServiceSpec) -> anyhow::Result<ExitCode> {
     let submitted = submit(client, spec).await?;
     if args.detach {
         render::line(submitted.name.as_str())?;
         return Ok(ExitCode::SUCCESS);
     }
-    wait(client, &submitted, Duration::from_secs(args.timeout)).await
+    wait(client, &submitted, args.timeout).await
 }
 
 async fn submit(client: &Client, spec: ServiceSpec) -> anyhow::Result<SubmitAnswer> {

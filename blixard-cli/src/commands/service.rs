@@ -1,18 +1,25 @@
 //! `blixard service`, `stop`, `start`, `rm`
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use blixard_core::api::replica::{ReplicaDetail, ReplicaRow};
 use blixard_core::api::service::{ScaleRequest, ServiceDetail, ServiceRow, ServiceState};
 use blixard_core::api::{List, WriteAnswer};
 use clap::Subcommand;
 use http::StatusCode;
+use tokio::time::{Instant, sleep};
 
-use crate::cli::{Output, OutputArgs};
+use crate::cli::{Output, OutputArgs, time};
 use crate::client::{Client, segment};
-use crate::failure::{self, Cause};
+use crate::failure::{self, Cause, Failure};
 use crate::render::color::{self, Paint, Style};
+use crate::render::progress::{Item, Progress};
 use crate::render::table::Table;
 use crate::render::{self, replica, text};
+
+/// How often it is looked whether a removed service is gone.
+const REFRESH: Duration = Duration::from_millis(200);
 
 /// List, show and scale services
 #[derive(Debug, clap::Args)]
@@ -197,18 +204,79 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> anyhow::Result<Ex
 }
 
 /// Stop a service and remove it
+///
+/// Waits until its containers are gone and the name is free again; those on a node that is down go
+/// when the node is back.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  blixard rm web")]
+#[command(after_help = "Example:\n  blixard rm web\n  blixard rm -d web")]
 pub(crate) struct RemoveArgs {
     /// The service
     name: String,
+    /// Do not wait until its containers are gone
+    #[arg(short, long)]
+    detach: bool,
+    /// How long to wait, in seconds or as 1m30s
+    #[arg(long, default_value = "120s", value_name = "TIME", value_parser = time)]
+    timeout: Duration,
 }
 
 pub(crate) async fn remove(client: &Client, args: RemoveArgs) -> anyhow::Result<ExitCode> {
-    let answer: WriteAnswer = client.delete(&format!("/v1/services/{}", segment(&args.name))).await?;
+    let path = format!("/v1/services/{}", segment(&args.name));
+    let answer: WriteAnswer = match client.delete(&path).await {
+        Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => {
+            return Err(no_service(client, &args.name).await.unwrap_or(error));
+        }
+        answer => answer?,
+    };
     warn(&answer);
+    if !args.detach {
+        wait_gone(client, &args, &path).await?;
+    }
     render::line(&args.name)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What to say to someone who named a container where a service is meant.
+async fn no_service(client: &Client, name: &str) -> Option<anyhow::Error> {
+    let found: ReplicaDetail = client.get(&format!("/v1/replicas/{}", segment(name))).await.ok()?;
+    let service = found.row.service;
+    let hint = format!(
+        "`blixard stop {name}` has it replaced, `blixard service scale` makes them fewer, `blixard rm {service}` removes all"
+    );
+    Some(Failure::new(format!("`{name}` is a container of service `{service}`"), hint).into())
+}
+
+async fn wait_gone(client: &Client, args: &RemoveArgs, path: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + args.timeout;
+    let mut progress = Progress::new();
+    loop {
+        let detail = match client.get::<ServiceDetail>(path).await {
+            Ok(detail) => detail,
+            Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        // Nobody waits for a machine that is down.
+        if detail.replicas.iter().all(|row| row.lost) && !detail.replicas.is_empty() {
+            drop(progress);
+            for row in &detail.replicas {
+                render::note(&format!("{} goes once node {} is back", row.name, replica::node(row)));
+            }
+            return Ok(());
+        }
+        let shown = detail.replicas.iter().map(|row| {
+            let row = ReplicaRow { since: None, ..row.clone() };
+            Item { key: row.name.clone(), text: replica::status(&row, text::now()), bytes: None }
+        });
+        progress.show(&shown.collect::<Vec<_>>());
+        if Instant::now() >= deadline {
+            let left = text::plural(detail.replicas.len(), "container");
+            let error = format!("{} still has {left} after {} s", args.name, args.timeout.as_secs());
+            return Err(Failure::new(error, "they go on stopping: `blixard ps -a` shows how").into());
+        }
+        sleep(REFRESH).await;
+    }
 }
 
 fn warn(answer: &WriteAnswer) {

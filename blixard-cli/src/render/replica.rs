@@ -7,10 +7,22 @@ use blixard_core::time::UtcMs;
 
 use super::color::{Paint, Style};
 use super::table::Table;
-use super::text::{about, ago, printable};
+use super::text::{about, ago, printable, shorten};
 
-/// The `ps` table.
+/// How much of a status `ps` shows, in characters.
+const STATUS_CHARS_MAX: usize = 80;
+
+/// The table of `ps`, with each status on one line; `service inspect` and `-o json` have all of it.
+pub(crate) fn short_table(rows: &[ReplicaRow], now: UtcMs, paint: Paint) -> String {
+    table_of(rows, paint, |row| shorten(&status(row, now), STATUS_CHARS_MAX), now)
+}
+
+/// The same table with all that is known of each status.
 pub(crate) fn table(rows: &[ReplicaRow], now: UtcMs, paint: Paint) -> String {
+    table_of(rows, paint, |row| status(row, now), now)
+}
+
+fn table_of(rows: &[ReplicaRow], paint: Paint, status: impl Fn(&ReplicaRow) -> String, now: UtcMs) -> String {
     let headings = ["CONTAINER ID", "NAME", "IMAGE", "STATUS", "PORTS", "CREATED", "NODE"];
     let mut table = Table::new(&headings, paint);
     for row in rows {
@@ -18,7 +30,7 @@ pub(crate) fn table(rows: &[ReplicaRow], now: UtcMs, paint: Paint) -> String {
             row.container_id.as_ref().map_or("-", ContainerId::short).to_owned(),
             row.name.clone(),
             printable(&row.image),
-            status(row, now),
+            status(row),
             ports(row),
             row.created_at.map_or_else(|| "-".to_owned(), |then| ago(now, then)),
             node(row),

@@ -70,11 +70,20 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// At most `chars_max` characters of a text; what is left out shows as `...`.
+pub(crate) fn shorten(text: &str, chars_max: usize) -> String {
+    if text.chars().count() <= chars_max {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(chars_max.saturating_sub(3)).collect();
+    format!("{}...", kept.trim_end())
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{about, bytes, plural, printable, short_digest};
+    use super::{about, bytes, plural, printable, short_digest, shorten};
 
     #[test]
     fn lengths_of_time_are_rough() {
@@ -112,6 +121,9 @@ mod tests {
         assert_eq!(plural(0, "replica"), "0 replicas");
         assert_eq!(short_digest("sha256:0123456789abcdef"), "0123456789ab");
         assert_eq!(short_digest("short"), "short");
+        assert_eq!(shorten("as long as may be", 17), "as long as may be");
+        assert_eq!(shorten("longer than may be", 12), "longer th...");
+        assert_eq!(shorten("füünfzehn", 8), "füünf...");
         assert_eq!(printable("a\x1b[31mb\nc"), "a [31mb c");
     }
 }

@@ -15,9 +15,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::id::NodeId;
+use crate::time::UtcMs;
 
 /// Names a write, 32 hexadecimal digits: a retry with the same value applies once.
 pub const REQUEST_ID_HEADER: &str = "blixard-request-id";
+/// When a write was first sent, as [`Health::time`] said before: log time in milliseconds. With it, a
+/// retry after log time jumped ahead is refused instead of being applied a second time.
+pub const MADE_AT_HEADER: &str = "blixard-made-at";
 /// Says why an answer may be old; absent when it is not.
 pub const STALE_HEADER: &str = "blixard-stale";
 /// Says `true` when events between the position asked for and the first one sent are forgotten.
@@ -69,4 +73,7 @@ pub struct Health {
     pub applied: u64,
     /// Its version of blixard.
     pub version: String,
+    /// What it would stamp a write with now.
+    #[serde(default)]
+    pub time: UtcMs,
 }

@@ -37,7 +37,7 @@ pub struct ReplicaRow {
     pub ready: bool,
     /// Whether its probe passes; absent without a probe or before the first result.
     pub healthy: Option<bool>,
-    /// Whether its node is down.
+    /// Whether it is away with its node, and so counts no more.
     pub lost: bool,
     /// How often its container was started again in place.
     pub attempt: u32,

@@ -60,6 +60,9 @@ pub struct TokenAnswer {
     pub id: TokenId,
     /// The whole token, `ID.SECRET`.
     pub token: String,
+    /// With scope `join`: all that a machine needs to join, for `blixard node --join TICKET`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
 }
 
 /// A token, without its secret.

@@ -1,5 +1,7 @@
 //! Times as Go writes them: `1m30s`, `500ms`, `1.5h`.
 
+use std::time::Duration;
+
 use super::diagnostic::{Fault, shorten};
 
 /// The units, with what one is in nanoseconds.
@@ -32,6 +34,15 @@ pub(super) fn duration(min: u64, max: u64) -> impl Fn(&str) -> Result<u64, Fault
         }
         if (min..=max).contains(&milliseconds) { Ok(milliseconds) } else { Err(fault("")) }
     }
+}
+
+/// Reads a time of any length.
+///
+/// # Errors
+/// Why it is none.
+pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    let nanoseconds = nanoseconds(text)?;
+    u64::try_from(nanoseconds).map(Duration::from_nanos).map_err(|_| "it is longer than 500 years")
 }
 
 fn nanoseconds(text: &str) -> Result<u128, &'static str> {

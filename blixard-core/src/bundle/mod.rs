@@ -30,6 +30,7 @@ mod walk;
 mod tests;
 
 pub use self::diagnostic::{Diagnostic, Severity};
+pub use self::duration::parse_duration;
 pub use self::print::to_bundle;
 
 use self::source::Source;

@@ -60,8 +60,8 @@ pub struct Registry {
     pub peer: Peer,
     /// Its cluster.
     pub cluster: ClusterId,
-    /// What admits others to it.
-    pub token: Secret,
+    /// What admits others to it; absent when what the node has admits nobody any more.
+    pub token: Option<Secret>,
 }
 
 #[derive(Serialize)]
@@ -72,7 +72,8 @@ struct RegistryOut<'a> {
     relay_url: Option<&'a str>,
     address: Option<AddressText>,
     cluster_id: ClusterId,
-    join_token: TokenText,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_token: Option<TokenText>,
 }
 
 #[derive(Deserialize)]
@@ -118,7 +119,7 @@ impl Registry {
             relay_url: self.peer.relay_url.as_deref(),
             address: self.peer.addresses.first().copied().map(AddressText),
             cluster_id: self.cluster,
-            join_token: TokenText(self.token.clone()),
+            join_token: self.token.clone().map(TokenText),
         };
         let text = serde_json::to_string_pretty(&out).expect("a registry has only text keys");
         text + "\n"
@@ -242,14 +243,20 @@ mod tests {
                 relay_url: None,
             },
             cluster: ClusterId([3; 16]),
-            token: Secret { id: TokenId([1; 8]), secret: [2; 32] },
+            token: Some(Secret { id: TokenId([1; 8]), secret: [2; 32] }),
         };
         let expect = Contact {
             cluster: Some(registry.cluster),
-            token: Some(registry.token.clone()),
+            token: registry.token.clone(),
             ..contact(&["10.77.0.1:7001", "[fd00::1]:7001"])
         };
-        assert_eq!(parse("node-registry.json", &registry.to_json()), Ok(vec![expect]));
+        assert_eq!(parse("node-registry.json", &registry.to_json()), Ok(vec![expect.clone()]));
+        let spent = Registry { token: None, ..registry };
+        assert!(!spent.to_json().contains("join_token"));
+        assert_eq!(
+            parse("node-registry.json", &spent.to_json()),
+            Ok(vec![Contact { token: None, ..expect }])
+        );
     }
 
     #[test]

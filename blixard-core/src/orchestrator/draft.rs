@@ -11,6 +11,9 @@ use crate::time::UtcMs;
 
 /// A copy of the state that planned steps are applied to.
 pub(super) struct Draft<'a> {
+    /// What the draft began with: a step that does not hold is undone by taking the others again.
+    /// That never happens to a planner without a fault, so that the others need no copy each.
+    base: (ClusterState, NodeUsage),
     state: ClusterState,
     usage: NodeUsage,
     steps: Vec<PlanStep>,
@@ -28,7 +31,8 @@ impl<'a> Draft<'a> {
     ) -> Self {
         let mut state = state.clone();
         state.time = state.stamp(now);
-        Self { state, usage: usage.clone(), steps: Vec::new(), observations, now }
+        let base = (state.clone(), usage.clone());
+        Self { base, state, usage: usage.clone(), steps: Vec::new(), observations, now }
     }
 
     pub(super) fn steps(&self) -> &[PlanStep] {
@@ -82,26 +86,41 @@ impl<'a> Draft<'a> {
     /// # Errors
     /// Why `apply` would drop one of them.
     pub(super) fn take(&mut self, steps: impl IntoIterator<Item = PlanStep>) -> Result<(), String> {
-        let (state, usage, taken) = (self.state.clone(), self.usage.clone(), self.steps.len());
+        let taken = self.steps.len();
         for step in steps {
-            let replica = match &step {
-                PlanStep::Place { .. } => Some(self.state.next_replica),
-                PlanStep::SetDesired { replica, .. }
-                | PlanStep::SetLost { replica, .. }
-                | PlanStep::Forget { replica } => Some(*replica),
-                _ => None,
-            };
-            if let Err(reason) = self.state.step(&step) {
-                (self.state, self.usage) = (state, usage);
-                self.steps.truncate(taken);
+            if let Err(reason) = self.apply(&step) {
+                self.undo(taken);
                 return Err(reason);
-            }
-            if let Some(replica) = replica {
-                self.count(replica);
             }
             self.steps.push(step);
         }
         Ok(())
+    }
+
+    fn apply(&mut self, step: &PlanStep) -> Result<(), String> {
+        let replica = match step {
+            PlanStep::Place { .. } => Some(self.state.next_replica),
+            PlanStep::SetDesired { replica, .. }
+            | PlanStep::SetLost { replica, .. }
+            | PlanStep::Forget { replica } => Some(*replica),
+            _ => None,
+        };
+        self.state.step(step)?;
+        if let Some(replica) = replica {
+            self.count(replica);
+        }
+        Ok(())
+    }
+
+    /// Goes back to where only the first `kept` steps were taken.
+    fn undo(&mut self, kept: usize) {
+        (self.state, self.usage) = self.base.clone();
+        let mut steps = std::mem::take(&mut self.steps);
+        steps.truncate(kept);
+        for step in &steps {
+            self.apply(step).expect("a step that held before holds again");
+        }
+        self.steps = steps;
     }
 
     /// Brings the usage in line with one replica's row.
@@ -110,5 +129,36 @@ impl<'a> Draft<'a> {
             Some(row) => self.usage.set(id, row, self.state.spec_of(row).map(AsRef::as_ref)),
             None => self.usage.remove(id),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Draft;
+    use crate::cluster::PlanStep;
+    use crate::id::NodeId;
+    use crate::orchestrator::tests::world::{World, name, replicas, spec};
+    use crate::scheduler::NodeUsage;
+
+    #[test]
+    fn steps_are_taken_together_or_not_at_all() {
+        let mut world = World::new(2);
+        world.submit(spec("web", |spec| spec.replicas = replicas(2)));
+        let usage = NodeUsage::of(&world.state);
+        let mut draft = Draft::new(&world.state, &usage, &world.observations, world.now);
+        let service = || name("web");
+        let place = |slot, node| PlanStep::Place {
+            service: service(),
+            slot,
+            version: 1,
+            node: NodeId(node),
+            after: None,
+        };
+        draft.take([place(0, 1)]).expect("the slot is empty");
+        let kept = (draft.state().clone(), draft.usage().clone(), draft.steps().to_vec());
+        let refused = draft.take([place(1, 2), place(0, 2)]).expect_err("slot 0 is taken");
+        assert!(refused.contains("slot 0"), "{refused}");
+        assert_eq!((draft.state().clone(), draft.usage().clone(), draft.steps().to_vec()), kept);
+        draft.take([place(1, 2)]).expect("the slot is empty again");
     }
 }

@@ -58,7 +58,13 @@ impl Planner {
             self.wakes.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
         let mut services = std::mem::take(&mut self.dirty);
         services.extend(due);
-        let (plan, report) = plan_for(state, &self.usage, services.clone(), &self.observations, now);
+        let plan = |services| plan_for(state, &self.usage, services, &self.observations, now);
+        let (mut plan_made, mut report) = plan(services.clone());
+        // What it takes away may be what others wait for, and they are to have it in the same plan.
+        if plan_made.steps.iter().any(gives_room) && !self.waiting.is_subset(&services) {
+            services.extend(self.waiting.iter().cloned());
+            (plan_made, report) = plan(services.clone());
+        }
         for name in services {
             self.wakes.remove(&name);
             self.waiting.remove(&name);
@@ -66,8 +72,8 @@ impl Planner {
         self.wakes.extend(report.wakes.clone());
         let waiting = report.services.iter().filter(|(_, report)| !report.waits.is_empty());
         self.waiting.extend(waiting.map(|(name, _)| name.clone()));
-        self.dirty = plan.steps.iter().filter_map(|step| step_service(state, step)).collect();
-        (plan, report)
+        self.dirty = plan_made.steps.iter().filter_map(|step| step_service(state, step)).collect();
+        (plan_made, report)
     }
 
     /// When to plan next though nothing changes.
@@ -164,6 +170,17 @@ impl Planner {
         if !self.dirty.contains(service) {
             self.dirty.insert(service.clone());
         }
+    }
+}
+
+/// Whether a step may leave a node with more room, or make something that is waited for end.
+fn gives_room(step: &PlanStep) -> bool {
+    match step {
+        PlanStep::SetDesired { .. }
+        | PlanStep::SetLost { .. }
+        | PlanStep::Forget { .. }
+        | PlanStep::ForgetService { .. } => true,
+        PlanStep::Place { .. } | PlanStep::Backoff { .. } | PlanStep::Pending { .. } => false,
     }
 }
 

@@ -88,7 +88,7 @@ fn tcp_principal(
     }
     Err(ApiError::unauthorized(
         "over TCP, changing anything takes an API token",
-        "use the Unix socket, or send `Authorization: Bearer TOKEN` from `blixard cluster token create --scope api`",
+        "use the Unix socket, or a token of `blixard cluster token create --scope api`: --token, BLIXARD_TOKEN or `Authorization: Bearer TOKEN`",
     ))
 }
 

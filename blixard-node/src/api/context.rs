@@ -8,9 +8,11 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::response::{IntoResponse, Response};
-use blixard_core::api::{REQUEST_ID_HEADER, STALE_HEADER};
+use blixard_core::api::{MADE_AT_HEADER, REQUEST_ID_HEADER, STALE_HEADER};
 use blixard_core::cluster::{ClusterState, Outcome, Write};
 use blixard_core::id::RequestId;
+use blixard_core::limits::WRITE_DEADLINE;
+use blixard_core::time::{Mono, UtcMs};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
@@ -36,6 +38,8 @@ pub(super) struct Api {
 pub(super) struct Snapshot {
     pub(super) state: Arc<ClusterState>,
     pub(super) stale: Option<String>,
+    /// When a write that this read leads to has waited for long enough.
+    give_up: Mono,
 }
 
 impl Snapshot {
@@ -63,6 +67,11 @@ impl Snapshot {
         }
     }
 
+    /// How long a write that this read leads to may still wait.
+    pub(super) fn left(&self, api: &Api) -> Duration {
+        self.give_up.since(api.handle.platform.clock.now())
+    }
+
     /// Whether the state may be old.
     pub(super) fn is_stale(&self) -> bool {
         self.stale.is_some()
@@ -72,25 +81,33 @@ impl Snapshot {
 impl Api {
     /// The newest state, or without a quorum this node's own, marked stale.
     pub(super) async fn read(&self) -> Snapshot {
+        let give_up = self.handle.platform.clock.now() + WRITE_DEADLINE;
         match self.handle.state_latest(READ_DEADLINE).await {
-            Ok(state) => Snapshot { state, stale: None },
-            Err(error) => Snapshot { state: self.handle.state(), stale: Some(error.to_string()) },
+            Ok(state) => Snapshot { state, stale: None, give_up },
+            Err(error) => Snapshot { state: self.handle.state(), stale: Some(error.to_string()), give_up },
         }
     }
 
     /// Has the cluster apply `write`; a refusal is an error.
-    pub(super) async fn write(&self, request: RequestId, write: Write) -> Result<(u64, Outcome), ApiError> {
-        match self.handle.write(request, write).await? {
+    pub(super) async fn write(
+        &self,
+        request: RequestIdent,
+        write: Write,
+    ) -> Result<(u64, Outcome), ApiError> {
+        self.write_within(request, write, WRITE_DEADLINE).await
+    }
+
+    /// As [`Api::write`], for a request that has waited for something else before.
+    pub(super) async fn write_within(
+        &self,
+        request: RequestIdent,
+        write: Write,
+        limit: Duration,
+    ) -> Result<(u64, Outcome), ApiError> {
+        match self.handle.write_within(request.id, request.made_at, write, limit).await? {
             (_, Outcome::Refused(refusal)) => Err(refusal.into()),
             answer => Ok(answer),
         }
-    }
-
-    /// A request id that nobody else draws.
-    pub(super) fn draw_request(&self) -> RequestId {
-        let mut bytes = [0; 16];
-        self.handle.platform.rng.fill(&mut bytes);
-        RequestId(bytes)
     }
 
     /// Waits for `future`, at most `limit`. The future is dropped when the limit passes.
@@ -109,8 +126,7 @@ async fn within<F: Future>(clock: &dyn Clock, limit: Duration, future: F) -> Opt
     }
 }
 
-/// The id of the `n`-th of several writes that one request makes: the same at every retry.
-pub(super) fn derived_request(request: RequestId, n: u64) -> RequestId {
+fn derived_request(request: RequestId, n: u64) -> RequestId {
     let mut hash = Sha256::new();
     hash.update(request.0);
     hash.update(n.to_be_bytes());
@@ -118,10 +134,27 @@ pub(super) fn derived_request(request: RequestId, n: u64) -> RequestId {
     RequestId(*digest.first_chunk().expect("32 bytes start with 16"))
 }
 
-/// The request's id: the header's, or one drawn here, after which retries are not recognised.
+/// The request's id: the header's, or one drawn here, after which retries are not recognised. And
+/// when it was first sent, if the client said so.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct RequestIdent {
     pub(super) id: RequestId,
     pub(super) given: bool,
+    made_at: Option<UtcMs>,
+}
+
+impl RequestIdent {
+    /// One that nobody else draws.
+    pub(super) fn drawn(api: &Api) -> Self {
+        let mut bytes = [0; 16];
+        api.handle.platform.rng.fill(&mut bytes);
+        Self { id: RequestId(bytes), given: false, made_at: None }
+    }
+
+    /// The `n`-th of several writes that one request makes: the same at every retry.
+    pub(super) fn derived(self, n: u64) -> Self {
+        Self { id: derived_request(self.id, n), ..self }
+    }
 }
 
 impl FromRequestParts<Api> for RequestIdent {
@@ -129,7 +162,7 @@ impl FromRequestParts<Api> for RequestIdent {
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         let Some(value) = parts.headers.get(REQUEST_ID_HEADER) else {
-            return Ok(Self { id: api.draw_request(), given: false });
+            return Ok(Self::drawn(api));
         };
         let text = value.to_str().unwrap_or_default();
         let id = text.parse().map_err(|error| {
@@ -138,8 +171,17 @@ impl FromRequestParts<Api> for RequestIdent {
                 "send 32 random hexadecimal digits",
             )
         })?;
-        Ok(Self { id, given: true })
+        let made_at = parts.headers.get(MADE_AT_HEADER).map(made_at).transpose()?;
+        Ok(Self { id, given: true, made_at })
     }
+}
+
+fn made_at(value: &HeaderValue) -> Result<UtcMs, ApiError> {
+    let millis = value.to_str().ok().and_then(|text| text.parse().ok()).map(UtcMs);
+    millis.ok_or_else(|| {
+        let error = format!("header {MADE_AT_HEADER}: not a number of milliseconds");
+        ApiError::bad_request(error, "send `time` of GET /v1/health")
+    })
 }
 
 /// A JSON body.
@@ -180,7 +222,7 @@ pub(super) fn created(body: impl Serialize) -> Response {
 mod tests {
     use blixard_core::id::RequestId;
 
-    use super::{derived_request, flag};
+    use super::{derived_request, flag, made_at};
 
     #[test]
     fn derived_requests_differ_and_repeat() {
@@ -188,6 +230,18 @@ mod tests {
         assert_eq!(derived_request(request, 1), derived_request(request, 1));
         assert_ne!(derived_request(request, 1), derived_request(request, 2));
         assert_ne!(derived_request(request, 1), derived_request(RequestId([8; 16]), 1));
+    }
+
+    #[test]
+    fn the_time_of_a_request_is_in_milliseconds() {
+        let check = |text: &'static str, expect: Option<u64>| {
+            let value = http::HeaderValue::from_static(text);
+            assert_eq!(made_at(&value).ok().map(|at| at.0), expect, "{text}");
+        };
+        check("1795219199999", Some(1_795_219_199_999));
+        check("-1", None);
+        check("2026-11-21T00:00:00Z", None);
+        check("", None);
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl From<WriteError> for ApiError {
         match error {
             WriteError::Unavailable(reason) => Self::unavailable(
                 reason,
-                "whether it was applied is unknown: repeat it with the same request id once the missing nodes are back",
+                "it may still be applied: once enough nodes are back, look before you repeat it",
             ),
         }
     }

@@ -32,7 +32,7 @@ pub use self::access::Access;
 use self::context::Api;
 use self::error::ApiError;
 pub use self::openapi::document as openapi_document;
-pub use self::serve::{ServeError, TcpApi, UnixApi, serve_stream};
+pub use self::serve::{ServeError, TcpApi, UnixApi, check_path, serve_stream};
 use crate::handle::NodeHandle;
 
 /// The largest JSON body taken, in bytes: a specification with room for its JSON form.

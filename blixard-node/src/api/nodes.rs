@@ -9,7 +9,7 @@ use blixard_core::cluster::{Availability, Desired, Write};
 use blixard_core::id::{ContainerId, ReplicaId};
 use serde::Deserialize;
 
-use super::context::{Api, Params, RequestIdent, derived_request, flag};
+use super::context::{Api, Params, RequestIdent, flag};
 use super::error::ApiError;
 use super::{resolve, views};
 
@@ -22,6 +22,7 @@ pub(super) async fn health(State(api): State<Api>) -> Json<Health> {
         leader: raft.leader,
         applied: raft.applied,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        time: api.handle.stamp(),
     })
 }
 
@@ -94,7 +95,8 @@ async fn set_availability(
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
     let node = resolve::node_id(&snapshot.state, id).map_err(|error| snapshot.missing(error))?;
-    let (index, _) = api.write(request.id, Write::SetAvailability { node, availability }).await?;
+    let write = Write::SetAvailability { node, availability };
+    let (index, _) = api.write_within(request, write, snapshot.left(api)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
 
@@ -121,7 +123,7 @@ pub(super) async fn remove(
     let snapshot = api.read().await;
     let node = resolve::node_id(&snapshot.state, &id).map_err(|error| snapshot.missing(error))?;
     let write = Write::RemoveNode { node, force: flag(query.force.as_deref()) };
-    let (index, _) = api.write(request.id, write).await?;
+    let (index, _) = api.write_within(request, write, snapshot.left(&api)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
 
@@ -133,7 +135,7 @@ pub(super) async fn remove(
 pub(super) async fn down(State(api): State<Api>, request: RequestIdent) -> Result<Response, ApiError> {
     let node = api.handle.id;
     let drain = Write::SetAvailability { node, availability: Availability::Draining };
-    api.write(derived_request(request.id, 0), drain).await?;
+    api.write(request.derived(0), drain).await?;
     let state = api.handle.state();
     let own: Vec<(ReplicaId, u32)> = state
         .replicas_on(node)
@@ -142,7 +144,7 @@ pub(super) async fn down(State(api): State<Api>, request: RequestIdent) -> Resul
         .collect();
     let mut stopping = Vec::new();
     for (replica, attempt) in own {
-        let id = derived_request(request.id, replica.0.saturating_add(1));
+        let id = request.derived(replica.0.saturating_add(1));
         api.write(id, Write::StopReplica { replica }).await?;
         stopping.push(ContainerId::new(api.handle.cluster, replica, attempt));
     }
@@ -154,7 +156,6 @@ pub(super) async fn down(State(api): State<Api>, request: RequestIdent) -> Resul
 pub(super) async fn cluster(State(api): State<Api>) -> Response {
     let snapshot = api.read().await;
     let handle = &api.handle;
-    let mut status = views::cluster_status(&snapshot.state, &handle.raft(), handle.cluster, handle.id);
-    status.stale = snapshot.is_stale();
-    snapshot.answer(status)
+    let status = views::cluster_status(&snapshot.state, &handle.raft(), handle.cluster, handle.id);
+    snapshot.answer(if snapshot.is_stale() { views::unconfirmed(status) } else { status })
 }

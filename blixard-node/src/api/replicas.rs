@@ -101,7 +101,8 @@ pub(super) async fn stop(
     let snapshot = api.read().await;
     let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
         .map_err(|error| snapshot.missing(error))?;
-    let (index, _) = api.write(request.id, Write::StopReplica { replica }).await?;
+    let write = Write::StopReplica { replica };
+    let (index, _) = api.write_within(request, write, snapshot.left(&api)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
 

@@ -9,16 +9,20 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::serve::ListenerExt;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket, UnixStream};
 use tower::ServiceExt;
 
 use crate::platform::Duplex;
 
 /// The longest path of a Unix socket, in bytes: `sun_path` less its terminator.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// How many connections may wait to be accepted. With few, clients that come all at once lose their
+/// first packet and knock again only after a second.
+const BACKLOG: u32 = 4096;
 /// How long open requests have to finish once the node shuts down.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -79,10 +83,19 @@ impl UnixApi {
     }
 }
 
-async fn listen_unix(path: &Path) -> Result<UnixListener, ServeError> {
+/// Checks that a socket can be called so.
+///
+/// # Errors
+/// When the path is too long.
+pub fn check_path(path: &Path) -> Result<(), ServeError> {
     if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         return Err(ServeError::PathTooLong { path: path.to_owned() });
     }
+    Ok(())
+}
+
+async fn listen_unix(path: &Path) -> Result<UnixListener, ServeError> {
+    check_path(path)?;
     let fail = |source| ServeError::Listen { at: path.display().to_string(), source };
     if UnixStream::connect(path).await.is_ok() {
         return Err(ServeError::InUse { path: path.to_owned() });
@@ -96,7 +109,9 @@ async fn listen_unix(path: &Path) -> Result<UnixListener, ServeError> {
     private.push("~");
     let private = PathBuf::from(private);
     drop(std::fs::remove_file(&private));
-    let listener = UnixListener::bind(&private).map_err(fail)?;
+    let socket = UnixSocket::new_stream().map_err(fail)?;
+    socket.bind(&private).map_err(fail)?;
+    let listener = socket.listen(BACKLOG).map_err(fail)?;
     std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
     std::fs::rename(&private, path).map_err(fail)?;
     Ok(listener)
@@ -114,7 +129,7 @@ impl TcpApi {
     /// # Errors
     /// When it is taken, or not this machine's.
     pub async fn bind(address: SocketAddr) -> Result<Self, ServeError> {
-        let listener = TcpListener::bind(address).await;
+        let listener = listen_tcp(address);
         let listener = listener.map_err(|source| ServeError::Listen { at: address.to_string(), source })?;
         Ok(Self { listener, address })
     }
@@ -122,13 +137,25 @@ impl TcpApi {
     /// Serves `router` until `shutdown`.
     pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send + 'static) {
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let server = axum::serve(self.listener, router).with_graceful_shutdown(async move {
+        let listener = self.listener.tap_io(|socket| {
+            // A socket that is gone already says so when it is used.
+            socket.set_nodelay(true).ok();
+        });
+        let server = axum::serve(listener, router).with_graceful_shutdown(async move {
             shutdown.await;
             // The receiver is gone when the server has ended by itself.
             stop.send(()).ok();
         });
         serve_until(server.into_future(), stopped, &self.address.to_string()).await;
     }
+}
+
+fn listen_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A port whose last connections the kernel still remembers is not taken.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Runs a server to its end; once it was told to stop, streams that stay open have a grace.

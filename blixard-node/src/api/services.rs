@@ -12,6 +12,7 @@ use blixard_core::api::service::{ScaleRequest, ServiceDetail, ServiceRow, Submit
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::cluster::{ClusterState, Outcome, Phase, Write};
 use blixard_core::id::{NodeId, ReplicaId, ServiceName};
+use blixard_core::limits::WRITE_DEADLINE;
 use blixard_core::spec::ServiceSpec;
 use futures_util::future::join_all;
 
@@ -39,21 +40,24 @@ pub(super) async fn submit(
     request: RequestIdent,
     JsonBody(body): JsonBody<SubmitRequest>,
 ) -> Result<Response, ApiError> {
-    let id = match body.request_id {
-        Some(text) if !request.given => text.parse().map_err(|error| {
+    let mut request = request;
+    if let Some(text) = body.request_id.filter(|_| !request.given) {
+        request.id = text.parse().map_err(|error| {
             ApiError::bad_request(format!("request_id: {error}"), "send 32 random hexadecimal digits")
-        })?,
-        _ => request.id,
-    };
+        })?;
+    }
     let mut spec = body.spec;
     let mut warnings = Vec::new();
+    let clock = &api.handle.platform.clock;
+    let give_up = clock.now() + WRITE_DEADLINE;
     if spec.image.digest.is_none() {
         warnings.extend(resolve(&api, &mut spec).await);
     }
     let name = spec.name.clone();
     let digest = spec.image.digest.clone();
     let write = Write::Submit { spec: Arc::new(spec), origin: api.handle.id };
-    let (index, outcome) = api.write(id, write).await?;
+    let left = give_up.since(clock.now());
+    let (index, outcome) = api.write_within(request, write, left).await?;
     let Outcome::Service { version, changed } = outcome else { return Err(unexpected(&outcome)) };
     Ok(created(SubmitAnswer { name, version, changed, digest, index, warnings }))
 }
@@ -205,7 +209,7 @@ async fn change(
     let service = name.parse().map_err(|error: blixard_core::id::IdError| {
         ApiError::not_found(error.to_string(), "`blixard service ls` lists the services")
     })?;
-    let (index, _) = api.write(request.id, write(service)).await?;
+    let (index, _) = api.write(request, write(service)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
 

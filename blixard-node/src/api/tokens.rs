@@ -8,7 +8,9 @@ use axum::response::{IntoResponse, Response};
 use blixard_core::api::token::{Scope, Secret, TokenAnswer, TokenRequest, TokenRow};
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::cluster::{Token, Write};
+use blixard_core::discovery::ticket::Ticket;
 use blixard_core::id::TokenId;
+use blixard_core::wire::Peer;
 
 use super::access::Principal;
 use super::context::{Api, JsonBody, RequestIdent, created};
@@ -40,8 +42,16 @@ pub(super) async fn add(
         expires_at: body.expires_in_s.map(|seconds| now.after(Duration::from_secs(seconds))),
         uses_left: body.uses,
     };
-    api.write(api.draw_request(), Write::AddToken { id: token.id, token: row }).await?;
-    Ok(created(TokenAnswer { id: token.id, token: token.to_string() }))
+    api.write(RequestIdent::drawn(&api), Write::AddToken { id: token.id, token: row }).await?;
+    let ticket = (body.scope == Scope::Join).then(|| ticket(&api, token.clone()).to_string());
+    Ok(created(TokenAnswer { id: token.id, token: token.to_string(), ticket }))
+}
+
+/// An invitation to join through this node.
+fn ticket(api: &Api, token: Secret) -> Ticket {
+    let transport = &api.handle.platform.transport;
+    let peer = Peer { key: transport.key(), addresses: transport.addresses(), relay_url: None };
+    Ticket { cluster: api.handle.cluster, peer, token }
 }
 
 /// Every token, without its secret.
@@ -79,6 +89,6 @@ pub(super) async fn remove(
     let id = id.parse::<TokenId>().map_err(|error| {
         ApiError::bad_request(error.to_string(), "`blixard cluster token ls` lists the tokens")
     })?;
-    let (index, _) = api.write(request.id, Write::RemoveToken { id }).await?;
+    let (index, _) = api.write(request, Write::RemoveToken { id }).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }

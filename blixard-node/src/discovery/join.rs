@@ -54,7 +54,7 @@ pub enum JoinError {
     },
     /// No source and no option has a join token.
     #[error(
-        "nothing to join with: none of the sources has a join token; use a registry file or ticket that a member of this version wrote"
+        "nothing to join with: none of the sources has a join token; `blixard cluster token create` on a member prints a ticket to join by"
     )]
     NoToken,
 }

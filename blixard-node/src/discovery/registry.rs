@@ -45,7 +45,7 @@ mod tests {
                 node: NodeId(node),
                 peer: Peer { key: NodeKey([8; 32]), addresses: vec![], relay_url: None },
                 cluster: ClusterId([3; 16]),
-                token: Secret { id: TokenId([1; 8]), secret: [2; 32] },
+                token: Some(Secret { id: TokenId([1; 8]), secret: [2; 32] }),
             };
             write(dir.path(), &registry).unwrap();
             let path = dir.path().join(REGISTRY_FILE);

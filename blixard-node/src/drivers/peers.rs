@@ -1,4 +1,4 @@
-//! Keeps the transport's list of members what the replicated state says.
+//! Keeps the transport's list of members what the replicated state says, and what members told since.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,10 @@ pub(crate) fn peers_of(
     own: NodeId,
     hints: &BTreeMap<NodeId, Peer>,
 ) -> BTreeMap<NodeId, Peer> {
-    let mut peers = hints.clone();
+    let mut peers: BTreeMap<NodeId, Peer> = BTreeMap::new();
+    if !state.nodes.contains_key(&own) {
+        peers.extend(hints.iter().map(|(id, peer)| (*id, peer.clone())));
+    }
     for (id, node) in &state.nodes {
         let mut addresses = node.facts.addresses.clone();
         if let Some(hint) = hints.get(id) {
@@ -26,6 +29,19 @@ pub(crate) fn peers_of(
     }
     peers.retain(|id, _| *id != own && !state.removed_nodes.contains_key(id));
     peers
+}
+
+/// Adds to `peers` what a member told of others: some may have joined after the state that this node
+/// has, and lead by now.
+fn add_told(peers: &mut BTreeMap<NodeId, Peer>, told: &BTreeMap<NodeId, Peer>, state: &ClusterState) {
+    for (id, peer) in told.iter().filter(|(id, _)| !state.removed_nodes.contains_key(*id)) {
+        let known = peers.entry(*id).or_insert_with(|| peer.clone());
+        if known.key == peer.key {
+            let new = peer.addresses.iter().filter(|address| !known.addresses.contains(address));
+            let new: Vec<_> = new.copied().collect();
+            known.addresses.extend(new);
+        }
+    }
 }
 
 /// Nodes that were removed and that Raft's configuration still has: until it is changed, which may
@@ -44,30 +60,35 @@ fn departing(
     keys.map(peer).collect()
 }
 
-/// The task: follows the state, Raft's configuration, and what other members tell, for as long as
-/// the node runs.
-pub(crate) async fn run(shared: Shared, mut hints: watch::Receiver<BTreeMap<NodeId, Peer>>) {
+/// The task: follows the state, Raft's configuration, and what members tell, for as long as the
+/// node runs.
+pub(crate) async fn run(
+    shared: Shared,
+    hints: BTreeMap<NodeId, Peer>,
+    mut told: watch::Receiver<BTreeMap<NodeId, Peer>>,
+) {
     let mut states = shared.watch_state();
     let mut statuses = shared.watch_status();
-    let mut last = BTreeMap::new();
+    let mut last = None;
     loop {
         let state = states.borrow_and_update().clone();
         let status = statuses.borrow_and_update().clone();
-        let known = hints.borrow_and_update().clone();
-        let mut peers = peers_of(&state, shared.id, &known);
-        peers.extend(departing(&state, &status, &last).into_iter().filter(|(id, _)| *id != shared.id));
-        if last != peers {
+        let mut peers = peers_of(&state, shared.id, &hints);
+        add_told(&mut peers, &told.borrow_and_update(), &state);
+        peers.extend(departing(&state, &status, last.as_ref().unwrap_or(&hints)));
+        peers.remove(&shared.id);
+        if last.as_ref() != Some(&peers) {
             shared.platform.transport.set_peers(peers.clone());
-            last = peers;
+            last = Some(peers);
         }
-        // Cancel safety: `changed` loses nothing when dropped.
-        let changed = tokio::select! {
+        // Cancel safety: `changed` loses nothing when dropped. Who tells may end; the state never does.
+        let ended = tokio::select! {
             biased;
-            changed = states.changed() => changed,
-            changed = statuses.changed() => changed,
-            changed = hints.changed() => changed,
+            changed = states.changed() => changed.is_err(),
+            changed = statuses.changed() => changed.is_err(),
+            Ok(()) = told.changed() => false,
         };
-        if changed.is_err() {
+        if ended {
             return;
         }
     }
@@ -81,15 +102,16 @@ mod tests {
     use blixard_core::id::{NodeId, NodeKey};
     use blixard_core::wire::Peer;
 
-    use super::{departing, peers_of};
+    use super::{add_told, departing, peers_of};
     use crate::handle::RaftStatus;
-
-    fn peer(key: u8) -> Peer {
-        Peer { key: NodeKey([key; 32]), addresses: vec![([10, 0, 0, key], 7001).into()], relay_url: None }
-    }
 
     #[test]
     fn a_removed_node_is_heard_until_raft_lets_it_go() {
+        let peer = |key: u8| Peer {
+            key: NodeKey([key; 32]),
+            addresses: vec![([10, 0, 0, key], 7001).into()],
+            relay_url: None,
+        };
         let mut state = ClusterState::new();
         state.removed_nodes.insert(NodeId(2), NodeKey([2; 32]));
         state.removed_nodes.insert(NodeId(3), NodeKey([3; 32]));
@@ -102,9 +124,23 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_is_a_member_whose_row_is_not_here_yet() {
-        let known = BTreeMap::from([(NodeId(1), peer(1)), (NodeId(2), peer(2))]);
-        let peers = peers_of(&ClusterState::new(), NodeId(1), &known);
-        assert_eq!(peers, BTreeMap::from([(NodeId(2), peer(2))]));
+    fn what_members_tell_adds_members_and_addresses_but_never_keys_or_removed_ones() {
+        let peer = |key: u8, ports: &[u16]| Peer {
+            key: NodeKey([key; 32]),
+            addresses: ports.iter().map(|port| ([10, 0, 0, 1], *port).into()).collect(),
+            relay_url: None,
+        };
+        let mut state = ClusterState::new();
+        state.removed_nodes.insert(NodeId(4), NodeKey([4; 32]));
+        let mut peers = BTreeMap::from([(NodeId(1), peer(1, &[1])), (NodeId(2), peer(2, &[2]))]);
+        let told = BTreeMap::from([
+            (NodeId(1), peer(1, &[1, 9])),
+            (NodeId(2), peer(7, &[8])),
+            (NodeId(3), peer(3, &[3])),
+            (NodeId(4), peer(4, &[4])),
+        ]);
+        add_told(&mut peers, &told, &state);
+        let expect = [(NodeId(1), peer(1, &[1, 9])), (NodeId(2), peer(2, &[2])), (NodeId(3), peer(3, &[3]))];
+        assert_eq!(peers, BTreeMap::from(expect));
     }
 }

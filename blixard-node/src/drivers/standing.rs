@@ -1,10 +1,10 @@
-//! Learns that this node was removed from its cluster when no log entry tells it so.
+//! Learns from members what no log entry tells this node: that it was removed, or who else joined.
 //!
 //! Members stop talking to whom they removed, often before the removal reaches it, and a machine
 //! that was removed while it was dead returns to closed links. So a node that hears no leader asks
 //! members, as a stranger may, whether it still is one. Who was removed stops its containers and
-//! ends. Who was not learns who else is a member now: one that joined meanwhile may lead, and its
-//! links would be refused for want of a row that only it can send.
+//! ends; who was not learns who the members are now. It may know none that leads: those that joined
+//! after the last state it has are strangers to it, whose links it refuses.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,7 +26,12 @@ const ASK_DEADLINE: Duration = Duration::from_secs(3);
 const ASKED_MAX: usize = 3;
 
 /// The task: ends once the node knows that it was removed.
-pub(crate) async fn run(shared: Shared, hints: watch::Sender<BTreeMap<NodeId, Peer>>, facts: NodeFacts) {
+pub(crate) async fn run(
+    shared: Shared,
+    hints: BTreeMap<NodeId, Peer>,
+    told: watch::Sender<BTreeMap<NodeId, Peer>>,
+    facts: NodeFacts,
+) {
     let request = JoinRequest {
         cluster: Some(shared.cluster),
         node: Some(shared.id),
@@ -42,8 +47,7 @@ pub(crate) async fn run(shared: Shared, hints: watch::Sender<BTreeMap<NodeId, Pe
             shared.wait_status(|status| status.leader.is_none()).await;
             continue;
         }
-        let known = hints.borrow().clone();
-        let members: Vec<Peer> = peers_of(&shared.state(), shared.id, &known).into_values().collect();
+        let members: Vec<Peer> = peers_of(&shared.state(), shared.id, &hints).into_values().collect();
         let asked =
             members.iter().cycle().skip(turn % members.len().max(1)).take(members.len().min(ASKED_MAX));
         turn += ASKED_MAX;
@@ -56,10 +60,10 @@ pub(crate) async fn run(shared: Shared, hints: watch::Sender<BTreeMap<NodeId, Pe
                     return;
                 }
                 JoinResponse::Admitted { peers, .. } => {
-                    hints.send_if_modified(|hints| {
-                        let before = hints.clone();
-                        hints.extend(peers);
-                        *hints != before
+                    told.send_if_modified(|told| {
+                        let before = told.clone();
+                        told.extend(peers);
+                        *told != before
                     });
                 }
                 _ => {}
@@ -68,7 +72,7 @@ pub(crate) async fn run(shared: Shared, hints: watch::Sender<BTreeMap<NodeId, Pe
     }
 }
 
-/// What `peer` answers, when it does.
+/// What `peer` says of this node.
 async fn ask(shared: &Shared, peer: &Peer, request: &JoinRequest) -> Option<JoinResponse> {
     let question = wire::encode(request).into();
     match shared.platform.transport.call_stranger(peer, question, ASK_DEADLINE).await {

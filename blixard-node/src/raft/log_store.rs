@@ -77,6 +77,11 @@ impl LogStore {
         Ok(Self { reader: LogReader { tail: Arc::new(Mutex::new(tail)), database }, queue })
     }
 
+    /// The last entry that the log no longer holds.
+    pub(super) fn purged(&self) -> Option<LogId> {
+        lock(&self.reader.tail).purged
+    }
+
     async fn push(&self, write: Write, done: impl FnOnce(&mut Tail, io::Result<()>) + Send + 'static) {
         let tail = Arc::clone(&self.reader.tail);
         self.queue.push(write, move |outcome| done(&mut lock(&tail), outcome)).await;

@@ -54,7 +54,7 @@ pub(crate) use self::store::Backend;
 use self::store::Closing;
 use self::types::Raft;
 use crate::context::NodeContext;
-use crate::platform::Platform;
+use crate::platform::{Disk, Platform};
 use crate::watch;
 
 /// The file of the log.
@@ -80,6 +80,17 @@ pub enum OpenError {
         found: NodeId,
         /// Who opened it.
         expected: NodeId,
+    },
+    /// A store that this member has written is not there any more. Starting without it would let
+    /// the member vote and acknowledge again what it has forgotten.
+    #[error(
+        "{file} is missing or empty, and with it what node {node} agreed to: put the file back. If it is lost, give the node up: `blixard node rm {node} --force` on another member, `blixard node purge --yes` here, then join anew. If this was the only member, its cluster is lost with it"
+    )]
+    Lost {
+        /// The store's file.
+        file: &'static str,
+        /// The member.
+        node: NodeId,
     },
     /// Another process has the stores open.
     #[error("{0}")]
@@ -113,6 +124,18 @@ struct Inner {
     closing: Vec<Closing>,
 }
 
+/// Checks that the log of `node`, which has one, is on `disk` still.
+///
+/// # Errors
+/// [`OpenError::Lost`] when it is not; [`OpenError::Store`] when the disk refuses to tell.
+pub fn check_log(disk: &dyn Disk, node: NodeId) -> Result<(), OpenError> {
+    let len = disk.open(LOG_FILE).and_then(|file| file.len());
+    match len.map_err(|error| OpenError::Store(format!("cannot open {LOG_FILE}: {error}")))? {
+        0 => Err(OpenError::Lost { file: LOG_FILE, node }),
+        _ => Ok(()),
+    }
+}
+
 impl RaftNode {
     /// Opens the stores of `id` in the platform's data directory, making them when absent, and
     /// starts Raft on what they hold.
@@ -143,6 +166,10 @@ impl RaftNode {
         let (since_snapshot, uncompacted) = watch::channel(0);
         let machine = StateMachine::open(SnapshotStore::new(reader, queue), since_snapshot, failing).await;
         let machine = machine.map_err(store)?;
+        // What the log no longer holds is in a snapshot, or nowhere.
+        if log.purged() > machine.applied() {
+            return Err(OpenError::Lost { file: STATE_FILE, node: id });
+        }
 
         let state = machine.published();
         let network = network::Network { id: id.0, transport: Arc::clone(&platform.transport) };

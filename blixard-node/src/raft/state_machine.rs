@@ -58,6 +58,11 @@ impl StateMachine {
         Ok(machine)
     }
 
+    /// The last entry that the state holds.
+    pub(super) fn applied(&self) -> Option<LogId> {
+        self.applied
+    }
+
     /// Where every applied state is published.
     pub(super) fn published(&self) -> watch::Receiver<Arc<ClusterState>> {
         self.published.subscribe()

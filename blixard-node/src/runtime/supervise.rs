@@ -90,7 +90,7 @@ impl Private {
         fs::write(self.config_path(), self.config())?;
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
         // setsid(1) leads no process group here, so it becomes containerd without a fork.
-        let child = Command::new("setsid")
+        let mut child = Command::new("setsid")
             .arg(&self.program)
             .arg("--config")
             .arg(self.config_path())
@@ -102,9 +102,13 @@ impl Private {
             .kill_on_drop(false)
             .spawn()?;
         if let Some(pid) = child.id() {
-            let written = self.pid_path().with_extension("pid.new");
-            fs::write(&written, format!("{pid}\n"))?;
-            fs::rename(written, self.pid_path())?;
+            let new = self.pid_path().with_extension("pid.new");
+            let written = fs::write(&new, format!("{pid}\n")).and_then(|()| fs::rename(new, self.pid_path()));
+            // One that cannot be found again would be in the way of the next.
+            if let Err(error) = written {
+                child.start_kill()?;
+                return Err(error);
+            }
         }
         Ok(child)
     }

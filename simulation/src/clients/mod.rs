@@ -32,6 +32,8 @@ pub const CLIENTS: u64 = 4;
 const SERVICES_EACH: u64 = 3;
 /// How many thousandths of what a client does is about services that all share.
 const SHARING: u64 = 400;
+/// How many images there are: more than a machine pulls at once.
+const IMAGES: u64 = 12;
 /// How long a client waits for an answer before it asks again: longer than a node tries.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long it waits before it asks again.
@@ -177,7 +179,7 @@ impl Client {
         let min = u32::try_from(self.random.below(2)).expect("small") + 1;
         let max = min + u32::try_from(self.random.below(3)).expect("small");
         let published = port.filter(|_| self.random.chance(300));
-        let image = format!("docker.io/library/app{}:latest", self.random.below(3));
+        let image = format!("docker.io/library/app{}:latest", self.random.below(IMAGES));
         let port = |port| json!({"container_port": 80, "host_port": port});
         let spec = json!({
             "name": name.as_str(),

@@ -41,9 +41,10 @@ impl Scratch {
 
     fn copy(&self) -> anyhow::Result<()> {
         let mut wanted = BTreeSet::from(["Cargo.toml".into(), "Cargo.lock".into()]);
-        for member in names(&self.workspace)? {
-            if self.workspace.join(&member).join("Cargo.toml").is_file() {
-                list(&self.workspace, &member, &mut wanted)?;
+        for name in names(&self.workspace)? {
+            let hidden = name.to_string_lossy().starts_with('.');
+            if !hidden && name != Path::new("target") && self.workspace.join(&name).is_dir() {
+                list(&self.workspace, &name, &mut wanted)?;
             }
         }
         for file in &wanted {

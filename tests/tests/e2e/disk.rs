@@ -55,6 +55,42 @@ fn a_full_disk_refuses_work_while_containers_go_on_and_space_heals_it() -> Resul
     })
 }
 
+#[test]
+fn a_daemon_that_starts_on_a_full_disk_waits_for_space_while_containers_go_on() -> Result<()> {
+    let mut cluster = Cluster::hosts(1)?;
+    let data = cluster.hosts[0].data_dir();
+    std::fs::create_dir_all(&data)?;
+    let place = data.to_str().expect("temporary paths are UTF-8");
+    run("mount", &["-t", "tmpfs", "-o", "size=96m,mode=700", "tmpfs", place])?;
+    cluster.hosts[0].start(&[])?;
+    cluster.check(|cluster| {
+        let web = image::web()?;
+        let host = &mut cluster.hosts[0];
+        host.import(&web)?;
+        host.run(&Bundle::new("web", &web).port(80, 8080).always())?;
+        let pid = host.pid_of("web-0")?;
+        host.kill()?;
+
+        let filler = data.join("filler");
+        fill(&filler)?;
+        let said = host.log().len();
+        host.spawn(&[])?;
+        wait::until("the daemon to say what it waits for", SOON, || {
+            let log = host.log().split_off(said);
+            ensure!(host.is_running(), "the daemon ended: {log}");
+            wait::ensure(log.contains("No space left") && log.contains("again"), log)
+        })?;
+        ensure!(host.get(8080, "/")?.0 == 200, "the container stopped");
+        let lines = host.log().split_off(said).lines().count();
+        ensure!(lines < 100, "a hot loop wrote {lines} lines");
+
+        std::fs::remove_file(&filler)?;
+        wait::until("writes to work again", SOON, || host.cli(&["service", "scale", "web", "1"]).map(drop))?;
+        ensure!(host.pid_of("web-0")? == pid, "the container was replaced");
+        Ok(())
+    })
+}
+
 /// Writes until nothing more fits.
 fn fill(path: &Path) -> Result<()> {
     let mut file = File::create(path)?;

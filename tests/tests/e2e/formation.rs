@@ -90,6 +90,7 @@ fn a_wrong_token_is_refused() -> Result<()> {
         ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
         ensure!(log.to_lowercase().contains("token"), "the reason is not said: {log}");
         ensure!(!log.contains(&spoilt), "the secret is in the log");
+        ensure!(!log.contains("ERROR"), "more than the reason is said: {log}");
         ensure!(cluster.hosts[0].nodes()?.len() == 1, "it was admitted");
         Ok(())
     })
@@ -185,6 +186,75 @@ fn the_bootstrapping_node_prints_the_line_for_the_next_machine() -> Result<()> {
     })
 }
 
+#[test]
+fn a_new_token_is_printed_as_a_ticket_and_a_used_up_one_is_not_passed_on() -> Result<()> {
+    let mut cluster = Cluster::formed(2)?;
+    cluster.add_host(3)?;
+    cluster.add_host(4)?;
+    cluster.check(|cluster| {
+        let made = cluster.hosts[1].cli_output(&["cluster", "token", "create", "--uses", "1"])?;
+        ensure!(made.status.success(), "{made:?}");
+        let once = String::from_utf8(made.stdout)?.trim().to_owned();
+        let told = String::from_utf8(made.stderr)?;
+        ensure!(told.contains(&format!("blixard node --join {once}")), "the line to run is not told: {told}");
+
+        cluster.hosts[2].start(&["--join", &once])?;
+        wait::until("the new member to say how others join", REFUSAL, || {
+            let log = cluster.hosts[2].log();
+            ensure!(!log.contains("bxt1"), "it passes on a ticket that admits nobody: {log}");
+            wait::ensure(log.contains("blixard cluster token create"), log)
+        })?;
+        let file: Value = serde_json::from_str(&fs::read_to_string(cluster.hosts[2].registry_file())?)?;
+        ensure!(file.get("join_token").is_none(), "the file holds the used-up token: {file}");
+
+        let check = |cluster: &mut Cluster, source: &str, word: &str| -> Result<()> {
+            let said = cluster.hosts[3].log().len();
+            cluster.hosts[3].spawn(&["--join", source])?;
+            let code = cluster.hosts[3].wait_exit(REFUSAL)?;
+            let log = cluster.hosts[3].log().split_off(said);
+            ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
+            ensure!(log.contains(word) && log.contains("token create"), "it is not said: {log}");
+            Ok(())
+        };
+        check(cluster, &once, "used up")?;
+        let registry = cluster.hosts[2].registry_file();
+        check(cluster, text(&registry)?, "join token")?;
+        let fresh = cluster.hosts[2].cli(&["cluster", "token", "create"])?;
+        cluster.hosts[3].start(&["--join", fresh.trim()])?;
+        cluster.wait_formed()
+    })
+}
+
+#[test]
+fn a_joiner_that_died_before_it_heard_the_leader_comes_back_under_one_that_joined_after_it() -> Result<()> {
+    Cluster::hosts(4)?.check(|cluster| {
+        cluster.hosts[0].start(&[])?;
+        let registry = cluster.registry()?;
+        // In the way of the log, so that it is admitted and dies before it hears of anything.
+        let in_the_way = cluster.hosts[1].data_dir().join("raft.redb");
+        fs::create_dir_all(&in_the_way)?;
+        cluster.hosts[1].spawn(&["--join", &registry])?;
+        cluster.hosts[1].wait_exit(REFUSAL)?;
+        ensure!(
+            cluster.hosts[0].nodes()?.len() == 2,
+            "it was not admitted: {}",
+            cluster.hosts[1].log_tail(9)
+        );
+        fs::remove_dir(&in_the_way)?;
+
+        cluster.hosts[2].start(&["--join", &registry])?;
+        cluster.hosts[3].start(&["--join", &registry])?;
+        wait::until("three to vote", REFUSAL, || {
+            wait::ensure(cluster.hosts[2].status()?.voters.len() == 3, "fewer vote")
+        })?;
+        cluster.hosts[0].interrupt()?;
+        wait::until("another to lead", REFUSAL, || wait::ensure(cluster.leader(2)? >= 2, "none of them"))?;
+        cluster.hosts[0].start(&[])?;
+        cluster.hosts[1].start(&[])?;
+        cluster.wait_formed()
+    })
+}
+
 /// The ticket in the line that a node prints for the next machine.
 fn ticket(log: &str) -> Result<String> {
     let words = log.lines().filter(|line| line.contains("--join")).flat_map(str::split_whitespace);
@@ -207,4 +277,25 @@ fn spoil_token(file: &mut Value) -> Result<String> {
 
 fn text(path: &Path) -> Result<&str> {
     path.to_str().context("the temporary directory is not UTF-8")
+}
+
+#[test]
+fn a_start_that_cannot_work_says_why_and_leaves_nothing_behind() -> Result<()> {
+    Cluster::hosts(1)?.check(|cluster| {
+        let host = &mut cluster.hosts[0];
+        let mut check = |arguments: &[&str], word: &str| -> Result<()> {
+            let said = host.log().len();
+            host.spawn_as(arguments)?;
+            let code = host.wait_exit(REFUSAL)?;
+            let log = host.log().split_off(said);
+            ensure!(code.is_some_and(|code| code != 0), "{arguments:?} ended with {code:?}: {log}");
+            ensure!(log.matches(word).count() == 1, "{arguments:?}: `{word}` is not said once: {log}");
+            let left = host.processes();
+            ensure!(left.is_empty(), "{arguments:?} left {left:?} running: {log}");
+            Ok(())
+        };
+        check(&["--bind", "10.99.0.1:7001"], "10.99.0.1:7001")?;
+        check(&["--bind", "10.77.0.1:7001", "--join", "bxt1abc"], "copy all of it")?;
+        check(&["--bind", "10.77.0.1:7001", "--registries", "/nonexistent"], "/nonexistent")
+    })
 }

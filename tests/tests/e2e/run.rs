@@ -113,6 +113,34 @@ fn a_followed_log_ends_with_its_container() -> Result<()> {
 }
 
 #[test]
+fn a_followed_service_shows_containers_that_start_later() -> Result<()> {
+    Cluster::formed(2)?.check(|cluster| {
+        let busybox = image::busybox()?;
+        let host = &cluster.hosts[0];
+        host.import(&busybox)?;
+        let bundle = Bundle::new("crew", &busybox).shell("echo here; exec sleep 600").replicas(1, 3);
+        host.run(&bundle)?;
+        let output = cluster.directory().join("crew.log");
+        let mut follower = host.command(&["logs", "-f", "crew"])?;
+        let mut follower = follower.stdout(std::fs::File::create(&output)?).spawn()?;
+        let shows = |names: &[&str]| {
+            wait::until("the lines of all containers", SOON, || {
+                let text = std::fs::read_to_string(&output)?;
+                let expect = names.iter().all(|name| text.contains(&format!("{name} | here")));
+                wait::ensure(expect && text.lines().count() == names.len(), text)
+            })
+        };
+        shows(&["crew-0"])?;
+        host.cli(&["service", "scale", "crew", "3"])?;
+        shows(&["crew-0", "crew-1", "crew-2"])?;
+        host.cli(&["rm", "crew"])?;
+        let ended = wait::until("the client to end", SOON, || follower.try_wait()?.context("it goes on"))?;
+        ensure!(ended.success(), "{ended}");
+        shows(&["crew-0", "crew-1", "crew-2"])
+    })
+}
+
+#[test]
 fn a_service_stops_starts_and_goes() -> Result<()> {
     Cluster::formed(3)?.check(|cluster| {
         let web = image::web()?;
@@ -141,12 +169,14 @@ fn a_service_stops_starts_and_goes() -> Result<()> {
         cluster.hosts[0].cli(&["start", "web"])?;
         cluster.wait_ready(1, "web", 3, SOON)?;
 
+        let refused = cluster.hosts[1].cli_refused(&["rm", "web-0"])?;
+        ensure!(refused.contains("`blixard rm web`"), "it is not said what to do: {refused}");
         cluster.hosts[1].cli(&["rm", "web"])?;
-        wait::until("the service to go", SOON, || {
-            wait::ensure(cluster.hosts[2].services()?.is_empty(), "it is listed")?;
-            wait::ensure(tasks(cluster)? == 0, "some run")
-        })?;
+        ensure!(cluster.hosts[2].services()?.is_empty(), "it is listed");
         ensure!(cluster.hosts[0].replicas("web")?.is_empty(), "ps still shows it");
+        ensure!(tasks(cluster)? == 0, "some run");
+        // The name and the port are free again.
+        cluster.hosts[2].run(&Bundle::new("web", &web).replicas(2, 4).port(80, 8080))?;
         Ok(())
     })
 }
@@ -229,6 +259,10 @@ fn what_breaks_the_bounds_or_takes_a_port_is_refused_with_the_reason() -> Result
 
         let text = host.run_refused(&Bundle::new("other", &web).port(80, 8080), 10)?;
         ensure!(text.contains("8080") && text.contains("web"), "port and owner are not named: {text}");
+        for port in [7001, 8082] {
+            let text = host.run_refused(&Bundle::new("other", &web).port(80, port), 10)?;
+            ensure!(text.contains(&port.to_string()), "the daemon's own port is not named: {text}");
+        }
         ensure!(host.services()?.len() == 1, "the refused service is listed");
 
         for name in ["service inspect nothing", "rm nothing", "stop nothing", "logs nothing"] {

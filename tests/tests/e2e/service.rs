@@ -35,7 +35,7 @@ fn a_drained_node_gives_its_replicas_away_and_takes_no_new_ones() -> Result<()> 
 #[test]
 fn a_node_leaves_and_a_dead_one_is_removed_by_force() -> Result<()> {
     Cluster::formed(4)?.check(|cluster| {
-        cluster.hosts[0].cli(&["node", "leave", "4"])?;
+        cluster.hosts[3].cli(&["node", "leave", "4"])?;
         wait::until("node 4 to be gone", SOON, || {
             wait::ensure(cluster.hosts[0].nodes()?.len() == 3, "it is listed")
         })?;

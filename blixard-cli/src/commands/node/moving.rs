@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use blixard_core::api::node::{DownAnswer, NodeView};
 use blixard_core::api::replica::ReplicaRow;
-use blixard_core::api::{List, WriteAnswer};
+use blixard_core::api::{Health, List, WriteAnswer};
 use blixard_core::cluster::Phase;
 use blixard_core::id::NodeId;
 use http::StatusCode;
 use tokio::time::{Instant, sleep};
 
+use crate::cli::time;
 use crate::client::{Client, segment};
 use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};
@@ -35,9 +36,9 @@ pub(crate) struct WaitArgs {
     /// Do not wait until its containers are gone
     #[arg(short, long)]
     detach: bool,
-    /// How many seconds to wait
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
-    timeout: u64,
+    /// How long to wait, in seconds or as 1m30s
+    #[arg(long, default_value = "120s", value_name = "TIME", value_parser = time)]
+    timeout: Duration,
 }
 
 /// When the wait is over.
@@ -57,8 +58,20 @@ pub(super) async fn drain(client: &Client, args: Args) -> anyhow::Result<ExitCod
 
 pub(super) async fn leave(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
     let node = find(client, &args.node).await?;
+    let asked: Health = client.get("/v1/health").await?;
     let _: WriteAnswer = client.post_empty(&format!("/v1/nodes/{node}/leave")).await?;
-    wait(client, node, Until::Removed, args.wait).await?;
+    if asked.node == node {
+        // The others stop talking to it when they remove it, and its daemon ends.
+        client.expect_old_answers();
+        match wait(client, node, Until::Removed, args.wait).await {
+            Err(error) if !is_answer(&error) => {
+                render::note("its daemon has ended, as one does that has left")
+            }
+            waited => waited?,
+        }
+    } else {
+        wait(client, node, Until::Removed, args.wait).await?;
+    }
     render::line(&args.node)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -77,11 +90,20 @@ async fn find(client: &Client, node: &str) -> anyhow::Result<NodeId> {
     Ok(view.id)
 }
 
+/// Whether an error is something that a node said, or this command found; not that none answers.
+fn is_answer(error: &anyhow::Error) -> bool {
+    match failure::cause(error) {
+        Some(Cause::Refused(_) | Cause::Command) => true,
+        Some(Cause::NotReached) => false,
+        None => error.downcast_ref::<hyper::Error>().is_none(),
+    }
+}
+
 async fn wait(client: &Client, node: NodeId, until: Until, args: WaitArgs) -> anyhow::Result<()> {
     if args.detach {
         return Ok(());
     }
-    let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    let deadline = Instant::now() + args.timeout;
     let mut progress = Progress::new();
     loop {
         let rows: List<ReplicaRow> = client.get("/v1/replicas?all=true").await?;
@@ -97,7 +119,7 @@ async fn wait(client: &Client, node: NodeId, until: Until, args: WaitArgs) -> an
         progress.show(&shown);
         if Instant::now() >= deadline {
             drop(progress);
-            return Err(late(node, &left, &rows.items, args.timeout).into());
+            return Err(late(node, &left, &rows.items, args.timeout.as_secs()).into());
         }
         sleep(REFRESH).await;
     }
@@ -111,8 +133,12 @@ fn occupies(row: &ReplicaRow, node: NodeId) -> bool {
 async fn is_removed(client: &Client, node: NodeId) -> anyhow::Result<bool> {
     match client.get::<NodeView>(&format!("/v1/nodes/{node}")).await {
         Ok(_) => Ok(false),
-        Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => Ok(true),
-        Err(error) => Err(error),
+        Err(error) => match failure::cause(&error) {
+            Some(Cause::Refused(StatusCode::NOT_FOUND)) => Ok(true),
+            // It is unknown to a node whose state may be old.
+            Some(Cause::Refused(StatusCode::SERVICE_UNAVAILABLE)) => Ok(false),
+            _ => Err(error),
+        },
     }
 }
 

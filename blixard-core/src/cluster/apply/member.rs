@@ -61,7 +61,7 @@ impl ClusterState {
         }
         if let Some((id, _)) = self.removed_nodes.iter().find(|(_, removed)| **removed == key) {
             return Err(Refusal::denied(format!(
-                "this machine was node {id} and was removed: start it with an empty data directory to join anew"
+                "this machine was node {id} and was removed: `blixard node purge --yes` on it, then it can join anew"
             )));
         }
         self.check_join_token(token, secret_sha256)?;

@@ -122,6 +122,18 @@ mod tests {
     }
 
     #[test]
+    fn a_retry_across_a_jump_of_log_time_is_refused_when_it_says_when_it_was_made() {
+        let mut cluster = cluster();
+        assert_eq!(cluster.command(scale(99, START, 5)), Outcome::Done);
+        assert_eq!(cluster.command(scale(100, START, 3)), Outcome::Done);
+        // A leader whose clock is far ahead: all that was remembered is forgotten at once.
+        cluster.now = START.after(REQUEST_MEMORY * 2);
+        assert_eq!(cluster.command(scale(101, cluster.now, 4)), Outcome::Done);
+        assert_eq!(cluster.command(scale(99, START, 5)), too_old());
+        assert_eq!(cluster.state.services[&name("web")].desired, 4);
+    }
+
+    #[test]
     fn a_request_made_by_a_fast_clock_is_remembered_longer() {
         let mut cluster = cluster();
         let ahead = START.after(Duration::from_secs(300));

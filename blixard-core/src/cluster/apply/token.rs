@@ -8,6 +8,11 @@ use crate::limits::TOKENS_MAX;
 use crate::time::UtcMs;
 
 impl Token {
+    /// Whether it admits a joiner at `now`.
+    pub fn admits(&self, now: UtcMs) -> bool {
+        self.scope == TokenScope::Join && !self.is_spent(now)
+    }
+
     fn is_spent(&self, now: UtcMs) -> bool {
         self.uses_left == Some(0) || self.has_expired(now)
     }
@@ -62,7 +67,7 @@ impl ClusterState {
         let matches = same_hash(&expected, secret_sha256);
         let Some(token) = known.filter(|_| matches) else {
             return Err(Refusal::denied(format!(
-                "the join token `{id}` is not valid here: take the ticket from a member of this cluster"
+                "the join token `{id}` is not valid here: `blixard cluster token create` on a member makes a new one"
             )));
         };
         if token.scope != TokenScope::Join {
@@ -71,10 +76,14 @@ impl ClusterState {
             )));
         }
         if token.has_expired(self.time) {
-            return Err(Refusal::denied(format!("the join token `{id}` has expired: make a new one")));
+            return Err(Refusal::denied(format!(
+                "the join token `{id}` has expired: `blixard cluster token create` on a member makes a new one"
+            )));
         }
         if token.uses_left == Some(0) {
-            return Err(Refusal::denied(format!("the join token `{id}` is used up: make a new one")));
+            return Err(Refusal::denied(format!(
+                "the join token `{id}` is used up: `blixard cluster token create` on a member makes a new one"
+            )));
         }
         Ok(())
     }

@@ -187,6 +187,23 @@ fn planner_observations(planner: &mut Planner, world: &World) -> super::super::O
     planner.look(&world.state, world.now).clone()
 }
 
+/// Found by the property below.
+#[test]
+fn room_that_a_new_version_gives_up_goes_to_who_waits_in_the_same_plan() {
+    use Happening::{Availability as SetAvailability, Status, Submit};
+    let submit = |service, shape, memory| Submit { service, shape, max: 1, memory, depends: None, origin: 1 };
+    run(&[
+        Status(2, NodeStatus::Unknown),
+        submit(3, 0, 197),
+        Status(3, NodeStatus::Unknown),
+        SetAvailability(1, Availability::Draining),
+        submit(1, 4, 556),
+        submit(2, 0, 272),
+        Status(1, NodeStatus::Up),
+        submit(1, 3, 0),
+    ]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 

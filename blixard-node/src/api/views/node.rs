@@ -90,6 +90,16 @@ pub fn cluster_status(
     }
 }
 
+/// The same status without a quorum: what the members last told is no promise any more.
+pub fn unconfirmed(mut status: ClusterStatus) -> ClusterStatus {
+    status.stale = true;
+    status.failures_survived = 0;
+    status.survives =
+        "nothing more: no majority of the voters answers; containers run on but nothing can change"
+            .to_owned();
+    status
+}
+
 /// How many more voters may fail at the same time before writes stop, and a sentence that says so.
 pub fn survives(voters: &[NodeId], learners: &[NodeId], up: &BTreeSet<NodeId>) -> (u32, String) {
     let quorum = voters.len() / 2 + 1;

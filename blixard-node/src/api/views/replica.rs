@@ -2,7 +2,7 @@
 
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::service::PendingSlot;
-use blixard_core::cluster::{ClusterState, Desired, Phase, Replica, Service};
+use blixard_core::cluster::{ClusterState, Desired, Node, NodeStatus, Phase, Replica, Service};
 use blixard_core::id::{ClusterId, ContainerId, ReplicaId, ServiceName};
 
 use super::service::pending_slots;
@@ -48,6 +48,13 @@ pub(super) fn is_ready(service: Option<&Service>, replica: &Replica) -> bool {
     phase_is_ready && replica.desired != Desired::Stop && replica.lost_since.is_none()
 }
 
+/// Whether a replica is away with its node. One that was replaced meanwhile stops when its node is
+/// back, as any other that is to stop.
+fn is_lost(node: Option<&Node>, replica: &Replica) -> bool {
+    let back = node.is_some_and(|node| node.status == NodeStatus::Up);
+    replica.lost_since.is_some() && !(back && replica.desired == Desired::Stop)
+}
+
 pub(super) fn row(state: &ClusterState, cluster: ClusterId, id: ReplicaId, replica: &Replica) -> ReplicaRow {
     let service = state.services.get(&replica.service);
     let spec = service.and_then(|service| service.spec_of(replica.version));
@@ -67,7 +74,7 @@ pub(super) fn row(state: &ClusterState, cluster: ClusterId, id: ReplicaId, repli
         desired: Some(replica.desired),
         ready: is_ready(service, replica),
         healthy: status.healthy,
-        lost: replica.lost_since.is_some(),
+        lost: is_lost(node, replica),
         attempt: status.attempt,
         exit_code: status.exit_code,
         message: status.message.clone(),
@@ -117,7 +124,9 @@ fn pending_row(name: &ServiceName, service: &Service, slot: PendingSlot) -> Repl
 
 #[cfg(test)]
 mod tests {
-    use blixard_core::cluster::{Desired, Phase};
+    use blixard_core::cluster::{Desired, NodeStatus, Phase};
+    use blixard_core::id::NodeId;
+    use blixard_core::time::UtcMs;
 
     use super::super::fixture;
     use super::replicas;
@@ -153,6 +162,24 @@ mod tests {
         let rows = replicas(&state, fixture::CLUSTER, false);
         let blocked: Vec<_> = rows.iter().map(|row| row.blocked.as_deref()).collect();
         assert_eq!(blocked, [Some("cannot move"), None]);
+    }
+
+    #[test]
+    fn a_replica_is_lost_until_its_node_is_back_to_stop_it() {
+        let check = |status, desired, expect: bool| {
+            let mut state = fixture::state();
+            fixture::add_service(&mut state, "web", 1);
+            fixture::add_replica(&mut state, 1, "web", 0, Phase::Running, desired);
+            fixture::edit_replica(&mut state, 1, |replica| replica.lost_since = Some(UtcMs(7)));
+            state.nodes.get_mut(&NodeId(1)).unwrap().status = status;
+            let rows = replicas(&state, fixture::CLUSTER, true);
+            let row = rows.iter().find(|row| row.replica.is_some()).unwrap();
+            assert_eq!((row.lost, row.ready), (expect, false), "{status:?} {desired:?}");
+        };
+        check(NodeStatus::Down, Desired::Run, true);
+        check(NodeStatus::Down, Desired::Stop, true);
+        check(NodeStatus::Up, Desired::Run, true);
+        check(NodeStatus::Up, Desired::Stop, false);
     }
 
     #[test]

@@ -220,9 +220,9 @@ fn beside(path: &str, link: &str) -> String {
 
 fn source_fault(path: &str, err: &io::Error) -> RuntimeError {
     match err.kind() {
-        io::ErrorKind::UnexpectedEof => {
-            RuntimeError::Invalid(format!("the archive ends too early, in {path}: it is incomplete"))
-        }
+        io::ErrorKind::UnexpectedEof => RuntimeError::Invalid(format!(
+            "the archive ends too early, in {path}: it is incomplete, or no archive of an image"
+        )),
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
             RuntimeError::Invalid(format!("the archive is damaged or incomplete, in {path}: {err}"))
         }

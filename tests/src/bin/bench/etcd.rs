@@ -79,7 +79,8 @@ impl Etcd {
         for host in &self.cluster().hosts {
             let address = SocketAddr::from((host.address(), CLIENT_PORT));
             let path = "/v3/maintenance/status";
-            let answer = http::request(host.lan(), address, "POST", path, &[], b"{}")?;
+            // One that does not answer yet does not lead.
+            let Ok(answer) = http::request(host.lan(), address, "POST", path, &[], b"{}") else { continue };
             let status: Value = serde_json::from_str(&answer.body)?;
             if status["leader"].is_string() && status["leader"] == status["header"]["member_id"] {
                 return Ok(address);

@@ -97,7 +97,7 @@ impl Sender {
 /// Sends every one of `clients` clients' first request, numbered `count`, and waits for all
 /// answers: to make what later requests change.
 pub(crate) fn once(target: &Target, clients: usize, count: u64) -> Result<()> {
-    drive(target, clients, move |client, sender, make| {
+    drive(target, clients, move |client, sender, make, _| {
         Box::pin(async move {
             sender.ask(make(client, count)).await?;
             Ok(Samples::default())
@@ -108,9 +108,9 @@ pub(crate) fn once(target: &Target, clients: usize, count: u64) -> Result<()> {
 
 /// Has `clients` clients ask for `time`, after a short warm-up. Counts go on from `first`.
 pub(crate) fn run(target: &Target, clients: usize, time: Duration, first: u64) -> Result<Load> {
-    let start = Instant::now() + WARM_UP;
-    let samples = drive(target, clients, move |client, sender, make| {
+    let samples = drive(target, clients, move |client, sender, make, connected| {
         Box::pin(async move {
+            let start = connected + WARM_UP;
             let mut samples = Samples::default();
             for count in first.. {
                 let request = make(client, count);
@@ -135,10 +135,11 @@ pub(crate) fn run(target: &Target, clients: usize, time: Duration, first: u64) -
 
 type Work<'a> = futures_util::future::BoxFuture<'a, Result<Samples>>;
 
+/// Does `work` for every client at once; the time it is given is when all were connected.
 fn drive(
     target: &Target,
     clients: usize,
-    work: impl for<'a> Fn(usize, &'a mut Sender, Make) -> Work<'a> + Clone + Send + Sync + 'static,
+    work: impl for<'a> Fn(usize, &'a mut Sender, Make, Instant) -> Work<'a> + Clone + Send + Sync + 'static,
 ) -> Result<Samples> {
     // A socket stays in the namespace it was made in, whichever thread uses it later.
     let sockets = http::inside(&target.namespace, || {
@@ -146,13 +147,15 @@ fn drive(
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
+        let mut senders = Vec::with_capacity(clients);
+        for socket in sockets {
+            senders.push(handshake(socket, target.protocol).await?);
+        }
+        let connected = Instant::now();
         let mut tasks = JoinSet::new();
-        for (client, socket) in sockets.into_iter().enumerate() {
-            let (make, work, protocol) = (target.make.clone(), work.clone(), target.protocol);
-            tasks.spawn(async move {
-                let mut sender = handshake(socket, protocol).await?;
-                work(client, &mut sender, make).await
-            });
+        for (client, mut sender) in senders.into_iter().enumerate() {
+            let (make, work) = (target.make.clone(), work.clone());
+            tasks.spawn(async move { work(client, &mut sender, make, connected).await });
         }
         let mut samples = Samples::default();
         while let Some(ended) = tasks.join_next().await {
