@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState};
 use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
+use blixard_core::spec::RestartPolicy;
 use blixard_node::platform::{
     ContainerConfig, ContainerInfo, ContainerRuntime, ExecConfig, ExecSession, ImageInfo, LogLine, LogQuery,
     OnProgress, PullProgress, RuntimeError, RuntimeEvent, Started,
@@ -19,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
 use crate::checks::Checks;
+use crate::checks::restarts::Restarts;
 use crate::random::Stream;
 use crate::trace::Trace;
 
@@ -40,6 +42,7 @@ struct Inner {
     /// Whether the runtime itself is gone: containers go on, nobody answers.
     down: bool,
     counts: ContainerCounts,
+    restarts: Restarts,
     /// Told of every start.
     checks: Arc<Checks>,
 }
@@ -81,6 +84,8 @@ struct Container {
     state: ObservedState,
     address: Option<Ipv4Addr>,
     image: String,
+    /// Whether its end is for good when it ends well: a world waits for it to run.
+    fails_only: bool,
 }
 
 impl SimContainers {
@@ -99,6 +104,7 @@ impl SimContainers {
             trouble: Trouble::default(),
             down: false,
             counts: ContainerCounts::default(),
+            restarts: Restarts::default(),
             checks,
         })))
     }
@@ -139,7 +145,9 @@ impl SimContainers {
 
     /// The daemon ended: nobody listens. Containers go on.
     pub fn unsubscribe(&self) {
-        self.lock().subscriber = None;
+        let mut inner = self.lock();
+        inner.subscriber = None;
+        inner.restarts.forget();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -170,8 +178,10 @@ impl SimContainers {
         if container.state != ObservedState::Running {
             return;
         }
+        let code = if container.fails_only { code.max(1) } else { code };
         container.state = ObservedState::Exited(code);
         inner.counts.exited += 1;
+        inner.restarts.ended(replica);
         inner.record("container exit", replica, attempt);
         if let Some(subscriber) = inner.subscriber.as_ref().filter(|_| !inner.down) {
             subscriber.send(RuntimeEvent::Exited { replica, attempt, code }).ok();
@@ -285,9 +295,13 @@ impl ContainerRuntime for SimContainers {
             let pid = inner.next_pid;
             let address = inner.free_address();
             let image = config.spec.image.reference.clone();
-            let container = Container { pid, state: ObservedState::Running, address, image };
+            let fails_only = config.spec.restart.policy == RestartPolicy::No;
+            let container = Container { pid, state: ObservedState::Running, address, image, fails_only };
             inner.containers.insert(key, container);
             inner.counts.started += 1;
+            if let Err(detail) = inner.restarts.started(config.replica, config.attempt) {
+                inner.checks.violated("restarts_wait", detail);
+            }
             inner.check_start(config.replica, config.attempt);
             inner.record("container start", config.replica, config.attempt);
             inner.fails(trouble / 2, "say that a container started")?;
@@ -314,7 +328,10 @@ impl ContainerRuntime for SimContainers {
         let mut inner = self.lock();
         let trouble = inner.trouble.remove;
         inner.fails(trouble, "remove a container")?;
-        inner.containers.remove(&(replica, attempt));
+        let removed = inner.containers.remove(&(replica, attempt));
+        if removed.is_some_and(|container| container.state == ObservedState::Running) {
+            inner.checks.ended(replica, attempt);
+        }
         inner.record("container remove", replica, attempt);
         Ok(())
     }

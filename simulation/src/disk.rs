@@ -228,6 +228,12 @@ impl SimDisk {
         self.lock().slowness = times;
     }
 
+    /// Whether it writes, and as fast as usual.
+    pub fn is_well(&self) -> bool {
+        let inner = self.lock();
+        !inner.full && inner.failing == 0 && inner.slowness == 1
+    }
+
     /// This disk for one life of the daemon, whose tasks `spawner` holds.
     pub fn of_life(&self, spawner: SimSpawner) -> LifeDisk {
         LifeDisk { disk: self.clone(), spawner }

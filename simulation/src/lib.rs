@@ -11,6 +11,7 @@ pub mod containers;
 pub mod disk;
 pub mod faults;
 pub mod machine;
+pub mod mutants;
 pub mod net;
 mod panics;
 pub mod random;

@@ -116,6 +116,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Whether its tasks are held.
+    pub fn is_paused(&self) -> bool {
+        self.spawner.is_paused()
+    }
+
     /// Whether this life is over.
     pub fn is_over(&self) -> bool {
         self.spawner.is_crashed()

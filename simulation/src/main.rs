@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use simulation::mutants::{self, Search};
 use simulation::scenario::{self, Options, Report};
 use simulation::sweep::{Totals, sweep, twice};
 use simulation::trace::Show;
@@ -49,6 +50,24 @@ enum Command {
         wall: Option<u64>,
         #[command(flatten)]
         world: WorldArguments,
+    },
+    /// Plants bugs in a scratch copy of the sources: each must be caught by the invariant it names.
+    Mutants {
+        /// Only those whose name contains this; may be repeated.
+        #[arg(long)]
+        only: Vec<String>,
+        /// How many seeds at a time.
+        #[arg(long, default_value = "2")]
+        jobs: std::num::NonZeroUsize,
+        /// After how many seeds a bug counts as not caught.
+        #[arg(long, default_value_t = 200)]
+        seeds: u64,
+        /// For how many simulated minutes things go wrong in each.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10))]
+        minutes: u64,
+        /// Only check that the patches still apply.
+        #[arg(long)]
+        check: bool,
     },
     /// Runs each seed twice: both histories must be the same.
     Meta {
@@ -104,6 +123,13 @@ fn main() -> ExitCode {
             let all = std::thread::available_parallelism().map_or(1, usize::from);
             let end = seeds.map_or(u64::MAX, |seeds| start.saturating_add(seeds));
             run_sweep(start..end, jobs.map_or(all, usize::from), wall, world)
+        }
+        Command::Mutants { only, jobs, seeds, minutes, check } => {
+            let search = Search { jobs: jobs.get(), seeds, minutes };
+            run_mutants(&only, search, check).unwrap_or_else(|error| {
+                eprintln!("error: {error:#}");
+                false
+            })
         }
         Command::Meta { seeds, world } => run_meta(seeds, world),
     };
@@ -236,4 +262,20 @@ fn run_meta(seeds: u64, world: WorldArguments) -> bool {
     }
     println!("meta: {seeds} seeds, {divergent} divergent");
     divergent == 0
+}
+
+fn run_mutants(only: &[String], search: Search, check: bool) -> anyhow::Result<bool> {
+    let mut mutants = mutants::all()?;
+    for part in only {
+        let known = mutants.iter().any(|mutant| mutant.name.contains(part));
+        anyhow::ensure!(known, "no planted bug's name contains `{part}`");
+    }
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
+    mutants.retain(|mutant| wanted(&mutant.name));
+    if check {
+        mutants::check(&mutants)?;
+        println!("mutants: {} patches apply", mutants.len());
+        return Ok(true);
+    }
+    mutants::run(&mutants, search)
 }

@@ -113,6 +113,12 @@ impl Net {
         }
     }
 
+    /// Whether messages are neither late nor lost nor doubled but by cuts.
+    pub fn is_calm(&self) -> bool {
+        let inner = lock(&self.0);
+        inner.weather == Weather::CALM && inner.doubled == 0
+    }
+
     /// Sets how many thousandths of the requests arrive a second time.
     pub fn set_doubled(&self, thousandths: u64) {
         lock(&self.0).doubled = thousandths;

@@ -52,6 +52,11 @@ impl SimSpawner {
         waiting.into_iter().for_each(Waker::wake);
     }
 
+    /// Whether the tasks are held.
+    pub fn is_paused(&self) -> bool {
+        self.lock().paused
+    }
+
     /// Whether this life is over.
     pub fn is_crashed(&self) -> bool {
         self.lock().crashed

@@ -128,7 +128,7 @@ fn excused(why: &str) -> bool {
 async fn watch(running: Running, world: Weak<World>, checks: Arc<Checks>) {
     let mut seen = None;
     while !running.is_over() {
-        checks.status(running.machine, &running.handle.raft());
+        checks.status(running.machine, running.handle.id, &running.handle.raft());
         let state = running.handle.state();
         if seen != Some(state.applied) {
             seen = Some(state.applied);

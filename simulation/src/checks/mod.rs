@@ -3,15 +3,24 @@
 
 mod acknowledged;
 mod agreement;
+mod downs;
 pub(crate) mod durable;
 mod election;
+mod holds;
+mod kept;
+mod leaders;
 pub mod linearizable;
 mod logs;
+mod placements;
+mod quiet;
 mod reads;
+pub(crate) mod restarts;
 mod settled;
 mod starts;
 mod states;
 mod strays;
+mod terms;
+mod voters;
 mod votes;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,16 +34,22 @@ use bytes::Bytes;
 
 pub use self::acknowledged::{Expected, acknowledged};
 use self::agreement::Agreement;
+use self::downs::Downs;
 use self::election::Election;
+use self::leaders::Leaders;
 use self::logs::Logs;
+use self::quiet::Quiet;
 pub use self::reads::Reads;
 pub use self::settled::settled;
 use self::starts::Starts;
 use self::states::States;
 use self::strays::Strays;
+use self::terms::Terms;
+pub use self::voters::members_agree_who_votes;
 use self::votes::Votes;
 use crate::machine::Machine;
 use crate::trace::Trace;
+use crate::world::World;
 
 /// An invariant that did not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +79,10 @@ struct Inner {
     agreement: Agreement,
     election: Election,
     states: States,
+    terms: Terms,
+    quiet: Quiet,
+    leaders: Leaders,
+    downs: Downs,
     logs: Logs,
     votes: Votes,
     starts: Starts,
@@ -89,6 +108,7 @@ impl Checks {
         let checked = checked.map_err(|detail| ("states_agree".to_owned(), detail));
         self.trace.record_at("apply", machine, state.applied, checked.as_deref().unwrap_or_default());
         let checked = checked.and_then(|_| inner.states.seen(state));
+        inner.downs.seen(state);
         drop(inner);
         if let Err((invariant, detail)) = checked {
             self.violated(&invariant, detail);
@@ -97,14 +117,45 @@ impl Checks {
     }
 
     /// A node knows this of Raft.
-    pub fn status(&self, machine: u64, status: &RaftStatus) {
+    pub fn status(&self, machine: u64, node: NodeId, status: &RaftStatus) {
         let mut inner = self.lock();
         let news = inner.election.seen(machine, status);
+        let terms = inner.terms.seen(node, status);
         drop(inner);
+        if let Err(detail) = terms {
+            self.violated("terms_only_rise", detail);
+        }
         match news {
             Ok(Some(words)) => self.trace.say(machine, &words),
             Ok(None) => {}
             Err(detail) => self.violated("one_leader_a_term", detail),
+        }
+    }
+
+    /// An agent has removed a container whose process ran.
+    pub fn ended(&self, replica: ReplicaId, attempt: u32) {
+        let newest = self.lock().states.newest();
+        let checked = newest.map_or(Ok(()), |state| kept::check(&state, replica, attempt));
+        if let Err(detail) = checked {
+            self.violated("healthy_containers_are_kept", detail);
+        }
+    }
+
+    /// Looks at the world as it is now; to be called every tenth of a second.
+    pub fn look_around(&self, world: &World) {
+        let now = self.trace.elapsed();
+        let running = world.running();
+        let mut inner = self.lock();
+        let Inner { quiet, leaders, downs, .. } = &mut *inner;
+        quiet.look(world, now);
+        let left_alone = leaders.look(quiet, &running, world.machines.len(), now);
+        let caused = downs.look(quiet, now);
+        drop(inner);
+        let found = [("leaders_are_left_alone", left_alone), ("nodes_go_down_for_a_reason", caused)];
+        for (invariant, checked) in found {
+            if let Err(detail) = checked {
+                self.violated(invariant, detail);
+            }
         }
     }
 

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use blixard_core::cluster::ClusterState;
 use blixard_core::cluster::invariants::{check, check_step};
 
+use super::{holds, placements};
+
 /// How many states are kept to find neighbours among.
 const KEPT: usize = 2_048;
 
@@ -39,10 +41,10 @@ impl States {
         };
         check(state).map_err(named)?;
         if let Some(before) = index.checked_sub(1).and_then(|before| self.kept.get(&before)) {
-            check_step(before, state).map_err(named)?;
+            step(before, state)?;
         }
         if let Some(after) = self.kept.get(&(index + 1)) {
-            check_step(state, after).map_err(named)?;
+            step(state, after)?;
         }
         self.kept.insert(index, state.clone());
         if self.kept.len() > KEPT {
@@ -50,4 +52,13 @@ impl States {
         }
         Ok(())
     }
+}
+
+/// What must hold between neighbours.
+fn step(before: &ClusterState, after: &ClusterState) -> Result<(), (String, String)> {
+    let named =
+        |name: &str, detail: String| (name.to_owned(), format!("at index {}: {detail}", after.applied));
+    check_step(before, after).map_err(|violation| named(violation.invariant, violation.detail))?;
+    holds::check(before, after).map_err(|detail| named("holds_are_kept", detail))?;
+    placements::check(before, after).map_err(|detail| named("placements_are_allowed", detail))
 }

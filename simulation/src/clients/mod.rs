@@ -38,6 +38,10 @@ const IMAGES: u64 = 12;
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long it waits before it asks again.
 const RETRY: Duration = Duration::from_millis(300);
+/// The first of the ports that every client publishes at times: only one service gets each.
+const CONTENDED_PORT: u64 = 9_000;
+/// How many there are.
+const CONTENDED_PORTS: u64 = 3;
 /// How often it asks.
 const ANSWER_TRIES_MAX: u32 = 200;
 
@@ -182,7 +186,7 @@ impl Client {
             "image": {"reference": image},
             "environment": {"MARK": mark},
             "replicas": {"min": min, "max": max},
-            "restart": {"policy": "always"},
+            "restart": {"policy": if self.random.chance(300) { "no" } else { "always" }},
             "ports": published.map(port).into_iter().collect::<Vec<_>>(),
             "reservations": {"cpu_millis": self.random.below(4) * 100},
         });
@@ -190,7 +194,9 @@ impl Client {
     }
 
     async fn submit(&mut self, name: &ServiceName) {
-        let port = 10_000 + self.number * 100 + u64::from(name.as_str().as_bytes()[4]);
+        let own = 10_000 + self.number * 100 + u64::from(name.as_str().as_bytes()[4]);
+        let contended = CONTENDED_PORT + self.random.below(CONTENDED_PORTS);
+        let port = if self.random.chance(500) { contended } else { own };
         let (spec, mark, min, max) = self.spec(name, Some(port));
         let body = json!({"spec": spec}).to_string();
         let Some(answer) = self.write(Method::POST, "/v1/services", &body).await else { return };
@@ -314,7 +320,9 @@ impl Client {
     /// A refusal must be one that this client can cause.
     fn refused(&self, path: &str, answer: &Answer) {
         let text = answer.body.to_string();
-        let own = answer.status == StatusCode::UNPROCESSABLE_ENTITY || text.contains("is being removed");
+        let own = answer.status == StatusCode::UNPROCESSABLE_ENTITY
+            || text.contains("is being removed")
+            || text.contains(&format!("port {}", CONTENDED_PORT / 10));
         if !own {
             let detail = format!("{path} was refused with {}: {text}", answer.status);
             self.shared.world.checks.violated("refusals_have_a_cause", detail);

@@ -1,0 +1,77 @@
+//! `leaders_are_left_alone`: a leader that hears a quorum, and is heard by it, goes on leading.
+//!
+//! What pre-vote is for (Ongaro, "Consensus", section 9.6): members that were cut off, restarted or
+//! hear nobody do not raise the term of those who hear each other. Shows a pre-vote granted to
+//! whoever asks, and a member that stands for election without asking.
+
+use std::time::Duration;
+
+use blixard_core::cluster::Availability;
+use blixard_core::id::NodeId;
+
+use super::quiet::Quiet;
+use crate::machine::Running;
+
+/// For how long a quorum must have been left alone before the leader counts as established.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// The leader that has to stay.
+#[derive(Default)]
+pub(super) struct Leaders {
+    established: Option<Established>,
+}
+
+struct Established {
+    leader: NodeId,
+    term: u64,
+    voters: Vec<NodeId>,
+}
+
+/// Whether a quorum of voters, the leader among them, has heard each other since `since`.
+fn quorum_is_quiet(quiet: &Quiet, leader: NodeId, voters: &[NodeId], since: Duration) -> bool {
+    let hears = |voter: &&NodeId| quiet.member(**voter, since) && quiet.way(leader, **voter, since);
+    quiet.member(leader, since) && voters.iter().filter(hears).count() > voters.len() / 2
+}
+
+impl Leaders {
+    /// Takes in how things are now, of `machines` machines.
+    pub(super) fn look(
+        &mut self,
+        quiet: &Quiet,
+        running: &[Running],
+        machines: usize,
+        now: Duration,
+    ) -> Result<(), String> {
+        let since = now.saturating_sub(SETTLED);
+        if let Some(Established { leader, term, voters }) = self.established.take()
+            && quorum_is_quiet(quiet, leader, &voters, since)
+            && running.iter().any(|node| node.handle.id == leader && stays(node))
+        {
+            let highest = running.iter().max_by_key(|node| node.handle.raft().term);
+            if let Some(node) = highest.filter(|node| node.handle.raft().term > term) {
+                return Err(format!(
+                    "a quorum heard node {leader}, the leader of term {term}, and node {} is at term {}",
+                    node.handle.id,
+                    node.handle.raft().term
+                ));
+            }
+        }
+        // Nobody may have raised its term before, so all are there to be asked.
+        let leader = running.iter().find(|node| node.handle.raft().is_leader(node.handle.id));
+        let Some(leader) = leader.filter(|_| running.len() == machines) else { return Ok(()) };
+        let status = leader.handle.raft();
+        let same_term = running.iter().all(|node| node.handle.raft().term <= status.term);
+        if same_term && stays(leader) && quorum_is_quiet(quiet, leader.handle.id, &status.voters, since) {
+            let (leader, term) = (leader.handle.id, status.term);
+            self.established = Some(Established { leader, term, voters: status.voters });
+        }
+        Ok(())
+    }
+}
+
+/// Whether a leader has no reason of its own to hand over.
+fn stays(leader: &Running) -> bool {
+    let state = leader.handle.state();
+    let row = state.nodes.get(&leader.handle.id);
+    row.is_some_and(|node| node.availability != Availability::Leaving && node.hold_until.is_none())
+}

@@ -1,0 +1,27 @@
+//! `placements_are_allowed`: a replica is placed on a node that is up and takes replicas, and in a
+//! slot whose back-off is over.
+//!
+//! Drains and back-off (docs/architecture.md). Shows a planner that overlooks either and an apply
+//! that trusts it.
+
+use blixard_core::cluster::{Availability, ClusterState, NodeStatus};
+
+/// Checks one entry's work.
+pub(super) fn check(before: &ClusterState, after: &ClusterState) -> Result<(), String> {
+    for (id, row) in after.replicas.iter().filter(|(id, _)| **id >= before.next_replica) {
+        // A plan comes last in its entry: what it saw of nodes and services is what is there after.
+        let node = after.nodes.get(&row.node);
+        let ready = node.map(|node| (node.status, node.availability));
+        if ready != Some((NodeStatus::Up, Availability::Active)) {
+            return Err(format!("replica {id} is placed on node {}, which is {ready:?}", row.node));
+        }
+        let backoff = after.services.get(&row.service).and_then(|service| service.backoff.get(&row.slot));
+        if let Some(backoff) = backoff.filter(|backoff| backoff.not_before > after.time) {
+            return Err(format!(
+                "replica {id} is placed at {} in slot {} of `{}`, which waits until {}",
+                after.time, row.slot, row.service, backoff.not_before
+            ));
+        }
+    }
+    Ok(())
+}
