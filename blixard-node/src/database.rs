@@ -13,7 +13,9 @@ use crate::platform::Disk;
 use crate::raft::Backend;
 
 /// How many bytes redb's magic number has.
-const MAGIC_BYTES: u64 = 9;
+const MAGIC_BYTES: usize = 9;
+/// How many bytes hold what redb writes about a new file, the magic number first.
+const HEADER_BYTES: usize = 64;
 
 /// Opens the database file `name` with a cache of so many bytes.
 ///
@@ -36,12 +38,17 @@ pub(crate) fn open(disk: &dyn Disk, name: &str, cache_bytes: usize) -> Result<Da
     }
 }
 
-/// Empties a file whose making did not come to its end; false when it did.
+/// Empties a file whose making did not come to its end; false when it did. Such a file is empty, or
+/// has a header without a magic number. One without any header before other data is damaged: it may
+/// have held something.
 fn clear_unfinished(disk: &dyn Disk, name: &str) -> io::Result<bool> {
     let backend = disk.open(name)?;
-    let mut magic = vec![0; usize::try_from(backend.len()?.min(MAGIC_BYTES)).map_err(io::Error::other)?];
-    backend.read(0, &mut magic)?;
-    let unfinished = magic.iter().all(|byte| *byte == 0);
+    let mut bytes = vec![0; usize::try_from(backend.len()?).map_err(io::Error::other)?];
+    backend.read(0, &mut bytes)?;
+    let zero = |part: &[u8]| part.iter().all(|byte| *byte == 0);
+    let (magic, rest) = bytes.split_at(bytes.len().min(MAGIC_BYTES));
+    let header = &rest[..rest.len().min(HEADER_BYTES - MAGIC_BYTES)];
+    let unfinished = zero(magic) && (!zero(header) || zero(rest));
     if unfinished {
         backend.set_len(0)?;
     }
