@@ -317,6 +317,7 @@ mod tests {
         check(b"this is no database");
         check(&[0xff; 8192]);
         check(&good[..good.len() / 2]);
+        check(&[&[0; 512], &good[512..]].concat());
         check(&[&[1; 512], &good[512..]].concat());
     }
 }
