@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use blixard_core::id::NodeId;
 
+use crate::machine::Running;
 use crate::world::World;
 
 /// A longer time between two looks hides what went wrong in it.
@@ -46,8 +47,10 @@ impl Quiet {
             {
                 self.led.insert(node.handle.id, now);
             }
-            if missed || !same_life || running.is_none_or(|node| node.is_paused()) || !machine.disk.is_well()
-            {
+            // A node whose store failed knows no voters until it has reopened it, for a while after
+            // its disk is well again.
+            let away = |node: &Running| node.is_paused() || node.handle.raft().voters.is_empty();
+            if missed || !same_life || running.is_none_or(|node| away(&node)) || !machine.disk.is_well() {
                 self.machines.insert(machine.number, now);
             }
         }
@@ -60,7 +63,7 @@ impl Quiet {
         }
     }
 
-    /// Whether a member's daemon has run, its disk has been well, since `since`.
+    /// Whether a member's daemon and its Raft have run, and its disk has been well, since `since`.
     pub(super) fn member(&self, node: NodeId, since: Duration) -> bool {
         let disturbed = self.members.get(&node).and_then(|number| self.machines.get(number));
         disturbed.is_some_and(|at| *at < since)
