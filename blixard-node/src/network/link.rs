@@ -5,7 +5,9 @@ use std::os::fd::AsRawFd;
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoBridgePort, InfoPortData, InfoPortKind, LinkAttribute};
+use rtnetlink::packet_route::link::{
+    InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+};
 use rtnetlink::{Error, Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::namespace::Namespace;
@@ -110,21 +112,16 @@ async fn plug(netlink: &Handle, bridge: &str, outside: &str, inside: &Namespace)
     if let Some(left) = index_of(netlink, outside).await? {
         netlink.link().del(left).execute().await?;
     }
-    // The peer's name is its own until it is inside: two containers may start at once.
-    let peer = outside.replacen("bxv", "bxp", 1);
-    netlink.link().add(LinkVeth::new(outside, &peer).build()).execute().await?;
+    // The other end is made inside: moving a device to another namespace waits for every CPU.
+    let peer = LinkUnspec::new_with_name(INSIDE).setns_by_fd(inside.descriptor.as_raw_fd()).build();
+    let pair = LinkVeth::new(outside, INSIDE).set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
+    netlink.link().add(pair.controller(bridge).up().build()).execute().await?;
     let index = index_of(netlink, outside).await?.ok_or(Error::RequestFailed)?;
-    let moved = LinkUnspec::new_with_name(&peer).setns_by_fd(inside.descriptor.as_raw_fd()).build();
-    netlink.link().set(moved).execute().await?;
-    netlink.link().set(LinkUnspec::new_with_index(index).controller(bridge).up().build()).execute().await?;
     // Without it a container cannot reach its own published port: the bridge does not send a
     // frame back where it came from.
     let hairpin = InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]);
     let port = LinkUnspec::new_with_index(index).set_port_kind(InfoPortKind::Bridge).set_port_data(hairpin);
-    netlink.link().set_port(port.build()).execute().await?;
-    let index = index_of(&inside.netlink, &peer).await?.ok_or(Error::RequestFailed)?;
-    let renamed = LinkUnspec::new_with_index(index).name(INSIDE.to_owned()).build();
-    inside.netlink.link().set(renamed).execute().await
+    netlink.link().set_port(port.build()).execute().await
 }
 
 async fn set_up(netlink: &Handle, address: Ipv4Addr, gateway: Ipv4Addr) -> Result<(), Error> {

@@ -141,39 +141,31 @@ impl ContainerNetwork {
         if let Some(lease) = state.leases.get(id) {
             return Ok(lease.clone());
         }
+        let address = state.leases.free_address(self.subnet)?;
         state.held.hold(id, ports)?;
-        let made = self.make(&state.leases, id, ports).await;
-        let lease = match made {
-            Ok(lease) => lease,
-            Err(error) => {
-                state.held.release(id);
-                return Err(error);
-            }
+        let netns_path = self.directory.join(format!("{}.netns", id.short()));
+        let lease = Lease { netns_path, address, ports: ports.to_vec() };
+        // The rules name an address that is not there yet; neither waits for the other.
+        let leases = state.leases.iter().map(|(_, lease)| lease).chain([&lease]);
+        let rules = firewall::ruleset(&self.name, self.subnet, leases);
+        let (made, loaded) = tokio::join!(self.make(id, &lease), firewall::load(&rules));
+        // Written last: a lease stands for a namespace that is connected.
+        let kept = match made.and(loaded) {
+            Ok(()) => state.leases.insert(id.clone(), lease.clone()),
+            Err(error) => Err(error),
         };
-        state.leases.insert(id.clone(), lease.clone())?;
-        if let Err(error) = self.load_rules(&state.leases).await {
-            self.forget(&mut state, id).await?;
+        if let Err(error) = kept {
+            state.held.release(id);
+            namespace::remove(&lease.netns_path)?;
+            self.load_rules(&state.leases).await?;
             return Err(error);
         }
         Ok(lease)
     }
 
-    async fn make(
-        &self,
-        leases: &Leases,
-        id: &ContainerId,
-        ports: &[PortSpec],
-    ) -> Result<Lease, NetworkError> {
-        let address = leases.free_address(self.subnet)?;
-        let netns_path = self.directory.join(format!("{}.netns", id.short()));
-        let inside = namespace::create(&netns_path).await?;
-        let gateway = first_host(self.subnet);
-        let connected = link::connect(&self.name, &veth_name(id), inside, address, gateway).await;
-        if let Err(error) = connected {
-            namespace::remove(&netns_path)?;
-            return Err(error);
-        }
-        Ok(Lease { netns_path, address, ports: ports.to_vec() })
+    async fn make(&self, id: &ContainerId, lease: &Lease) -> Result<(), NetworkError> {
+        let inside = namespace::create(&lease.netns_path).await?;
+        link::connect(&self.name, &veth_name(id), inside, lease.address, first_host(self.subnet)).await
     }
 
     /// Takes everything of a container away again. One that has nothing is none of its business.
