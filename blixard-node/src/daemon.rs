@@ -50,6 +50,8 @@ const RUNTIME_READY: Duration = Duration::from_secs(5);
 const RUNTIME_POLL: Duration = Duration::from_millis(10);
 /// How long a new member waits for the state that says whether its token admits others.
 const STATE_WAIT: Duration = Duration::from_secs(5);
+/// How long no leader is heard before the sources are read again, and between two such readings.
+const SEEK_AFTER: Duration = Duration::from_secs(3);
 /// How long a start waits for the process before it to let go of the data directory.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// How often it looks.
@@ -234,7 +236,8 @@ async fn form_and_serve(
         _ = stop.wait_for(|stopping| *stopping) => return Ok(ExitCode::SUCCESS),
     };
     let handle = node.handle();
-    context.spawn("discovery", sources.run(platform.clone()));
+    context.spawn("discovery", sources.clone().run(platform.clone()));
+    context.spawn("seeking", seek(handle.clone(), sources));
     runtime_ready(&platform).await;
     let serving = while_full(data_dir, async || {
         identity.set_has_log()?;
@@ -285,6 +288,15 @@ async fn form_and_serve(
         while serving.join_next().await.is_some() {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Has the sources read again while no leader is heard: what they said at the start may be old, as
+/// when all machines got other addresses at once.
+async fn seek(handle: NodeHandle, sources: Arc<Refresher>) {
+    loop {
+        handle.leaderless(SEEK_AFTER).await;
+        sources.demand();
+    }
 }
 
 /// Waits until the runtime knows whose containers it has, so that the first question is not

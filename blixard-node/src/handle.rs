@@ -274,6 +274,11 @@ impl NodeHandle {
         self.shared.raft().map_or_else(RaftStatus::default, |raft| raft.status())
     }
 
+    /// Waits until no leader has been heard for `silence`, from this call on. Cancel safe.
+    pub async fn leaderless(&self, silence: Duration) {
+        self.shared.wait_leaderless(silence).await;
+    }
+
     /// Pulls going on at this node's agent.
     pub fn pulls(&self) -> BTreeMap<ReplicaId, PullProgress> {
         self.shared.pulls.lock().unwrap_or_else(PoisonError::into_inner).clone()

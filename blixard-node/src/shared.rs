@@ -151,6 +151,13 @@ impl Shared {
         }
     }
 
+    /// Waits until no leader has been heard for `silence`, from this call on. Cancel safe.
+    pub(crate) async fn wait_leaderless(&self, silence: Duration) {
+        while self.within(silence, self.wait_status(|status| status.leader.is_some())).await.is_some() {
+            self.wait_status(|status| status.leader.is_none()).await;
+        }
+    }
+
     pub(crate) fn set_removed(&self) {
         self.removed.send(true);
     }

@@ -42,11 +42,7 @@ pub(crate) async fn run(
     };
     let mut turn = 0;
     loop {
-        let led = shared.wait_status(|status| status.leader.is_some());
-        if shared.within(SILENCE, led).await.is_some() {
-            shared.wait_status(|status| status.leader.is_none()).await;
-            continue;
-        }
+        shared.wait_leaderless(SILENCE).await;
         let members: Vec<Peer> = peers_of(&shared.state(), shared.id, &hints).into_values().collect();
         let asked =
             members.iter().cycle().skip(turn % members.len().max(1)).take(members.len().min(ASKED_MAX));

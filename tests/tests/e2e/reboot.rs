@@ -33,9 +33,13 @@ fn reforms(addresses: &[u8; 3]) -> Result<()> {
             host.power_on()?;
         }
         let registry = cluster.registry()?;
-        for host in &mut cluster.hosts {
-            // A machine that was renumbered is told where to find one of the others.
+        for host in cluster.hosts.iter_mut().rev() {
+            // A machine that was renumbered is told where to find one of the others. The file says
+            // where that was before, until the last to start writes it anew.
             host.spawn(&["--join", &registry])?;
+            if host.number == 3 {
+                host.wait_ready()?;
+            }
         }
         for host in &mut cluster.hosts {
             host.wait_ready()?;
