@@ -154,6 +154,12 @@ impl SimContainers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The machine's daemon starts.
+    pub fn daemon_starts(&self) {
+        let inner = self.lock();
+        inner.checks.daemon_starts(inner.machine);
+    }
+
     /// The machine lost power: no process is left, what is on disk stays.
     pub fn power_off(&self) {
         let mut inner = self.lock();

@@ -196,6 +196,7 @@ impl Machine {
         }
         let number = self.lives.fetch_add(1, Ordering::Relaxed) + 1;
         self.trace.say(self.number, "daemon starts");
+        self.containers.daemon_starts();
         let life = Life {
             number,
             spawner: SimSpawner::default(),

@@ -12,8 +12,9 @@ use blixard_core::id::NodeId;
 use super::quiet::Quiet;
 use crate::machine::Running;
 
-/// For how long a quorum must have been left alone before the leader counts as established.
-const SETTLED: Duration = Duration::from_secs(3);
+/// For how long a quorum must have been left alone before the leader counts as established. A leader
+/// that heard no quorum may still fall silent for a while seconds later, so that another is elected.
+const SETTLED: Duration = Duration::from_secs(6);
 
 /// The leader that has to stay.
 #[derive(Default)]
@@ -73,5 +74,7 @@ impl Leaders {
 fn stays(leader: &Running) -> bool {
     let state = leader.handle.state();
     let row = state.nodes.get(&leader.handle.id);
-    row.is_some_and(|node| node.availability != Availability::Leaving && node.hold_until.is_none())
+    // Who hears no quorum by its own account makes way, whatever keeps it from hearing.
+    let heard = leader.handle.raft().quorum_ack_ms_ago.is_none_or(|ago| ago < 500);
+    heard && row.is_some_and(|node| node.availability != Availability::Leaving && node.hold_until.is_none())
 }

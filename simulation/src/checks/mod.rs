@@ -181,6 +181,11 @@ impl Checks {
         }
     }
 
+    /// The daemon of a machine starts.
+    pub fn daemon_starts(&self, machine: u64) {
+        self.lock().starts.daemon_starts(machine);
+    }
+
     /// A machine starts a container while other attempts of its replica run there.
     pub fn started(&self, machine: u64, replica: ReplicaId, attempt: u32, running: &[u32]) {
         let checked = self.lock().starts.started(machine, replica, attempt, running);

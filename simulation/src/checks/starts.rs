@@ -1,4 +1,5 @@
-//! `replicas_start_once`: a replica runs on one machine and once at a time, and its attempts rise.
+//! `replicas_start_once`: a replica runs on one machine and once at a time, and its attempts rise
+//! while its daemon runs: one whose end no quorum recorded is forgotten with the daemon.
 //!
 //! A replica's node never changes; a new attempt begins when the container of the last one has
 //! ended. Seen in what the runtimes do, not in what the cluster believes. Two running replicas of
@@ -17,6 +18,13 @@ pub(super) struct Starts {
 }
 
 impl Starts {
+    /// The daemon of a machine starts.
+    pub(super) fn daemon_starts(&mut self, machine: u64) {
+        for (_, last) in self.places.values_mut().filter(|(place, _)| *place == machine) {
+            *last = 0;
+        }
+    }
+
     /// A machine starts a container while `running`, attempts of the same replica, run there.
     pub(super) fn started(
         &mut self,
