@@ -121,7 +121,7 @@ impl ContainerNetwork {
         enable_forwarding(&name)?;
         let mut held = HeldPorts::default();
         for (id, lease) in leases.iter() {
-            if let Err(error) = held.hold(id, &lease.ports) {
+            if let Err(error) = held.hold(id, &lease.ports).await {
                 tracing::warn!(container.id = id.short(), err = %error, "a published port is no longer ours");
             }
         }
@@ -142,7 +142,7 @@ impl ContainerNetwork {
             return Ok(lease.clone());
         }
         let address = state.leases.free_address(self.subnet)?;
-        state.held.hold(id, ports)?;
+        state.held.hold(id, ports).await?;
         let netns_path = self.directory.join(format!("{}.netns", id.short()));
         let lease = Lease { netns_path, address, ports: ports.to_vec() };
         // The rules name an address that is not there yet; neither waits for the other.

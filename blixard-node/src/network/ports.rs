@@ -7,11 +7,18 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::time::Duration;
 
 use blixard_core::id::ContainerId;
 use blixard_core::spec::{PortSpec, Protocol};
 
 use super::NetworkError;
+
+/// For how long a taken port is asked for again. One that was let go of stays bound in every process
+/// forked meanwhile, until that runs its program: a replica that starts again must not fail for it.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How long after each try the next one comes.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// The bound sockets and which containers want them.
 #[derive(Debug, Default)]
@@ -26,12 +33,22 @@ enum Socket {
     Udp(#[expect(dead_code, reason = "held, never read")] UdpSocket),
 }
 
+impl Socket {
+    fn bind(protocol: Protocol, port: u16) -> std::io::Result<Self> {
+        let any = (Ipv4Addr::UNSPECIFIED, port);
+        match protocol {
+            Protocol::Tcp => TcpListener::bind(any).map(Self::Tcp),
+            Protocol::Udp => UdpSocket::bind(any).map(Self::Udp),
+        }
+    }
+}
+
 impl HeldPorts {
     /// Binds the host ports of `ports` for `id`: all of them or none.
-    pub(super) fn hold(&mut self, id: &ContainerId, ports: &[PortSpec]) -> Result<(), NetworkError> {
+    pub(super) async fn hold(&mut self, id: &ContainerId, ports: &[PortSpec]) -> Result<(), NetworkError> {
         for port in ports {
             let Some(host_port) = port.host_port else { continue };
-            if let Err(error) = self.hold_one(id, port.protocol, host_port) {
+            if let Err(error) = self.hold_one(id, port.protocol, host_port).await {
                 self.release(id);
                 return Err(error);
             }
@@ -39,26 +56,35 @@ impl HeldPorts {
         Ok(())
     }
 
-    fn hold_one(&mut self, id: &ContainerId, protocol: Protocol, port: u16) -> Result<(), NetworkError> {
+    async fn hold_one(
+        &mut self,
+        id: &ContainerId,
+        protocol: Protocol,
+        port: u16,
+    ) -> Result<(), NetworkError> {
         if let Some((_, holders)) = self.by_port.get_mut(&(protocol, port)) {
             holders.push(id.clone());
             return Ok(());
         }
-        let any = (Ipv4Addr::UNSPECIFIED, port);
-        let bound = match protocol {
-            Protocol::Tcp => TcpListener::bind(any).map(Socket::Tcp),
-            Protocol::Udp => UdpSocket::bind(any).map(Socket::Udp),
+        let mut left = PATIENCE;
+        let socket = loop {
+            match Socket::bind(protocol, port) {
+                Ok(socket) => break socket,
+                Err(error) if error.kind() != ErrorKind::AddrInUse => {
+                    return Err(NetworkError::Io {
+                        what: format!("bind port {port}/{protocol}"),
+                        source: error,
+                    });
+                }
+                Err(_) if left.is_zero() => return Err(NetworkError::PortTaken { port, protocol }),
+                Err(_) => {
+                    tokio::time::sleep(PAUSE).await;
+                    left = left.saturating_sub(PAUSE);
+                }
+            }
         };
-        match bound {
-            Ok(socket) => {
-                self.by_port.insert((protocol, port), (socket, vec![id.clone()]));
-                Ok(())
-            }
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                Err(NetworkError::PortTaken { port, protocol })
-            }
-            Err(source) => Err(NetworkError::Io { what: format!("bind port {port}/{protocol}"), source }),
-        }
+        self.by_port.insert((protocol, port), (socket, vec![id.clone()]));
+        Ok(())
     }
 
     /// Lets go of what only `id` wants.
@@ -78,30 +104,30 @@ mod tests {
         vec![PortSpec { container_port: 80, host_port: Some(host_port), protocol: Protocol::Tcp }]
     }
 
-    #[test]
-    fn a_port_of_another_program_is_refused_by_name() {
+    #[tokio::test]
+    async fn a_port_of_another_program_is_refused_by_name() {
         let other = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
         let port = other.local_addr().expect("it is bound").port();
         let id = ContainerId("a".repeat(64));
         let mut held = HeldPorts::default();
-        let error = held.hold(&id, &published(port)).expect_err("it is taken");
+        let error = held.hold(&id, &published(port)).await.expect_err("it is taken");
         assert!(error.to_string().contains(&format!("port {port}/tcp is taken")), "{error}");
         drop(other);
-        held.hold(&id, &published(port)).expect("it is free now");
+        held.hold(&id, &published(port)).await.expect("it is free now");
         assert!(TcpListener::bind(("127.0.0.1", port)).is_err(), "a held port is held");
     }
 
-    #[test]
-    fn a_shared_port_is_held_until_its_last_container_goes() {
+    #[tokio::test]
+    async fn a_shared_port_is_held_until_its_last_container_goes() {
         let free =
             TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("free ports").port();
         let (first, second) = (ContainerId("a".repeat(64)), ContainerId("b".repeat(64)));
         let mut held = HeldPorts::default();
-        held.hold(&first, &published(free)).expect("it is free");
-        held.hold(&second, &published(free)).expect("it is shared");
+        held.hold(&first, &published(free)).await.expect("it is free");
+        held.hold(&second, &published(free)).await.expect("it is shared");
         held.release(&first);
         assert!(TcpListener::bind(("127.0.0.1", free)).is_err(), "the second still wants it");
         held.release(&second);
-        TcpListener::bind(("127.0.0.1", free)).expect("nobody wants it");
+        HeldPorts::default().hold(&first, &published(free)).await.expect("nobody wants it");
     }
 }
