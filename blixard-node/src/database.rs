@@ -7,7 +7,7 @@
 
 use std::io;
 
-use redb::{Database, DatabaseError, StorageError};
+use redb::{Database, DatabaseError, StorageBackend, StorageError};
 
 use crate::platform::Disk;
 use crate::raft::Backend;
@@ -16,6 +16,8 @@ use crate::raft::Backend;
 const MAGIC_BYTES: usize = 9;
 /// How many bytes hold what redb writes about a new file, the magic number first.
 const HEADER_BYTES: usize = 64;
+/// How much of a file is looked at at once, in bytes.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// Opens the database file `name` with a cache of so many bytes.
 ///
@@ -43,16 +45,35 @@ pub(crate) fn open(disk: &dyn Disk, name: &str, cache_bytes: usize) -> Result<Da
 /// have held something.
 fn clear_unfinished(disk: &dyn Disk, name: &str) -> io::Result<bool> {
     let backend = disk.open(name)?;
-    let mut bytes = vec![0; usize::try_from(backend.len()?).map_err(io::Error::other)?];
-    backend.read(0, &mut bytes)?;
-    let zero = |part: &[u8]| part.iter().all(|byte| *byte == 0);
-    let (magic, rest) = bytes.split_at(bytes.len().min(MAGIC_BYTES));
-    let header = &rest[..rest.len().min(HEADER_BYTES - MAGIC_BYTES)];
-    let unfinished = zero(magic) && (!zero(header) || zero(rest));
+    let mut start = [0; HEADER_BYTES];
+    let held = usize::try_from(backend.len()?).map_or(HEADER_BYTES, |bytes| bytes.min(HEADER_BYTES));
+    backend.read(0, &mut start[..held])?;
+    let (magic, rest) = start.split_at(MAGIC_BYTES);
+    let unfinished = is_zero(magic) && (!is_zero(rest) || holds_nothing(&*backend)?);
     if unfinished {
         backend.set_len(0)?;
     }
     Ok(unfinished)
+}
+
+/// Whether a file is empty or all zeros.
+fn holds_nothing(backend: &dyn StorageBackend) -> io::Result<bool> {
+    let length = backend.len()?;
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut from = 0;
+    while from < length {
+        let held = usize::try_from(length - from).map_or(CHUNK_BYTES, |bytes| bytes.min(CHUNK_BYTES));
+        backend.read(from, &mut chunk[..held])?;
+        if !is_zero(&chunk[..held]) {
+            return Ok(false);
+        }
+        from += held as u64;
+    }
+    Ok(true)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 #[cfg(test)]
