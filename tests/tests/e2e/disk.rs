@@ -2,30 +2,44 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
 use blixard_tests::command::run;
+use blixard_tests::host::Host;
+use blixard_tests::image::Image;
 use blixard_tests::{image, wait};
 
 const SOON: Duration = Duration::from_secs(60);
 
-#[test]
-fn a_full_disk_refuses_work_while_containers_go_on_and_space_heals_it() -> Result<()> {
+/// One node, started, whose data directory is a small file system of its own; and that directory.
+fn on_a_small_disk() -> Result<(Cluster, PathBuf)> {
     let mut cluster = Cluster::hosts(1)?;
     let data = cluster.hosts[0].data_dir();
     std::fs::create_dir_all(&data)?;
     let place = data.to_str().expect("temporary paths are UTF-8");
     run("mount", &["-t", "tmpfs", "-o", "size=96m,mode=700", "tmpfs", place])?;
     cluster.hosts[0].start(&[])?;
+    Ok((cluster, data))
+}
+
+/// Runs a web server that answers at port 8080; the image it runs.
+fn serving(host: &Host) -> Result<Image> {
+    let web = image::web()?;
+    host.import(&web)?;
+    host.run(&Bundle::new("web", &web).port(80, 8080).always())?;
+    Ok(web)
+}
+
+#[test]
+fn a_full_disk_refuses_work_while_containers_go_on_and_space_heals_it() -> Result<()> {
+    let (cluster, data) = on_a_small_disk()?;
     cluster.check(|cluster| {
-        let web = image::web()?;
         let host = &mut cluster.hosts[0];
-        host.import(&web)?;
-        host.run(&Bundle::new("web", &web).port(80, 8080).always())?;
+        let web = serving(host)?;
         let pid = host.pid_of("web-0")?;
 
         let filler = data.join("filler");
@@ -57,17 +71,10 @@ fn a_full_disk_refuses_work_while_containers_go_on_and_space_heals_it() -> Resul
 
 #[test]
 fn a_daemon_that_starts_on_a_full_disk_waits_for_space_while_containers_go_on() -> Result<()> {
-    let mut cluster = Cluster::hosts(1)?;
-    let data = cluster.hosts[0].data_dir();
-    std::fs::create_dir_all(&data)?;
-    let place = data.to_str().expect("temporary paths are UTF-8");
-    run("mount", &["-t", "tmpfs", "-o", "size=96m,mode=700", "tmpfs", place])?;
-    cluster.hosts[0].start(&[])?;
+    let (cluster, data) = on_a_small_disk()?;
     cluster.check(|cluster| {
-        let web = image::web()?;
         let host = &mut cluster.hosts[0];
-        host.import(&web)?;
-        host.run(&Bundle::new("web", &web).port(80, 8080).always())?;
+        serving(host)?;
         let pid = host.pid_of("web-0")?;
         host.kill()?;
 
