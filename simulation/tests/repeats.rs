@@ -87,7 +87,7 @@ fn bad_arguments_are_named() {
     check("sweep --wall 0", "0 is not in 1..");
     check("meta --seeds 0", "0 is not in 1..");
     check("sweep --seeds 1 --jobs 0", "invalid value '0' for '--jobs <JOBS>'");
-    check("mutants --only nobody --check", "no planted bug's name contains `nobody`");
+    check("mutants --only no-such-bug --check", "no planted bug's name contains `no-such-bug`");
     check("mutants --jobs 0", "invalid value '0' for '--jobs <JOBS>'");
     check("guess", "unrecognized subcommand 'guess'");
 }

@@ -78,10 +78,13 @@ impl Hunk {
     /// # Errors
     /// When they are not there, or more than once.
     pub(super) fn apply(&self, text: &str) -> anyhow::Result<String> {
-        let (text, old) = (format!("\n{text}"), format!("\n{}", self.old));
-        let found = text.matches(&old).count();
-        ensure!(found == 1, "these lines are there {found} times, not once:\n{}", self.old);
-        Ok(text.replacen(&old, &format!("\n{}", self.new), 1)[1..].to_owned())
+        let begins = |at: usize| at == 0 || text[..at].ends_with('\n');
+        let places: Vec<usize> =
+            text.match_indices(&self.old).map(|(at, _)| at).filter(|at| begins(*at)).collect();
+        let [at] = places[..] else {
+            bail!("these lines are there {} times, not once:\n{}", places.len(), self.old);
+        };
+        Ok([&text[..at], &self.new, &text[at + self.old.len()..]].concat())
     }
 }
 
