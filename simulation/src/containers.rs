@@ -157,7 +157,7 @@ impl SimContainers {
     /// The machine's daemon starts.
     pub fn daemon_starts(&self) {
         let inner = self.lock();
-        inner.checks.daemon_starts(inner.machine);
+        inner.checks.daemon_starts(inner.machine, &inner.containers.keys().copied().collect());
     }
 
     /// The machine lost power: no process is left, what is on disk stays.

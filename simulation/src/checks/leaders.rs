@@ -12,9 +12,8 @@ use blixard_core::id::NodeId;
 use super::quiet::Quiet;
 use crate::machine::Running;
 
-/// For how long a quorum must have been left alone before the leader counts as established. A leader
-/// that heard no quorum may still fall silent for a while seconds later, so that another is elected.
-const SETTLED: Duration = Duration::from_secs(6);
+/// For how long a quorum must have been left alone before the leader counts as established.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// The leader that has to stay.
 #[derive(Default)]

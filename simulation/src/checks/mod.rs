@@ -23,6 +23,7 @@ mod terms;
 mod voters;
 mod votes;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -181,9 +182,9 @@ impl Checks {
         }
     }
 
-    /// The daemon of a machine starts.
-    pub fn daemon_starts(&self, machine: u64) {
-        self.lock().starts.daemon_starts(machine);
+    /// The daemon of a machine starts, which has containers of these attempts.
+    pub fn daemon_starts(&self, machine: u64, left: &BTreeSet<(ReplicaId, u32)>) {
+        self.lock().starts.daemon_starts(machine, left);
     }
 
     /// A machine starts a container while other attempts of its replica run there.

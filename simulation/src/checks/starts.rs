@@ -1,13 +1,15 @@
-//! `replicas_start_once`: a replica runs on one machine and once at a time, and its attempts rise
-//! while its daemon runs: one whose end no quorum recorded is forgotten with the daemon.
+//! `replicas_start_once`: a replica runs on one machine and once at a time, and its attempts rise.
 //!
 //! A replica's node never changes; a new attempt begins when the container of the last one has
 //! ended. Seen in what the runtimes do, not in what the cluster believes. Two running replicas of
 //! one slot and version are right only while the state names all but one of them as superseded,
 //! stopping or lost, which the state's own invariants check. Shows an agent that starts what is
 //! another's, starts again without looking what runs, or runs an old attempt after a new one.
+//!
+//! A daemon that starts knows the attempts whose containers are left. One that was removed after its
+//! end, and whose end no quorum recorded, is forgotten with the daemon: it may be made again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::id::ReplicaId;
 
@@ -18,10 +20,11 @@ pub(super) struct Starts {
 }
 
 impl Starts {
-    /// The daemon of a machine starts.
-    pub(super) fn daemon_starts(&mut self, machine: u64) {
-        for (_, last) in self.places.values_mut().filter(|(place, _)| *place == machine) {
-            *last = 0;
+    /// The daemon of a machine starts, which has containers of these attempts.
+    pub(super) fn daemon_starts(&mut self, machine: u64, left: &BTreeSet<(ReplicaId, u32)>) {
+        for (replica, (_, last)) in self.places.iter_mut().filter(|(_, (place, _))| *place == machine) {
+            let newest = left.range((*replica, 0)..=(*replica, u32::MAX)).next_back();
+            *last = newest.map_or(0, |(_, attempt)| *attempt);
         }
     }
 
@@ -47,5 +50,30 @@ impl Starts {
         }
         self.places.insert(replica, (machine, attempt));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use blixard_core::id::ReplicaId;
+
+    use super::Starts;
+
+    #[test]
+    fn attempts_rise_as_far_as_a_daemon_can_know() {
+        const REPLICA: ReplicaId = ReplicaId(7);
+        let started = |starts: &mut Starts, attempt| starts.started(1, REPLICA, attempt, &[]).is_ok();
+        let mut starts = Starts::default();
+        assert!(started(&mut starts, 0) && started(&mut starts, 1));
+        assert!(!started(&mut starts, 0), "the daemon made the last one itself");
+        starts.daemon_starts(1, &BTreeSet::from([(REPLICA, 0), (REPLICA, 1)]));
+        assert!(!started(&mut starts, 0), "the last one is still there");
+        starts.daemon_starts(2, &BTreeSet::new());
+        assert!(!started(&mut starts, 0), "another machine's daemon started");
+        starts.daemon_starts(1, &BTreeSet::new());
+        assert!(started(&mut starts, 0), "nothing tells of the last one");
+        assert!(starts.started(2, REPLICA, 2, &[]).is_err());
     }
 }
