@@ -3,6 +3,7 @@
 
 mod acknowledged;
 mod agreement;
+mod confirmed;
 mod downs;
 pub(crate) mod durable;
 mod election;
@@ -35,6 +36,7 @@ use bytes::Bytes;
 
 pub use self::acknowledged::{Expected, acknowledged};
 use self::agreement::Agreement;
+use self::confirmed::Confirmed;
 use self::downs::Downs;
 use self::election::Election;
 use self::leaders::Leaders;
@@ -87,6 +89,7 @@ struct Inner {
     logs: Logs,
     votes: Votes,
     starts: Starts,
+    confirmed: Confirmed,
     strays: Strays,
     first: Option<Violation>,
 }
@@ -110,6 +113,7 @@ impl Checks {
         self.trace.record_at("apply", machine, state.applied, checked.as_deref().unwrap_or_default());
         let checked = checked.and_then(|_| inner.states.seen(state));
         inner.downs.seen(state);
+        inner.confirmed.applied(machine, state.applied);
         drop(inner);
         if let Err((invariant, detail)) = checked {
             self.violated(&invariant, detail);
@@ -184,14 +188,22 @@ impl Checks {
 
     /// The daemon of a machine starts, which has containers of these attempts.
     pub fn daemon_starts(&self, machine: u64, left: &BTreeSet<(ReplicaId, u32)>) {
-        self.lock().starts.daemon_starts(machine, left);
+        let mut inner = self.lock();
+        let committed = inner.agreement.highest();
+        inner.starts.daemon_starts(machine, left);
+        inner.confirmed.daemon_starts(machine, committed);
     }
 
     /// A machine starts a container while other attempts of its replica run there.
     pub fn started(&self, machine: u64, replica: ReplicaId, attempt: u32, running: &[u32]) {
-        let checked = self.lock().starts.started(machine, replica, attempt, running);
-        if let Err(detail) = checked {
-            self.violated("replicas_start_once", detail);
+        let mut inner = self.lock();
+        let once = inner.starts.started(machine, replica, attempt, running);
+        let confirmed = inner.confirmed.started(machine);
+        drop(inner);
+        for (invariant, checked) in [("replicas_start_once", once), ("starts_are_confirmed", confirmed)] {
+            if let Err(detail) = checked {
+                self.violated(invariant, detail);
+            }
         }
     }
 
