@@ -109,9 +109,9 @@ impl SimContainers {
         })))
     }
 
-    /// Sets how often the runtime fails.
-    pub fn set_trouble(&self, trouble: Trouble) {
-        self.lock().trouble = trouble;
+    /// Changes how often the runtime fails.
+    pub fn trouble(&self, change: impl FnOnce(&mut Trouble)) {
+        change(&mut self.lock().trouble);
     }
 
     /// Ends the runtime, or starts it again: its subscriber is told to look anew.

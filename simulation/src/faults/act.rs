@@ -105,14 +105,11 @@ impl Acting {
                 machine.containers.set_down(false);
                 true
             }
-            Fault::PullTrouble => {
-                self.trouble(Trouble { pull: 1 + self.random.below(700), ..Trouble::default() }).await
-            }
-            Fault::StartTrouble => {
-                self.trouble(Trouble { start: 1 + self.random.below(700), ..Trouble::default() }).await
-            }
-            Fault::RemoveTrouble => {
-                self.trouble(Trouble { remove: 1 + self.random.below(700), ..Trouble::default() }).await
+            Fault::PullTrouble => self.trouble(&[|trouble| &mut trouble.pull]).await,
+            Fault::StartTrouble => self.trouble(&[|trouble| &mut trouble.start]).await,
+            Fault::RemoveTrouble => self.trouble(&[|trouble| &mut trouble.remove]).await,
+            Fault::RuntimeTrouble => {
+                self.trouble(&[|trouble| &mut trouble.start, |trouble| &mut trouble.remove]).await
             }
             Fault::RegistryMissing => self.harm(Harm::Missing).await,
             Fault::RegistryStale => self.harm(Harm::Stale).await,
@@ -243,12 +240,18 @@ impl Acting {
         true
     }
 
-    async fn trouble(&self, trouble: Trouble) -> bool {
+    /// Has some kinds of calls of a machine's runtime fail; others may fail there already.
+    async fn trouble(&self, kinds: &[fn(&mut Trouble) -> &mut u64]) -> bool {
         let containers = &self.world().machine(self.any()).containers;
         let failed = containers.counts().failed;
-        containers.set_trouble(trouble);
+        for kind in kinds {
+            let often = 1 + self.random.below(700);
+            containers.trouble(|trouble| *kind(trouble) = often);
+        }
         self.last().await;
-        containers.set_trouble(Trouble::default());
+        for kind in kinds {
+            containers.trouble(|trouble| *kind(trouble) = 0);
+        }
         containers.counts().failed > failed
     }
 

@@ -59,6 +59,8 @@ pub enum Fault {
     StartTrouble,
     /// Removals fail often.
     RemoveTrouble,
+    /// Starts and removals fail often.
+    RuntimeTrouble,
     /// A registry file is missing.
     RegistryMissing,
     /// A registry file is what a former member wrote.
@@ -71,7 +73,7 @@ pub enum Fault {
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Kill,
         Self::KillLeader,
         Self::DieWriting,
@@ -100,6 +102,7 @@ impl Fault {
         Self::PullTrouble,
         Self::StartTrouble,
         Self::RemoveTrouble,
+        Self::RuntimeTrouble,
         Self::RegistryMissing,
         Self::RegistryStale,
         Self::RegistryMalformed,

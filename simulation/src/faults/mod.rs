@@ -182,7 +182,7 @@ impl Acting {
             machine.disk.set_slowness(1);
             machine.disk.clear_fuse();
             machine.containers.set_down(false);
-            machine.containers.set_trouble(Trouble::default());
+            machine.containers.trouble(|trouble| *trouble = Trouble::default());
             machine.clock.set_drift_ppm(0);
             machine.set_paused(false);
             world.registries.mend(machine.number);
