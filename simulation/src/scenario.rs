@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use blixard_core::cluster::ClusterState;
 use blixard_node::raft::RaftConfig;
 
 use crate::checks::{Violation, acknowledged, members_agree_who_votes, settled};
 use crate::clients::{CLIENTS, Clients, Done};
 use crate::containers::ContainerCounts;
+use crate::disk::Loss;
 use crate::faults::{Acted, Faults};
 use crate::random::Stream;
 use crate::trace::Show;
@@ -26,6 +28,11 @@ const AGREE_WITHIN: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(8);
 /// How long a settled cluster is watched: nothing may happen in it.
 const REST: Duration = Duration::from_secs(20);
+/// How long a machine is away from a cluster that has nothing else to do: until it is taken for
+/// down, its replicas run elsewhere, and nothing more is written.
+const AWAY: Duration = Duration::from_secs(30);
+/// How long it has to be a member like the others again.
+const RETURN_WITHIN: Duration = Duration::from_secs(60);
 /// Longer than any history.
 const FOR_EVER: Duration = Duration::from_secs(86_400 * 365);
 /// How often it is looked whether what is waited for has come.
@@ -206,18 +213,47 @@ impl History {
         if let Err(why) = acknowledged(&state, &self.done.expected) {
             return world.checks.violated("acknowledged_writes_stay", why);
         }
-        tokio::time::sleep(REST).await;
-        let after = node.handle.state();
-        // A slot that failed is forgiven when its replica has run for long enough, and that is written.
-        let forgives = state.services.values().any(|service| !service.backoff.is_empty());
-        if after.applied != state.applied && !forgives {
-            let (from, to) = (state.applied, after.applied);
-            let events = after.events.iter().filter(|event| event.id.index > from);
-            let events: Vec<String> = events.map(|event| format!("{event:?}")).collect();
-            let detail = format!("a settled cluster went from index {from} to {to}: {}", events.join("; "));
-            world.checks.violated("rests", detail);
+        if let Err(why) = rests(&world, &state).await {
+            return world.checks.violated("rests", why);
+        }
+        if let Err(why) = returns(&world).await {
+            world.checks.violated("members_return", why);
         }
     }
+}
+
+/// `rests`: nothing happens in a settled cluster.
+async fn rests(world: &World, state: &ClusterState) -> Result<(), String> {
+    tokio::time::sleep(REST).await;
+    let Some(node) = world.running().into_iter().next() else { return Ok(()) };
+    let after = node.handle.state();
+    // A slot that failed is forgiven when its replica has run for long enough, and that is written.
+    let forgives = state.services.values().any(|service| !service.backoff.is_empty());
+    if after.applied == state.applied || forgives {
+        return Ok(());
+    }
+    let (from, to) = (state.applied, after.applied);
+    let events = after.events.iter().filter(|event| event.id.index > from);
+    let events: Vec<String> = events.map(|event| format!("{event:?}")).collect();
+    Err(format!("a settled cluster went from index {from} to {to}: {}", events.join("; ")))
+}
+
+/// `members_return`: a follower that was away comes back into a cluster in which nothing is written.
+///
+/// Shows a member that learns of its leader only from what is written (`run --seed 3 --nodes 5` of a
+/// former version), and work that is neither kept nor ended.
+async fn returns(world: &Arc<World>) -> Result<(), String> {
+    let random = Stream::new(world.seed, "returning");
+    let leader = world.leader();
+    let followers: Vec<_> = world.machines.iter().filter(|machine| Some(machine.number) != leader).collect();
+    let place = usize::try_from(random.below(followers.len().max(1) as u64)).expect("small");
+    let Some(machine) = followers.get(place) else { return Ok(()) };
+    machine.crash(if random.chance(500) { Loss::Power } else { Loss::Process });
+    tokio::time::sleep(AWAY).await;
+    world.start(machine.number);
+    let mut quiet = Quiet::default();
+    let came = wait(world, RETURN_WITHIN, || quiet.check(world)).await;
+    came.map_err(|why| format!("machine {} was away: {why}", machine.number))
 }
 
 /// Since when a cluster is settled at one index.
