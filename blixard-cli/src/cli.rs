@@ -6,7 +6,7 @@ use std::time::Duration;
 use blixard_core::bundle::parse_duration;
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::commands::{cluster, config, events, exec, image, inspect, logs, node, ps, run, service};
+use crate::commands::{cluster, config, events, exec, image, inspect, logs, node, ps, run, service, stop};
 
 /// Runs containers on a few machines and keeps them running.
 #[derive(Debug, Parser)]
@@ -50,9 +50,9 @@ pub(crate) enum Command {
     Run(run::Args),
     Config(config::Args),
     Ps(ps::Args),
-    Stop(service::StopArgs),
-    Start(service::StartArgs),
-    Rm(service::RemoveArgs),
+    Stop(stop::StopArgs),
+    Start(stop::StartArgs),
+    Rm(stop::RemoveArgs),
     Logs(logs::Args),
     Exec(exec::Args),
     Inspect(inspect::Args),
@@ -61,6 +61,17 @@ pub(crate) enum Command {
     Image(image::Args),
     Node(Box<node::Args>),
     Cluster(cluster::Args),
+}
+
+/// Whether and how long to wait until containers are gone.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct WaitArgs {
+    /// Do not wait until the containers are gone
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// How long to wait, in seconds or as 1m30s
+    #[arg(long, default_value = "120s", value_name = "TIME", value_parser = time)]
+    pub(crate) timeout: Duration,
 }
 
 /// Reads a time: `90` seconds, or with units, `1m30s`.

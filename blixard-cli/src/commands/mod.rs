@@ -11,6 +11,7 @@ pub(crate) mod node;
 pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod service;
+pub(crate) mod stop;
 
 use std::process::ExitCode;
 
@@ -27,9 +28,9 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Config(args) => config::run(&args),
         Command::Ps(args) => ask(node, async |client| ps::ps(client, args).await),
-        Command::Stop(args) => ask(node, async |client| service::stop(client, args).await),
-        Command::Start(args) => ask(node, async |client| service::start(client, args).await),
-        Command::Rm(args) => ask(node, async |client| service::remove(client, args).await),
+        Command::Stop(args) => ask(node, async |client| stop::stop(client, args).await),
+        Command::Start(args) => ask(node, async |client| stop::start(client, args).await),
+        Command::Rm(args) => ask(node, async |client| stop::remove(client, args).await),
         Command::Logs(args) => ask(node, async |client| logs::logs(client, args).await),
         Command::Exec(args) => ask(node, async |client| exec::exec(client, args).await),
         Command::Inspect(args) => ask(node, async |client| inspect::inspect(client, args).await),

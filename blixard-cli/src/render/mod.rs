@@ -9,6 +9,7 @@ pub(crate) mod text;
 
 use std::io::{self, Write};
 
+use blixard_core::api::WriteAnswer;
 use serde::Serialize;
 
 use self::color::Style;
@@ -34,6 +35,13 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// Writes a warning to stderr.
 pub(crate) fn warn(text: &str) {
     note(&format!("{} {text}", color::stderr().apply(Style::Yellow, "warning:")));
+}
+
+/// Writes what the cluster has to say about a write that it took.
+pub(crate) fn warnings(answer: &WriteAnswer) {
+    for warning in &answer.warnings {
+        warn(warning);
+    }
 }
 
 /// Writes a line to stderr, for people only: whether it arrives does not matter.

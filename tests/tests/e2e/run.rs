@@ -195,16 +195,19 @@ fn stopping_is_graceful_and_the_timeout_is_kept() -> Result<()> {
         let polite = Bundle::new("polite", &busybox).shell(polite).volume(source, "/shared");
         host.run(&polite.set("stop_timeout", 20.into()))?;
         host.cli(&["stop", "polite"])?;
-        wait::until("its last word", SOON, || {
-            wait::ensure(directory.join("bye").exists(), "nothing is said")
-        })?;
+        ensure!(directory.join("bye").exists(), "it was not waited for its last word");
 
         let deaf = Bundle::new("deaf", &busybox).shell("trap '' TERM; while :; do sleep 0.1; done");
         host.run(&deaf.set("stop_timeout", 1.into()))?;
+        let replaced = host.inspect("deaf-0")?.row.container_id.context("a container")?;
+        host.cli(&["stop", &replaced.0])?;
+        ensure!(
+            host.tasks()?.iter().all(|task| !task.running || !replaced.0.starts_with(&task.container)),
+            "it runs"
+        );
         host.cli(&["stop", "deaf"])?;
-        wait::until("it to be killed", Duration::from_secs(10), || {
-            wait::ensure(host.tasks()?.iter().all(|task| !task.running), "it runs")
-        })
+        ensure!(host.tasks()?.iter().all(|task| !task.running), "one runs that was to be killed");
+        Ok(())
     })
 }
 

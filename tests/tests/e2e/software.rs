@@ -69,6 +69,7 @@ fn postgresql_keeps_its_rows_over_restarts_of_daemon_and_container() -> Result<(
         std::fs::create_dir(&volume)?;
         std::os::unix::fs::chown(&volume, Some(999), Some(999))?;
         let source = volume.to_str().context("UTF-8")?.to_owned();
+        let log = cluster.directory().join("db.log");
         let host = &mut cluster.hosts[0];
         host.import(&postgres)?;
         let bundle = Bundle::new("db", &postgres).port(5432, 5432).always().set("stop_timeout", 20.into());
@@ -100,11 +101,12 @@ fn postgresql_keeps_its_rows_over_restarts_of_daemon_and_container() -> Result<(
         start[3] = u8::try_from(start.len())?;
         let answer = converse(host.lan(), (host.address(), 5432).into(), &start, 1)?;
         ensure!(answer == b"R", "it answers {answer:?}");
+        let mut follower = host.command(&["logs", "-f", "db"])?;
+        let mut follower = follower.stderr(std::fs::File::create(&log)?).spawn()?;
         host.cli(&["stop", "db"])?;
-        wait::until("a clean shutdown", SOON, || {
-            let log = host.cli_output(&["logs", "db"])?;
-            let log = blixard_tests::command::printed(&log);
-            wait::ensure(log.contains("database system is shut down"), "it is not logged")
-        })
+        wait::until("the log's end", SOON, || follower.try_wait()?.context("it goes on"))?;
+        let log = std::fs::read_to_string(&log)?;
+        ensure!(log.contains("database system is shut down"), "it was not shut down well: {log}");
+        Ok(())
     })
 }

@@ -14,7 +14,7 @@ use blixard_node::config::NodeOptions;
 use clap::Subcommand;
 
 use self::daemon::DaemonArgs;
-use crate::cli::{Connection, Output, OutputArgs};
+use crate::cli::{Connection, Output, OutputArgs, WaitArgs};
 use crate::client::{Client, segment};
 use crate::render::color::{self, Paint, Style};
 use crate::render::table::Table;
@@ -97,7 +97,7 @@ pub(crate) enum Question {
     /// Their services go on elsewhere where they can. The daemon keeps running; `blixard node
     /// activate ID` undoes it.
     #[command(after_help = "Example:\n  blixard node down")]
-    Down(moving::WaitArgs),
+    Down(WaitArgs),
 }
 
 /// What is to be done.

@@ -11,7 +11,7 @@ use blixard_core::id::NodeId;
 use http::StatusCode;
 use tokio::time::{Instant, sleep};
 
-use crate::cli::time;
+use crate::cli::WaitArgs;
 use crate::client::{Client, segment};
 use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};
@@ -28,17 +28,6 @@ pub(crate) struct Args {
     node: String,
     #[command(flatten)]
     wait: WaitArgs,
-}
-
-/// How long to wait.
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub(crate) struct WaitArgs {
-    /// Do not wait until its containers are gone
-    #[arg(short, long)]
-    detach: bool,
-    /// How long to wait, in seconds or as 1m30s
-    #[arg(long, default_value = "120s", value_name = "TIME", value_parser = time)]
-    timeout: Duration,
 }
 
 /// When the wait is over.

@@ -1,0 +1,175 @@
+//! `blixard stop`, `start` and `rm`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use blixard_core::api::WriteAnswer;
+use blixard_core::api::replica::{ReplicaDetail, ReplicaRow};
+use blixard_core::api::service::ServiceDetail;
+use http::StatusCode;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep};
+
+use crate::cli::WaitArgs;
+use crate::client::{Client, segment};
+use crate::failure::{self, Cause, Failure};
+use crate::render::progress::{Item, Progress};
+use crate::render::{self, replica, text};
+
+/// How often it is looked whether containers are gone.
+const REFRESH: Duration = Duration::from_millis(200);
+
+/// Stop a service, or one container
+///
+/// A service keeps its definition and starts again with `blixard start`. A container that is
+/// stopped by its id is replaced by its service. Each process gets SIGTERM (or the image's stop
+/// signal), then SIGKILL after the bundle's stop_timeout. Waits until they have ended; those on a
+/// node that is down end when the node is back.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  blixard stop web\n  blixard stop 3f2a9c\n  blixard stop -d web")]
+pub(crate) struct StopArgs {
+    /// A service, a replica such as web-0, or a container id or prefix of at least 4 digits
+    #[arg(value_name = "NAME|ID")]
+    target: String,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+pub(crate) async fn stop(client: &Client, args: StopArgs) -> anyhow::Result<ExitCode> {
+    let path = format!("/v1/services/{}", segment(&args.target));
+    let asked = client.post_empty::<WriteAnswer>(&format!("{path}/stop")).await;
+    if let Some(answer) = found(asked)? {
+        render::warnings(&answer);
+        let left =
+            async || Ok(ask::<ServiceDetail>(client, &path).await?.and_then(|detail| alive(detail.replicas)));
+        wait(&args.target, args.wait, left).await?;
+    } else {
+        stop_container(client, &args).await?;
+    }
+    render::line(&args.target)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn stop_container(client: &Client, args: &StopArgs) -> anyhow::Result<()> {
+    let target = segment(&args.target);
+    let before: ReplicaDetail = client.get(&format!("/v1/replicas/{target}")).await?;
+    let answer: WriteAnswer = client.post_empty(&format!("/v1/replicas/{target}/stop")).await?;
+    render::warnings(&answer);
+    render::note("its service starts another in its place; `blixard stop NAME` stops a service");
+    // A name would show the one that comes in its place.
+    let Some(id) = before.row.container_id else { return Ok(()) };
+    let path = format!("/v1/replicas/{id}");
+    let left =
+        async || Ok(ask::<ReplicaDetail>(client, &path).await?.and_then(|detail| alive(vec![detail.row])));
+    wait(&args.target, args.wait, left).await
+}
+
+/// Start a stopped service again
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  blixard start web")]
+pub(crate) struct StartArgs {
+    /// The service
+    name: String,
+}
+
+pub(crate) async fn start(client: &Client, args: StartArgs) -> anyhow::Result<ExitCode> {
+    let path = format!("/v1/services/{}/start", segment(&args.name));
+    let answer: WriteAnswer = client.post_empty(&path).await?;
+    render::warnings(&answer);
+    render::line(&args.name)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stop a service and remove it
+///
+/// Waits until its containers are gone and the name is free again; those on a node that is down go
+/// when the node is back.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  blixard rm web\n  blixard rm -d web")]
+pub(crate) struct RemoveArgs {
+    /// The service
+    name: String,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+pub(crate) async fn remove(client: &Client, args: RemoveArgs) -> anyhow::Result<ExitCode> {
+    let path = format!("/v1/services/{}", segment(&args.name));
+    let answer: WriteAnswer = match client.delete(&path).await {
+        Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => {
+            return Err(no_service(client, &args.name).await.unwrap_or(error));
+        }
+        answer => answer?,
+    };
+    render::warnings(&answer);
+    let left = async || Ok(ask::<ServiceDetail>(client, &path).await?.map(|detail| detail.replicas));
+    wait(&args.name, args.wait, left).await?;
+    render::line(&args.name)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What to say to someone who named a container where a service is meant.
+async fn no_service(client: &Client, name: &str) -> Option<anyhow::Error> {
+    let found: ReplicaDetail = client.get(&format!("/v1/replicas/{}", segment(name))).await.ok()?;
+    let service = found.row.service;
+    let hint = format!(
+        "`blixard stop {name}` has it replaced, `blixard service scale` makes them fewer, `blixard rm {service}` removes all"
+    );
+    Some(Failure::new(format!("`{name}` is a container of service `{service}`"), hint).into())
+}
+
+/// An answer, or `None` when there is no such thing.
+fn found<T>(answer: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
+    match answer {
+        Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+async fn ask<T: DeserializeOwned>(client: &Client, path: &str) -> anyhow::Result<Option<T>> {
+    found(client.get(path).await)
+}
+
+/// Those whose containers have not ended; `None` when there are none.
+fn alive(rows: Vec<ReplicaRow>) -> Option<Vec<ReplicaRow>> {
+    let alive = rows.into_iter().filter(|row| row.phase.is_some_and(|phase| !phase.is_final()));
+    Some(alive.collect::<Vec<_>>()).filter(|rows| !rows.is_empty())
+}
+
+/// Waits until nothing is `left`, which is `None`, or only what is on machines that are down: nobody
+/// waits for those.
+async fn wait(
+    name: &str,
+    args: WaitArgs,
+    left: impl AsyncFn() -> anyhow::Result<Option<Vec<ReplicaRow>>>,
+) -> anyhow::Result<()> {
+    if args.detach {
+        return Ok(());
+    }
+    let deadline = Instant::now() + args.timeout;
+    let mut progress = Progress::new();
+    while let Some(rows) = left().await? {
+        if rows.iter().all(|row| row.lost) && !rows.is_empty() {
+            drop(progress);
+            for row in &rows {
+                render::note(&format!("{} goes once node {} is back", row.name, replica::node(row)));
+            }
+            return Ok(());
+        }
+        let shown = rows.iter().map(|row| {
+            let row = ReplicaRow { since: None, ..row.clone() };
+            Item { key: row.name.clone(), text: replica::status(&row, text::now()), bytes: None }
+        });
+        progress.show(&shown.collect::<Vec<_>>());
+        if Instant::now() >= deadline {
+            let error = format!(
+                "{name} still has {} after {} s",
+                text::plural(rows.len(), "container"),
+                args.timeout.as_secs()
+            );
+            return Err(Failure::new(error, "they go on stopping: `blixard ps -a` shows how").into());
+        }
+        sleep(REFRESH).await;
+    }
+    Ok(())
+}
