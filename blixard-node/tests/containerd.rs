@@ -109,16 +109,17 @@ impl Bench {
         lines.into_iter().map(|line| line.text).collect()
     }
 
+    /// What a program in a container ends with and writes, its errors last.
     async fn exec(&self, config: &ContainerConfig, command: &[&str]) -> (u32, String) {
         let command = command.iter().map(|part| (*part).to_owned()).collect();
         let exec = ExecConfig { command, ..Default::default() };
         let mut session = self.runtime().exec(config.replica, config.attempt, &exec).await.expect("exec");
-        let mut io = session.take_io();
+        let io = session.take_io();
         let mut output = String::new();
-        tokio::time::timeout(DEADLINE, io.stdout.read_to_string(&mut output))
-            .await
-            .expect("end")
-            .expect("output");
+        for stream in [Some(io.stdout), io.stderr].iter_mut().flatten() {
+            let read = tokio::time::timeout(DEADLINE, stream.read_to_string(&mut output));
+            read.await.expect("end").expect("output");
+        }
         (session.wait().await.expect("exit code"), output)
     }
 
@@ -527,9 +528,10 @@ async fn processes_run_in_containers_with_and_without_a_terminal() {
     assert!(output.contains("33 101"), "{output:?}");
     assert_eq!(session.wait().await.expect("code"), 5);
 
-    let nope = ExecConfig { command: vec!["nope".into()], ..Default::default() };
-    let nope = bench.runtime().exec(host.replica, 1, &nope).await.err();
-    assert!(matches!(&nope, Some(RuntimeError::Invalid(text)) if text.contains("`nope`")), "{nope:?}");
+    let nope = bench.exec(&host, &["nope"]).await;
+    assert_eq!(nope, (127, "the command `nope` is not in the container\n".to_owned()));
+    let denied = bench.exec(&host, &["/etc/passwd"]).await;
+    assert_eq!(denied, (126, "the command `/etc/passwd` cannot be executed\n".to_owned()));
     bench.finish().await;
 }
 

@@ -72,7 +72,10 @@ impl Containers {
         let mut session = Session::new(self.client.clone(), target, fifos);
         let request = StartRequest { container_id: id.0.clone(), exec_id: session.target.exec.clone() };
         if let Err(status) = tasks.start(self.client.request(request)).await {
-            return Err(exec_failure(&program, &status));
+            return match Unstarted::of(&program, config.tty, &status) {
+                Some(unstarted) => Ok(Box::new(unstarted)),
+                None => Err(failed(&format!("run `{program}` in the container"), &status)),
+            };
         }
         session.connected();
         Ok(Box::new(session))
@@ -123,13 +126,52 @@ impl Containers {
     }
 }
 
-fn exec_failure(program: &str, status: &Status) -> RuntimeError {
-    if status.message().contains(&format!("exec: \"{program}\"")) {
-        return RuntimeError::Invalid(format!(
-            "the command `{program}` is not in the container or cannot be executed"
-        ));
+/// A program that the container cannot run: a session that says so and ends, with the codes that a
+/// shell has for it (POSIX, Shell Command Language, section 2.8.2).
+struct Unstarted {
+    words: String,
+    code: u32,
+    tty: bool,
+}
+
+impl Unstarted {
+    const NOT_EXECUTABLE: u32 = 126;
+    const NOT_FOUND: u32 = 127;
+
+    /// What came of starting `program`; `None` when it is not the program's fault.
+    fn of(program: &str, tty: bool, status: &Status) -> Option<Self> {
+        let message = status.message();
+        if !message.contains(&format!("exec: \"{program}\"")) {
+            return None;
+        }
+        let denied = message.contains("permission denied") || message.contains("is a directory");
+        let (why, code) = if denied {
+            ("cannot be executed", Self::NOT_EXECUTABLE)
+        } else {
+            ("is not in the container", Self::NOT_FOUND)
+        };
+        let end = if tty { "\r\n" } else { "\n" };
+        Some(Self { words: format!("the command `{program}` {why}{end}"), code, tty })
     }
-    failed(&format!("run `{program}` in the container"), status)
+}
+
+#[async_trait]
+impl ExecSession for Unstarted {
+    fn take_io(&mut self) -> ExecIo {
+        let words = Box::pin(io::Cursor::new(std::mem::take(&mut self.words).into_bytes()));
+        match self.tty {
+            true => ExecIo { stdin: None, stdout: words, stderr: None },
+            false => ExecIo { stdin: None, stdout: Box::pin(tokio::io::empty()), stderr: Some(words) },
+        }
+    }
+
+    async fn resize(&mut self, _columns: u16, _rows: u16) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn wait(&mut self) -> Result<u32, RuntimeError> {
+        Ok(self.code)
+    }
 }
 
 /// A process in a container, by containerd's names.
