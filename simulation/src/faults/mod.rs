@@ -189,11 +189,19 @@ impl Acting {
         }
         self.shared.lock().off.clear();
         self.shared.start_all();
+        // First: a node that leaves gives its replicas to others, if they take any.
+        self.activate_all().await;
         self.part_all().await;
-        let drained = self.shared.lock().drained.clone();
+        self.activate_all().await;
+        self.shared.start_all();
+    }
+
+    /// Activates every drained node that is to stay.
+    async fn activate_all(&self) {
+        let stays = |inner: &Inner| inner.drained.difference(&inner.parting).copied().collect::<Vec<_>>();
+        let drained = stays(&self.shared.lock());
         for number in drained {
             self.activate(number, ACTIVATE_TRIES_MAX).await;
         }
-        self.shared.start_all();
     }
 }
