@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 
 use crate::api::{self, Access};
-use crate::drivers::batch::Input;
+use crate::drivers::batch::{Input, ReportNumber};
 use crate::drivers::peers::peers_of;
 use crate::handle::NodeHandle;
 use crate::platform::{Duplex, Inbound};
@@ -41,8 +41,10 @@ impl Dispatch {
         }
         if !beat.statuses.is_empty() {
             let (reply, answer) = oneshot::channel();
-            self.shared.input(Input::Report { node: from, statuses: beat.statuses, reply }).await;
-            let committed = answer.await.map_err(|_| "the node is stopping".to_owned())?;
+            let number = ReportNumber { boot: beat.boot, generation: beat.generation };
+            self.shared.input(Input::Report { node: from, number, statuses: beat.statuses, reply }).await;
+            let overtaken = |_| "the report was overtaken, or the node is stopping".to_owned();
+            let committed = answer.await.map_err(overtaken)?;
             committed.map_err(|error| error.to_string())?;
         } else {
             self.shared.beat(from, beat.boot, beat.facts);

@@ -134,7 +134,7 @@ async fn start(
     context.spawn("leader", leader::run(shared.clone(), queue));
     context.spawn("membership", membership::run(shared.clone()));
     context.spawn("beats", heartbeat::beats(shared.clone(), settings.boot, settings.facts.clone()));
-    context.spawn("reports", heartbeat::reports(shared.clone(), outbox.clone()));
+    context.spawn("reports", heartbeat::reports(shared.clone(), settings.boot, outbox.clone()));
     context.spawn("agent", run_agent(context.clone(), shared.clone(), outbox));
     if let Some(founding) = founding {
         context.spawn("found", found(shared.clone(), founding, settings.facts));

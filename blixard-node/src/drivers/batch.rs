@@ -31,11 +31,41 @@ pub(crate) enum Input {
     Report {
         /// The agent's node.
         node: NodeId,
+        /// Which of its reports this is.
+        number: ReportNumber,
         /// What it saw.
         statuses: BTreeMap<ReplicaId, ReplicaStatus>,
         /// Where the acknowledgement goes.
         reply: Reply,
     },
+}
+
+/// A report's place among those of its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReportNumber {
+    /// Which start of the node's daemon sent it.
+    pub(crate) boot: u64,
+    /// Counts the reports of that start.
+    pub(crate) generation: u64,
+}
+
+/// The newest report of each node. One that a newer has overtaken, as when it was late and sent
+/// again, tells of the past: taken in after the newer it would undo what that told.
+#[derive(Debug, Default)]
+pub(super) struct Newest {
+    by_node: BTreeMap<NodeId, ReportNumber>,
+}
+
+impl Newest {
+    /// Notes a report; false when it was overtaken.
+    fn takes(&mut self, node: NodeId, number: ReportNumber) -> bool {
+        let known = self.by_node.get(&node).filter(|known| known.boot == number.boot);
+        let newer = known.is_none_or(|known| number.generation > known.generation);
+        if newer {
+            self.by_node.insert(node, number);
+        }
+        newer
+    }
 }
 
 /// What waits for the next entry.
@@ -49,14 +79,19 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn add(&mut self, input: Input) {
+    /// Adds what fits in this order; the reply of a report that was overtaken is dropped.
+    pub(super) fn add(&mut self, newest: &mut Newest, input: Input) {
         match input {
             Input::Propose { command, reply } => {
                 self.bytes += size(&command);
                 self.replies.push((self.commands.len(), reply));
                 self.commands.push(*command);
             }
-            Input::Report { node, statuses, reply } => {
+            Input::Report { node, number, statuses, reply } => {
+                if !newest.takes(node, number) {
+                    tracing::debug!(node.id = %node, generation = number.generation, "a report was overtaken");
+                    return;
+                }
                 self.bytes += statuses.len() * SMALL_BYTES;
                 let (known, replies) = self.reports.entry(node).or_default();
                 known.extend(statuses);
@@ -83,14 +118,15 @@ mod tests {
     use std::sync::Arc;
 
     use blixard_core::cluster::snapshot::encode_entry;
-    use blixard_core::cluster::{Command, Entry, Write};
-    use blixard_core::id::{NodeId, RequestId};
+    use blixard_core::cluster::{Command, Entry, Phase, ReplicaStatus, Write};
+    use blixard_core::id::{NodeId, ReplicaId, RequestId};
     use blixard_core::limits;
     use blixard_core::spec::ServiceSpec;
     use blixard_core::time::UtcMs;
     use tokio::sync::oneshot;
+    use tokio::sync::oneshot::error::TryRecvError;
 
-    use super::{Batch, Input};
+    use super::{Batch, Input, Newest, ReportNumber};
 
     fn submission(bytes: usize) -> Command {
         let spec = serde_json::json!({
@@ -104,12 +140,35 @@ mod tests {
     }
 
     #[test]
+    fn a_report_that_was_overtaken_is_dropped() {
+        const REPLICA: ReplicaId = ReplicaId(7);
+        let (mut newest, mut batch) = (Newest::default(), Batch::default());
+        let mut report = |boot, generation, phase| {
+            let (reply, answer) = oneshot::channel();
+            let statuses = [(REPLICA, ReplicaStatus { phase, ..ReplicaStatus::assigned() })].into();
+            let number = ReportNumber { boot, generation };
+            batch.add(&mut newest, Input::Report { node: NodeId(3), number, statuses, reply });
+            batch.replies.clear();
+            (answer, batch.reports[&NodeId(3)].0[&REPLICA].phase)
+        };
+        assert_eq!(report(1, 1, Phase::Starting).1, Phase::Starting);
+        assert_eq!(report(1, 2, Phase::Running).1, Phase::Running);
+        let (mut late, phase) = report(1, 1, Phase::Starting);
+        assert_eq!((phase, late.try_recv()), (Phase::Running, Err(TryRecvError::Closed)));
+        let (mut again, _) = report(1, 2, Phase::Running);
+        assert_eq!(again.try_recv(), Err(TryRecvError::Closed));
+        let (mut other_start, phase) = report(2, 1, Phase::Waiting);
+        assert_eq!((phase, other_start.try_recv()), (Phase::Waiting, Err(TryRecvError::Empty)));
+    }
+
+    #[test]
     fn a_full_batch_is_an_entry_that_fits() {
         let check = |bytes: usize, commands_min: usize| {
             let mut batch = Batch::default();
             while !batch.is_full() {
                 let (reply, _) = oneshot::channel();
-                batch.add(Input::Propose { command: Box::new(submission(bytes)), reply });
+                let command = Box::new(submission(bytes));
+                batch.add(&mut Newest::default(), Input::Propose { command, reply });
             }
             assert!(batch.commands.len() >= commands_min, "{} of {bytes} bytes", batch.commands.len());
             let entry = encode_entry(&Entry::new(UtcMs(0), batch.commands));

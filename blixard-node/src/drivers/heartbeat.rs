@@ -16,7 +16,7 @@ use blixard_core::wire::{self, Channel, Heartbeat, HeartbeatAck};
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
-use super::batch::Input;
+use super::batch::{Input, ReportNumber};
 use crate::handle::NodeHandle;
 use crate::shared::Shared;
 
@@ -95,8 +95,8 @@ async fn lift_hold(shared: &Shared) {
 }
 
 /// The report loop.
-pub(crate) async fn reports(shared: Shared, outbox: std::sync::Arc<Outbox>) {
-    let mut generation = 0;
+pub(crate) async fn reports(shared: Shared, boot: u64, outbox: std::sync::Arc<Outbox>) {
+    let mut number = ReportNumber { boot, generation: 0 };
     loop {
         let unsent = outbox.lock().clone();
         if unsent.is_empty() {
@@ -112,8 +112,8 @@ pub(crate) async fn reports(shared: Shared, outbox: std::sync::Arc<Outbox>) {
             shared.within(REPORT_GAP, urgent).await;
         }
         let unsent = outbox.lock().clone();
-        generation += 1;
-        if send(&shared, generation, &unsent).await {
+        number.generation += 1;
+        if send(&shared, number, &unsent).await {
             outbox.acknowledge(&unsent);
         } else {
             shared.wait(REPORT_RETRY).await;
@@ -127,16 +127,17 @@ fn is_urgent(status: &ReplicaStatus) -> bool {
 }
 
 /// Sends one report; true once it is in the log.
-async fn send(shared: &Shared, generation: u64, statuses: &BTreeMap<ReplicaId, ReplicaStatus>) -> bool {
+async fn send(shared: &Shared, number: ReportNumber, statuses: &BTreeMap<ReplicaId, ReplicaStatus>) -> bool {
     match shared.status().leader {
         Some(leader) if leader == shared.id => {
             let (reply, answer) = oneshot::channel();
-            shared.input(Input::Report { node: shared.id, statuses: statuses.clone(), reply }).await;
+            shared.input(Input::Report { node: shared.id, number, statuses: statuses.clone(), reply }).await;
             matches!(shared.within(REPORT_DEADLINE, answer).await, Some(Ok(Ok(_))))
         }
         Some(leader) => {
             let Some(node) = shared.state().nodes.get(&shared.id).cloned() else { return false };
-            let beat = Heartbeat { boot: 0, facts: node.facts, statuses: statuses.clone(), generation };
+            let ReportNumber { boot, generation } = number;
+            let beat = Heartbeat { boot, facts: node.facts, statuses: statuses.clone(), generation };
             let request = Bytes::from(wire::encode(&beat));
             let answer = shared.platform.transport.call(leader, Channel::Heartbeat, request, REPORT_DEADLINE);
             let Ok(bytes) = answer.await else { return false };

@@ -17,7 +17,7 @@ use blixard_core::orchestrator::{Planner, membership};
 use blixard_core::time::UtcMs;
 use tokio::sync::mpsc;
 
-use super::batch::{Batch, Input};
+use super::batch::{Batch, Input, Newest};
 use crate::raft::{ProposeError, RaftNode};
 use crate::shared::Shared;
 
@@ -35,12 +35,13 @@ pub fn write_command(request: RequestId, made_at: UtcMs, write: Write) -> Comman
 
 /// The task. Runs until its queue closes.
 pub(crate) async fn run(shared: Shared, mut inputs: mpsc::Receiver<Input>) {
+    let mut newest = Newest::default();
     loop {
         // Cancel safety: `recv` and `wait_leading` lose nothing when dropped.
         tokio::select! {
             biased;
             () = shared.wait_leading() => {
-                if lead(&shared, &mut inputs).await.is_none() {
+                if lead(&shared, &mut inputs, &mut newest).await.is_none() {
                     return;
                 }
             }
@@ -61,7 +62,7 @@ fn refuse(shared: &Shared, input: Input) {
 }
 
 /// One term of leading. Returns `None` when the queue has closed.
-async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()> {
+async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut Newest) -> Option<()> {
     let clock = shared.platform.clock.clone();
     let began = clock.now();
     // Everything the former leader committed is applied before the first plan is made.
@@ -88,7 +89,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
             // Cancel safety: `recv` loses nothing; the others hold no data.
             tokio::select! {
                 biased;
-                input = inputs.recv() => batch.add(input?),
+                input = inputs.recv() => batch.add(newest, input?),
                 () = shared.beats.news() => {}
                 () = clock.sleep_until(wake.min(clock.now() + LOOK)) => {}
                 () = shared.wait_not_leading(term) => break,
@@ -96,7 +97,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>) -> Option<()>
         }
         while !batch.is_full() {
             match inputs.try_recv() {
-                Ok(input) => batch.add(input),
+                Ok(input) => batch.add(newest, input),
                 Err(_) => break,
             }
         }
