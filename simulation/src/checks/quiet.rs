@@ -22,7 +22,7 @@ pub(super) struct Quiet {
     lives: BTreeMap<u64, u64>,
     /// Pairs, the lower number first.
     ways: BTreeMap<(u64, u64), Duration>,
-    /// When a machine last led, by its own word.
+    /// When a member last led, by anyone's word.
     led: BTreeMap<NodeId, Duration>,
     /// Which machine a member is on now.
     members: BTreeMap<NodeId, u64>,
@@ -42,11 +42,9 @@ impl Quiet {
             let life = machine.lives();
             let same_life = self.lives.insert(machine.number, life) == Some(life);
             let running = machine.running();
-            if let Some(node) = &running
-                && node.handle.raft().is_leader(node.handle.id)
-            {
-                self.led.insert(node.handle.id, now);
-            }
+            // Also one that only others say leads, as it is being stopped.
+            let leader = running.as_ref().and_then(|node| node.handle.raft().leader);
+            self.led.extend(leader.map(|leader| (leader, now)));
             // A node whose store failed knows no voters until it has reopened it, for a while after
             // its disk is well again.
             let away = |node: &Running| node.is_paused() || node.handle.raft().voters.is_empty();
