@@ -43,29 +43,40 @@ impl Leaders {
         now: Duration,
     ) -> Result<(), String> {
         let since = now.saturating_sub(SETTLED);
-        if let Some(Established { leader, term, voters }) = self.established.take()
-            && quorum_is_quiet(quiet, leader, &voters, since)
-            && running.iter().any(|node| node.handle.id == leader && stays(node))
-        {
+        self.established = self.established.take().filter(|known| known.stays(quiet, running, since));
+        if let Some(Established { leader, term, .. }) = &self.established {
             let highest = running.iter().max_by_key(|node| node.handle.raft().term);
-            if let Some(node) = highest.filter(|node| node.handle.raft().term > term) {
+            if let Some(node) = highest.filter(|node| node.handle.raft().term > *term) {
                 return Err(format!(
                     "a quorum heard node {leader}, the leader of term {term}, and node {} is at term {}",
                     node.handle.id,
                     node.handle.raft().term
                 ));
             }
+            return Ok(());
         }
-        // Nobody may have raised its term before, so all are there to be asked.
+        // Nobody may have raised its term before, and it is known of all: a member whose disk is
+        // slow has a higher one before it says so.
+        let well = |node: &Running| quiet.member(node.handle.id, since);
         let leader = running.iter().find(|node| node.handle.raft().is_leader(node.handle.id));
-        let Some(leader) = leader.filter(|_| running.len() == machines) else { return Ok(()) };
+        let Some(leader) = leader.filter(|_| running.len() == machines && running.iter().all(well)) else {
+            return Ok(());
+        };
         let status = leader.handle.raft();
-        let same_term = running.iter().all(|node| node.handle.raft().term <= status.term);
-        if same_term && stays(leader) && quorum_is_quiet(quiet, leader.handle.id, &status.voters, since) {
-            let (leader, term) = (leader.handle.id, status.term);
-            self.established = Some(Established { leader, term, voters: status.voters });
+        if running.iter().all(|node| node.handle.raft().term <= status.term) {
+            let new = Established { leader: leader.handle.id, term: status.term, voters: status.voters };
+            self.established = Some(new).filter(|new| new.stays(quiet, running, since));
         }
         Ok(())
+    }
+}
+
+impl Established {
+    /// Whether a quorum still hears it, of the same voters, and it has no reason to hand over.
+    fn stays(&self, quiet: &Quiet, running: &[Running], since: Duration) -> bool {
+        let leader = running.iter().find(|node| node.handle.id == self.leader);
+        quorum_is_quiet(quiet, self.leader, &self.voters, since)
+            && leader.is_some_and(|leader| leader.handle.raft().voters == self.voters && stays(leader))
     }
 }
 
