@@ -43,6 +43,15 @@ async fn open(directory: &std::path::Path) -> Result<ContainerNetwork, NetworkEr
     ContainerNetwork::open(&directory.join("net"), ClusterId([7; 16]), NodeId(1), SUBNET).await
 }
 
+/// Makes a namespace and connects it.
+async fn create(
+    network: &ContainerNetwork,
+    id: &ContainerId,
+    ports: &[PortSpec],
+) -> Result<Lease, NetworkError> {
+    network.create(id, ports).await?.connect().await
+}
+
 fn container(letter: char) -> ContainerId {
     ContainerId(letter.to_string().repeat(64))
 }
@@ -91,8 +100,8 @@ fn ask_from_inside(lease: &Lease, address: impl Into<SocketAddr>) -> std::io::Re
 #[test]
 fn published_ports_answer_from_everywhere() {
     in_own_namespace(|network, _directory| async move {
-        let web = network.create(&container('a'), &published(80, 8080)).await.expect("it connects");
-        let other = network.create(&container('b'), &[]).await.expect("it connects");
+        let web = create(&network, &container('a'), &published(80, 8080)).await.expect("it connects");
+        let other = create(&network, &container('b'), &[]).await.expect("it connects");
         assert_eq!(web.address, Ipv4Addr::new(10, 210, 7, 2));
         answer_inside(&web, 80, "web");
         let gateway = Ipv4Addr::new(10, 210, 7, 1);
@@ -111,8 +120,8 @@ fn published_ports_answer_from_everywhere() {
 #[test]
 fn containers_that_share_a_port_take_turns() {
     in_own_namespace(|network, _directory| async move {
-        let first = network.create(&container('a'), &published(80, 8080)).await.expect("it connects");
-        let second = network.create(&container('b'), &published(80, 8080)).await.expect("it connects");
+        let first = create(&network, &container('a'), &published(80, 8080)).await.expect("it connects");
+        let second = create(&network, &container('b'), &published(80, 8080)).await.expect("it connects");
         answer_inside(&first, 80, "first");
         answer_inside(&second, 80, "second");
         let mut answers: Vec<String> =
@@ -126,15 +135,12 @@ fn containers_that_share_a_port_take_turns() {
 #[test]
 fn a_restarted_daemon_finds_its_network_again() {
     in_own_namespace(|network, directory| async move {
-        let web = network.create(&container('a'), &published(80, 8080)).await.expect("it connects");
+        let web = create(&network, &container('a'), &published(80, 8080)).await.expect("it connects");
         answer_inside(&web, 80, "web");
         drop(network);
         let network = open(&directory).await.expect("it opens again");
         assert_eq!(network.list().await, [container('a')]);
-        assert_eq!(
-            network.create(&container('a'), &published(80, 8080)).await.expect("it keeps its lease"),
-            web
-        );
+        assert_eq!(network.address_of(&container('a')).await, Some(web.address));
         assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("the port still answers"), "web");
         network.purge().await.expect("everything goes");
         assert!(!directory.join("net").exists());
@@ -144,14 +150,34 @@ fn a_restarted_daemon_finds_its_network_again() {
 }
 
 #[test]
+fn what_was_never_connected_is_made_anew_or_removed() {
+    in_own_namespace(|network, directory| async move {
+        let cut_off = network.create(&container('a'), &published(80, 8080)).await.expect("it is made");
+        drop(cut_off);
+        drop(network);
+        let network = open(&directory).await.expect("it opens again");
+        assert_eq!(network.list().await, [container('a')]);
+        let web = create(&network, &container('a'), &published(80, 8080)).await.expect("it connects");
+        answer_inside(&web, 80, "web");
+        assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("the port answers"), "web");
+        let cut_off = network.create(&container('b'), &published(80, 8081)).await.expect("it is made");
+        let path = cut_off.lease().netns_path.clone();
+        drop(cut_off);
+        network.remove(&container('b')).await.expect("it goes");
+        assert!(!path.exists() && network.list().await == [container('a')]);
+        network.purge().await.expect("everything goes");
+    });
+}
+
+#[test]
 fn a_port_of_another_program_is_refused_and_nothing_is_left() {
     in_own_namespace(|network, _directory| async move {
         let taken = TcpListener::bind("127.0.0.1:8080").expect("it is free");
-        let error = network.create(&container('a'), &published(80, 8080)).await.expect_err("it is taken");
+        let error = create(&network, &container('a'), &published(80, 8080)).await.expect_err("it is taken");
         assert!(matches!(error, NetworkError::PortTaken { port: 8080, .. }), "{error}");
         assert!(network.list().await.is_empty());
         drop(taken);
-        network.create(&container('a'), &published(80, 8080)).await.expect("it is free again");
+        create(&network, &container('a'), &published(80, 8080)).await.expect("it is free again");
         network.purge().await.expect("everything goes");
     });
 }

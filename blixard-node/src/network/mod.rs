@@ -82,6 +82,37 @@ impl NetworkError {
     }
 }
 
+/// A namespace that is not connected yet. One that is never connected is removed by
+/// [`ContainerNetwork::remove`].
+pub struct Opening<'a> {
+    network: &'a ContainerNetwork,
+    id: ContainerId,
+    lease: Lease,
+    inside: namespace::Namespace,
+}
+
+impl Opening<'_> {
+    /// What the container has.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Links the namespace to the bridge and publishes the ports.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what was made is left for [`ContainerNetwork::remove`].
+    pub async fn connect(self) -> Result<Lease, NetworkError> {
+        let Self { network, id, lease, inside } = self;
+        let (name, gateway) = (veth_name(&id), first_host(network.subnet));
+        let linking = link::connect(&network.name, &name, inside, lease.address, gateway);
+        // The rules name an address that is not there yet; neither waits for the other.
+        let loading = async { network.load_rules(&network.state.lock().await.leases).await };
+        let (linked, loaded) = tokio::join!(linking, loading);
+        linked.and(loaded)?;
+        Ok(lease)
+    }
+}
+
 /// The container network of one node.
 #[derive(Debug)]
 pub struct ContainerNetwork {
@@ -131,41 +162,30 @@ impl ContainerNetwork {
         Ok(network)
     }
 
-    /// Makes a namespace for a container, with an address and its ports published. A container
-    /// that has one keeps it.
+    /// Makes a namespace for a container that does not run yet, and takes an address and its ports
+    /// for it; what an earlier try left is made anew.
     ///
     /// # Errors
     /// When a port is taken, no address is free, or the kernel refuses; nothing is left then.
-    pub async fn create(&self, id: &ContainerId, ports: &[PortSpec]) -> Result<Lease, NetworkError> {
+    pub async fn create(&self, id: &ContainerId, ports: &[PortSpec]) -> Result<Opening<'_>, NetworkError> {
         let mut state = self.state.lock().await;
-        if let Some(lease) = state.leases.get(id) {
-            return Ok(lease.clone());
-        }
+        self.forget(&mut state, id).await?;
         let address = state.leases.free_address(self.subnet)?;
         state.held.hold(id, ports).await?;
         let netns_path = self.directory.join(format!("{}.netns", id.short()));
         let lease = Lease { netns_path, address, ports: ports.to_vec() };
-        // The rules name an address that is not there yet; neither waits for the other.
-        let leases = state.leases.iter().map(|(_, lease)| lease).chain([&lease]);
-        let rules = firewall::ruleset(&self.name, self.subnet, leases);
-        let (made, loaded) = tokio::join!(self.make(id, &lease), firewall::load(&rules));
-        // Written last: a lease stands for a namespace that is connected.
-        let kept = match made.and(loaded) {
-            Ok(()) => state.leases.insert(id.clone(), lease.clone()),
+        // Written first: whatever is made is found again by its lease.
+        let made = match state.leases.insert(id.clone(), lease.clone()) {
+            Ok(()) => namespace::create(&lease.netns_path).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = kept {
-            state.held.release(id);
-            namespace::remove(&lease.netns_path)?;
-            self.load_rules(&state.leases).await?;
-            return Err(error);
+        match made {
+            Ok(inside) => Ok(Opening { network: self, id: id.clone(), lease, inside }),
+            Err(error) => {
+                self.forget(&mut state, id).await?;
+                Err(error)
+            }
         }
-        Ok(lease)
-    }
-
-    async fn make(&self, id: &ContainerId, lease: &Lease) -> Result<(), NetworkError> {
-        let inside = namespace::create(&lease.netns_path).await?;
-        link::connect(&self.name, &veth_name(id), inside, lease.address, first_host(self.subnet)).await
     }
 
     /// Takes everything of a container away again. One that has nothing is none of its business.

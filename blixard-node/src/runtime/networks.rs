@@ -4,13 +4,14 @@
 use std::error::Error;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::pin::Pin;
 
 use async_trait::async_trait;
 use blixard_core::id::{ClusterId, ContainerId, NodeId};
 use blixard_core::spec::PortSpec;
 use tokio::sync::OnceCell;
 
-use crate::network::{ContainerNetwork, NetworkError};
+use crate::network::{ContainerNetwork, Lease, NetworkError};
 use crate::platform::RuntimeError;
 
 /// A container's place in the network.
@@ -22,6 +23,14 @@ pub struct NetworkLease {
     pub address: Ipv4Addr,
 }
 
+/// A container's place in the network, which is being made.
+pub struct NetworkOpening<'a> {
+    /// Its place; the namespace is there.
+    pub lease: NetworkLease,
+    /// Connects it: links, addresses, published ports.
+    pub connect: Pin<Box<dyn Future<Output = Result<(), RuntimeError>> + Send + 'a>>,
+}
+
 /// The networks of one node's containers. Every method may be called again after an unknown
 /// outcome: what is already so is success.
 #[async_trait]
@@ -29,9 +38,14 @@ pub trait Networks: Send + Sync + 'static {
     /// Says whose containers these are and which /24 they get addresses from. Called before any
     /// other method.
     async fn attach(&self, cluster: ClusterId, node: NodeId, subnet: Ipv4Addr) -> Result<(), RuntimeError>;
-    /// Makes a container's namespace, address and published ports.
-    async fn create(&self, id: &ContainerId, ports: &[PortSpec]) -> Result<NetworkLease, RuntimeError>;
-    /// Removes all of a container's.
+    /// Makes the namespace of a container that does not run yet, and takes an address and its ports
+    /// for it. The container may be created in it at once, and started once it is connected.
+    async fn create<'a>(
+        &'a self,
+        id: &ContainerId,
+        ports: &[PortSpec],
+    ) -> Result<NetworkOpening<'a>, RuntimeError>;
+    /// Removes all of a container's, also when it was never connected.
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError>;
     /// A container's address, when it has one.
     async fn address_of(&self, id: &ContainerId) -> Option<Ipv4Addr>;
@@ -68,9 +82,15 @@ impl Networks for Bridge {
         self.network.get_or_try_init(open).await.map(|_| ()).map_err(|error| failed(&error))
     }
 
-    async fn create(&self, id: &ContainerId, ports: &[PortSpec]) -> Result<NetworkLease, RuntimeError> {
-        let lease = self.open()?.create(id, ports).await.map_err(|error| failed(&error))?;
-        Ok(NetworkLease { netns_path: lease.netns_path, address: lease.address })
+    async fn create<'a>(
+        &'a self,
+        id: &ContainerId,
+        ports: &[PortSpec],
+    ) -> Result<NetworkOpening<'a>, RuntimeError> {
+        let opening = self.open()?.create(id, ports).await.map_err(|error| failed(&error))?;
+        let Lease { netns_path, address, .. } = opening.lease().clone();
+        let connect = async { opening.connect().await.map(|_| ()).map_err(|error| failed(&error)) };
+        Ok(NetworkOpening { lease: NetworkLease { netns_path, address }, connect: Box::pin(connect) })
     }
 
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
@@ -114,7 +134,11 @@ impl Networks for HostOnly {
         Ok(())
     }
 
-    async fn create(&self, _: &ContainerId, _: &[PortSpec]) -> Result<NetworkLease, RuntimeError> {
+    async fn create<'a>(
+        &'a self,
+        _: &ContainerId,
+        _: &[PortSpec],
+    ) -> Result<NetworkOpening<'a>, RuntimeError> {
         Err(RuntimeError::Invalid("this node has no container network: use `network: host`".to_owned()))
     }
 

@@ -21,7 +21,7 @@ use super::containers::Containers;
 use super::files::ContainerFiles;
 use super::images::{ImageRootfs, SNAPSHOTTER};
 use super::logger;
-use super::networks::NetworkLease;
+use super::networks::{NetworkLease, NetworkOpening};
 use super::record::{Record, signal_number};
 use super::rootfs::Rootfs;
 use super::spec;
@@ -78,17 +78,45 @@ impl Containers {
         config: &ContainerConfig,
         image: &ImageRootfs,
     ) -> Result<Started, RuntimeError> {
-        let (lease, rootfs) = tokio::join!(self.lease(id, config), self.prepare_snapshot(id, image));
-        let (lease, rootfs) = (lease?, rootfs?);
+        let (opening, rootfs) = tokio::join!(self.open_network(id, config), self.prepare_snapshot(id, image));
+        let (lease, connect) = match opening? {
+            Some(NetworkOpening { lease, connect }) => (Some(lease), Some(connect)),
+            None => (None, None),
+        };
+        // Nothing runs in the namespace before the process starts, so it is connected meanwhile.
+        let connected = async {
+            match connect {
+                Some(connect) => connect.await,
+                None => Ok(()),
+            }
+        };
+        let created = self.create_in(id, config, image, lease.as_ref(), rootfs?);
+        let (connected, created) = tokio::join!(connected, created);
+        created.and(connected)?;
+        let request = StartRequest { container_id: id.0.clone(), exec_id: String::new() };
+        let started = self.client.tasks().start(self.client.request(request)).await;
+        let started = started.map_err(|status| failed("start the container", &status))?;
+        Ok(Started { pid: started.into_inner().pid, address: lease.map(|lease| lease.address) })
+    }
+
+    /// Creates the container and its process, which does not run yet.
+    async fn create_in(
+        &self,
+        id: &ContainerId,
+        config: &ContainerConfig,
+        image: &ImageRootfs,
+        lease: Option<&NetworkLease>,
+        rootfs: Vec<Mount>,
+    ) -> Result<(), RuntimeError> {
         let hostname = spec::hostname(config.spec.name.as_str(), config.slot);
-        let (files, user) = self.prepare_files(id, config, image, &hostname, lease.as_ref(), &rootfs).await?;
+        let (files, user) = self.prepare_files(id, config, image, &hostname, lease, &rootfs).await?;
         let (spec, missing) = spec::build(&spec::Input {
             service: &config.spec,
             image: &image.config,
             hostname: &hostname,
             user,
             files: &files,
-            netns: lease.as_ref().map(|lease| lease.netns_path.as_path()),
+            netns: lease.map(|lease| lease.netns_path.as_path()),
             cgroups_path: self.cgroup(id),
             cgroups: self.cgroups,
             open_files_max: rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
@@ -98,17 +126,16 @@ impl Containers {
         }
         self.create_container(id, config, image, &spec).await?;
         let program = spec.process().as_ref().and_then(|process| process.args().as_ref()?.first().cloned());
-        let pid = self.run(id, config, rootfs).await.map_err(|status| {
+        self.create_process(id, config, rootfs).await.map_err(|status| {
             start_failure(program.as_deref().unwrap_or_default(), &config.spec.image.reference, &status)
-        })?;
-        Ok(Started { pid, address: lease.map(|lease| lease.address) })
+        })
     }
 
-    async fn lease(
+    async fn open_network(
         &self,
         id: &ContainerId,
         config: &ContainerConfig,
-    ) -> Result<Option<NetworkLease>, RuntimeError> {
+    ) -> Result<Option<NetworkOpening<'_>>, RuntimeError> {
         match config.spec.network {
             NetworkMode::Host => Ok(None),
             NetworkMode::Bridge => self.networks.create(id, &config.spec.ports).await.map(Some),
@@ -207,18 +234,6 @@ impl Containers {
             answer = self.client.containers().create(create()).await;
         }
         answer.map(|_| ()).map_err(|status| failed("create the container", &status))
-    }
-
-    /// Creates and starts the process, and gives its pid.
-    async fn run(
-        &self,
-        id: &ContainerId,
-        config: &ContainerConfig,
-        rootfs: Vec<Mount>,
-    ) -> Result<u32, Status> {
-        self.create_process(id, config, rootfs).await?;
-        let request = StartRequest { container_id: id.0.clone(), exec_id: String::new() };
-        Ok(self.client.tasks().start(self.client.request(request)).await?.into_inner().pid)
     }
 
     /// Creates the process. An earlier start that was cut off, with its daemon or its connection,

@@ -32,7 +32,7 @@ const HELP: &str = "Measures blixard and writes docs/benchmarks.md.
 
 Usage: bench [--quick] [--only ROW]... [--output FILE]
 
-  --quick        fewer repetitions: a few minutes instead of a quarter of an hour
+  --quick        fewer repetitions: two minutes instead of seven
   --only ROW     only this row; may be repeated; prints, and writes only with --output
   --output FILE  write there instead of docs/benchmarks.md
 
