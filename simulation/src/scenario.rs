@@ -116,6 +116,9 @@ async fn history(options: Options) -> Report {
     };
     let faults = if options.faults { Faults::draw(&random) } else { Faults::none() };
     let world = World::new(options.seed, options.nodes, &raft, options.show);
+    if options.faults {
+        world.checks.look_at_disks();
+    }
     let clients = Clients::new(world.clone(), 400 + random.below(4_000));
     let mut history = History {
         world: world.clone(),

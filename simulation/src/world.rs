@@ -134,10 +134,9 @@ async fn watch(running: Running, world: Weak<World>, checks: Arc<Checks>) {
             seen = Some(state.applied);
             let first = checks.state(running.machine, &state);
             if first
-                && durable::is_due(state.applied)
+                && checks.is_durability_due(state.applied)
                 && let Some(world) = world.upgrade()
-                && let Err(detail) =
-                    durable::durable(&world, state.applied, running.handle.raft().voters.len())
+                && let Err(detail) = durable(&world, state.applied, running.handle.raft().voters.len())
             {
                 checks.violated("committed_entries_are_durable", detail);
             }

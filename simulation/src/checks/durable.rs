@@ -21,7 +21,7 @@ const VOTERS_MIN: usize = 3;
 const HOLDERS_MIN: usize = 2;
 
 /// Whether an index is one of those that are looked at.
-pub(crate) fn is_due(index: u64) -> bool {
+pub(super) fn is_due(index: u64) -> bool {
     index.is_multiple_of(EVERY)
 }
 

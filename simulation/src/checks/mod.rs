@@ -5,7 +5,7 @@ mod acknowledged;
 mod agreement;
 mod confirmed;
 mod downs;
-pub(crate) mod durable;
+mod durable;
 mod election;
 mod holds;
 mod kept;
@@ -25,6 +25,7 @@ mod voters;
 mod votes;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub use self::acknowledged::{Expected, acknowledged};
 use self::agreement::Agreement;
 use self::confirmed::Confirmed;
 use self::downs::Downs;
+pub(crate) use self::durable::durable;
 use self::election::Election;
 use self::leaders::Leaders;
 use self::logs::Logs;
@@ -74,6 +76,8 @@ impl std::fmt::Display for Violation {
 /// The checks of one world.
 pub struct Checks {
     trace: Trace,
+    /// Whether it is looked at what is on disk.
+    disks: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -97,7 +101,17 @@ struct Inner {
 impl Checks {
     /// The checks of a world that begins.
     pub fn new(trace: Trace) -> Self {
-        Self { trace, inner: Mutex::default() }
+        Self { trace, disks: AtomicBool::new(false), inner: Mutex::default() }
+    }
+
+    /// From now on it is looked at what is on disk: where nothing goes wrong nothing is lost.
+    pub fn look_at_disks(&self) {
+        self.disks.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is looked at on which disks the entry of an index is.
+    pub(crate) fn is_durability_due(&self, index: u64) -> bool {
+        self.disks.load(Ordering::Relaxed) && durable::is_due(index)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
