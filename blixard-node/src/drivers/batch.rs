@@ -41,9 +41,9 @@ pub(crate) enum Input {
 }
 
 /// A report's place among those of its node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ReportNumber {
-    /// Which start of the node's daemon sent it.
+    /// Which start of the node's daemon sent it; rises.
     pub(crate) boot: u64,
     /// Counts the reports of that start.
     pub(crate) generation: u64,
@@ -59,8 +59,7 @@ pub(super) struct Newest {
 impl Newest {
     /// Notes a report; false when it was overtaken.
     fn takes(&mut self, node: NodeId, number: ReportNumber) -> bool {
-        let known = self.by_node.get(&node).filter(|known| known.boot == number.boot);
-        let newer = known.is_none_or(|known| number.generation > known.generation);
+        let newer = self.by_node.get(&node).is_none_or(|known| number > *known);
         if newer {
             self.by_node.insert(node, number);
         }
@@ -157,8 +156,10 @@ mod tests {
         assert_eq!((phase, late.try_recv()), (Phase::Running, Err(TryRecvError::Closed)));
         let (mut again, _) = report(1, 2, Phase::Running);
         assert_eq!(again.try_recv(), Err(TryRecvError::Closed));
-        let (mut other_start, phase) = report(2, 1, Phase::Waiting);
-        assert_eq!((phase, other_start.try_recv()), (Phase::Waiting, Err(TryRecvError::Empty)));
+        let (mut next_start, phase) = report(2, 1, Phase::Waiting);
+        assert_eq!((phase, next_start.try_recv()), (Phase::Waiting, Err(TryRecvError::Empty)));
+        let (mut late, phase) = report(1, 3, Phase::Running);
+        assert_eq!((phase, late.try_recv()), (Phase::Waiting, Err(TryRecvError::Closed)));
     }
 
     #[test]
