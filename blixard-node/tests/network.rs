@@ -162,8 +162,9 @@ fn what_was_never_connected_is_made_anew_or_removed() {
         assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("the port answers"), "web");
         let cut_off = network.create(&container('b'), &published(80, 8081)).await.expect("it is made");
         let path = cut_off.lease().netns_path.clone();
-        drop(cut_off);
         network.remove(&container('b')).await.expect("it goes");
+        let late = cut_off.connect().await.expect_err("it is gone");
+        assert!(matches!(late, NetworkError::Removed), "{late}");
         assert!(!path.exists() && network.list().await == [container('a')]);
         network.purge().await.expect("everything goes");
     });

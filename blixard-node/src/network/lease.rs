@@ -43,9 +43,16 @@ impl Leases {
             let id = ContainerId(id.to_owned());
             let lease =
                 std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Lease>(&text).ok());
-            match lease.filter(|lease| super::namespace::exists(&lease.netns_path)) {
-                Some(lease) => drop(leases.by_id.insert(id, lease)),
-                None => leases.remove(&id)?,
+            match lease {
+                Some(lease) if super::namespace::exists(&lease.netns_path) => {
+                    leases.by_id.insert(id, lease);
+                }
+                gone => {
+                    if let Some(lease) = gone {
+                        super::namespace::remove(&lease.netns_path)?;
+                    }
+                    leases.remove(&id)?;
+                }
             }
         }
         Ok(leases)

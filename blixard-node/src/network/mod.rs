@@ -64,6 +64,9 @@ pub enum NetworkError {
     /// nftables refused the rules, or its program is missing.
     #[error("cannot load the port rules: {0}")]
     Firewall(String),
+    /// Its container was removed before it was connected.
+    #[error("the container was removed meanwhile")]
+    Removed,
     /// A file or namespace could not be made or read.
     #[error("cannot {what}")]
     Io {
@@ -106,7 +109,13 @@ impl Opening<'_> {
         let (name, gateway) = (veth_name(&id), first_host(network.subnet));
         let linking = link::connect(&network.name, &name, inside, lease.address, gateway);
         // The rules name an address that is not there yet; neither waits for the other.
-        let loading = async { network.load_rules(&network.state.lock().await.leases).await };
+        let loading = async {
+            let state = network.state.lock().await;
+            if state.leases.get(&id) != Some(&lease) {
+                return Err(NetworkError::Removed);
+            }
+            network.load_rules(state.leases.iter()).await
+        };
         let (linked, loaded) = tokio::join!(linking, loading);
         linked.and(loaded)?;
         Ok(lease)
@@ -158,7 +167,7 @@ impl ContainerNetwork {
         }
         let network =
             Self { directory: directory.to_owned(), name, subnet, state: Mutex::new(State { leases, held }) };
-        network.load_rules(&network.state.lock().await.leases).await?;
+        network.load_rules(network.state.lock().await.leases.iter()).await?;
         Ok(network)
     }
 
@@ -182,32 +191,40 @@ impl ContainerNetwork {
         match made {
             Ok(inside) => Ok(Opening { network: self, id: id.clone(), lease, inside }),
             Err(error) => {
-                self.forget(&mut state, id).await?;
+                if let Err(left) = self.forget(&mut state, id).await {
+                    tracing::warn!(container.id = id.short(), err = %left, "cannot clean up a namespace");
+                }
                 Err(error)
             }
         }
     }
 
-    /// Takes everything of a container away again. One that has nothing is none of its business.
+    /// Takes everything of a container away again, also what a start that was cut off left.
     ///
     /// # Errors
     /// When the kernel refuses; it can be tried again.
     pub async fn remove(&self, id: &ContainerId) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
-        if state.leases.get(id).is_none() {
-            return Ok(());
+        self.forget(&mut state, id).await
+    }
+
+    /// Removes what a container has: first the rules, so that no port is free while packets to it
+    /// still go elsewhere, last the lease, so that what failed is tried again.
+    async fn forget(&self, state: &mut State, id: &ContainerId) -> Result<(), NetworkError> {
+        if state.leases.get(id).is_some() {
+            self.load_rules(state.leases.iter().filter(|(other, _)| *other != id)).await?;
         }
-        self.forget(&mut state, id).await?;
-        self.load_rules(&state.leases).await
+        self.disconnect(state, id).await
     }
 
     /// Removes the link pair, the namespace, the lease and the held ports.
-    async fn forget(&self, state: &mut State, id: &ContainerId) -> Result<(), NetworkError> {
+    async fn disconnect(&self, state: &mut State, id: &ContainerId) -> Result<(), NetworkError> {
         if let Some(lease) = state.leases.get(id) {
             link::delete(&veth_name(id)).await?;
             namespace::remove(&lease.netns_path)?;
+            state.leases.remove(id)?;
         }
-        state.leases.remove(id)?;
+        // Held without a lease when a start was cut off while it waited for another port.
         state.held.release(id);
         Ok(())
     }
@@ -228,11 +245,11 @@ impl ContainerNetwork {
     /// When the kernel refuses; what could be removed is.
     pub async fn purge(&self) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
+        firewall::delete(&self.name).await?;
         let ids: Vec<ContainerId> = state.leases.iter().map(|(id, _)| id.clone()).collect();
         for id in ids {
-            self.forget(&mut state, &id).await?;
+            self.disconnect(&mut state, &id).await?;
         }
-        firewall::delete(&self.name).await?;
         link::delete(&self.name).await?;
         match std::fs::remove_dir_all(&self.directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -242,9 +259,11 @@ impl ContainerNetwork {
         }
     }
 
-    async fn load_rules(&self, leases: &Leases) -> Result<(), NetworkError> {
-        firewall::load(&firewall::ruleset(&self.name, self.subnet, leases.iter().map(|(_, lease)| lease)))
-            .await
+    async fn load_rules<'a>(
+        &self,
+        leases: impl Iterator<Item = (&'a ContainerId, &'a Lease)>,
+    ) -> Result<(), NetworkError> {
+        firewall::load(&firewall::ruleset(&self.name, self.subnet, leases.map(|(_, lease)| lease))).await
     }
 }
 

@@ -20,6 +20,10 @@ pub(super) struct Namespace {
 pub(super) async fn create(path: &Path) -> Result<Namespace, NetworkError> {
     let path = path.to_owned();
     let failed = NetworkError::io(format!("make the network namespace {}", path.display()));
+    // Before the thread: it cannot mount on a file that was removed since, so one whose start was cut
+    // off leaves nothing that nobody finds.
+    let placed = remove_mount(&path).and_then(|()| File::create(&path));
+    placed.map_err(NetworkError::io(format!("make {}", path.display())))?;
     let runtime = tokio::runtime::Handle::current();
     let (done, made) = tokio::sync::oneshot::channel();
     // The thread ends in the new namespace, so it cannot be one of the runtime's.
@@ -44,8 +48,6 @@ type Made = (OwnedFd, rtnetlink::proto::Connection<rtnetlink::packet_route::Rout
     reason = "its replacement is unsafe for CLONE_FILES and CLONE_FS, which are not asked for"
 )]
 fn enter_new(path: &PathBuf) -> std::io::Result<Made> {
-    remove_mount(path)?;
-    File::create(path)?;
     rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET)?;
     mount_bind("/proc/thread-self/ns/net", path)?;
     let descriptor = File::open("/proc/thread-self/ns/net")?.into();

@@ -87,6 +87,10 @@ impl Containers {
             Err(error) => tracing::warn!(err = %error, "cannot look for leftovers of containers"),
             Ok(orphans) => {
                 for id in orphans {
+                    // Since it was looked for it may have been asked for anew.
+                    if self.starting().contains(&id) {
+                        continue;
+                    }
                     tracing::info!(container = %id, "removing what is left of a container");
                     if let Err(error) = self.erase(&id).await {
                         tracing::warn!(container = %id, err = %error, "cannot remove what is left of a container");

@@ -32,7 +32,7 @@ pub struct NetworkOpening<'a> {
 }
 
 /// The networks of one node's containers. Every method may be called again after an unknown
-/// outcome: what is already so is success.
+/// outcome: what is already so is success, but for a namespace, which is made anew.
 #[async_trait]
 pub trait Networks: Send + Sync + 'static {
     /// Says whose containers these are and which /24 they get addresses from. Called before any
