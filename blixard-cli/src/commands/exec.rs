@@ -20,7 +20,8 @@ const CHUNK_BYTES: usize = 16 << 10;
 
 /// Run a program in a container, on whichever node it is
 ///
-/// Exits with the program's exit code.
+/// Exits with the program's exit code: with 127 when there is no such program, with 126 when it cannot
+/// be executed.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  blixard exec web-0 cat /etc/hostname\n  blixard exec -it 3f2a9c sh\n  blixard exec -i db psql < dump.sql"

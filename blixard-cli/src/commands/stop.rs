@@ -1,11 +1,13 @@
 //! `blixard stop`, `start` and `rm`
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use blixard_core::api::WriteAnswer;
 use blixard_core::api::replica::{ReplicaDetail, ReplicaRow};
 use blixard_core::api::service::ServiceDetail;
+use blixard_core::api::{List, WriteAnswer};
+use blixard_core::id::ReplicaId;
 use http::StatusCode;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
@@ -51,17 +53,25 @@ pub(crate) async fn stop(client: &Client, args: StopArgs) -> anyhow::Result<Exit
 }
 
 async fn stop_container(client: &Client, args: &StopArgs) -> anyhow::Result<()> {
+    let before = list(client).await?;
     let target = segment(&args.target);
-    let before: ReplicaDetail = client.get(&format!("/v1/replicas/{target}")).await?;
     let answer: WriteAnswer = client.post_empty(&format!("/v1/replicas/{target}/stop")).await?;
     render::warnings(&answer);
     render::note("its service starts another in its place; `blixard stop NAME` stops a service");
-    // A name would show the one that comes in its place.
-    let Some(id) = before.row.container_id else { return Ok(()) };
-    let path = format!("/v1/replicas/{id}");
-    let left =
-        async || Ok(ask::<ReplicaDetail>(client, &path).await?.and_then(|detail| alive(vec![detail.row])));
+    // By its number: its name is that of the one in its place, too.
+    let meant = |row: &&ReplicaRow| {
+        let id = row.container_id.as_ref();
+        row.name == args.target || id.is_some_and(|id| id.0.starts_with(&args.target))
+    };
+    let numbers: BTreeSet<ReplicaId> = before.iter().filter(meant).filter_map(|row| row.replica).collect();
+    let there = |row: &ReplicaRow| row.replica.is_some_and(|number| numbers.contains(&number));
+    let left = async || Ok(alive(list(client).await?.into_iter().filter(there).collect()));
     wait(&args.target, args.wait, left).await
+}
+
+/// Every replica of the cluster, as far as the node that is asked knows.
+async fn list(client: &Client) -> anyhow::Result<Vec<ReplicaRow>> {
+    Ok(client.get::<List<ReplicaRow>>("/v1/replicas?all=true").await?.items)
 }
 
 /// Start a stopped service again
@@ -130,9 +140,9 @@ async fn ask<T: DeserializeOwned>(client: &Client, path: &str) -> anyhow::Result
     found(client.get(path).await)
 }
 
-/// Those whose containers have not ended; `None` when there are none.
+/// Those that have a container, which what is to stop gives up; `None` when there are none.
 fn alive(rows: Vec<ReplicaRow>) -> Option<Vec<ReplicaRow>> {
-    let alive = rows.into_iter().filter(|row| row.phase.is_some_and(|phase| !phase.is_final()));
+    let alive = rows.into_iter().filter(|row| row.phase.is_some());
     Some(alive.collect::<Vec<_>>()).filter(|rows| !rows.is_empty())
 }
 
@@ -148,7 +158,17 @@ async fn wait(
     }
     let deadline = Instant::now() + args.timeout;
     let mut progress = Progress::new();
-    while let Some(rows) = left().await? {
+    loop {
+        let rows = match left().await {
+            Ok(None) => return Ok(()),
+            Ok(Some(rows)) => rows,
+            // It is not there for a node whose state may be old.
+            Err(error) if is_unsure(&error) && Instant::now() < deadline => {
+                sleep(REFRESH).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if rows.iter().all(|row| row.lost) && !rows.is_empty() {
             drop(progress);
             for row in &rows {
@@ -171,5 +191,8 @@ async fn wait(
         }
         sleep(REFRESH).await;
     }
-    Ok(())
+}
+
+fn is_unsure(error: &anyhow::Error) -> bool {
+    failure::cause(error) == Some(Cause::Refused(StatusCode::SERVICE_UNAVAILABLE))
 }

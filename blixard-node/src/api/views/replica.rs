@@ -49,10 +49,13 @@ pub(super) fn is_ready(service: Option<&Service>, replica: &Replica) -> bool {
 }
 
 /// Whether a replica is away with its node. One that was replaced meanwhile stops when its node is
-/// back, as any other that is to stop.
+/// back, as any other that is to stop; one that was to stop when its node went was not replaced.
 fn is_lost(node: Option<&Node>, replica: &Replica) -> bool {
-    let back = node.is_some_and(|node| node.status == NodeStatus::Up);
-    replica.lost_since.is_some() && !(back && replica.desired == Desired::Stop)
+    let is = |status| node.is_some_and(|node| node.status == status);
+    match replica.desired {
+        Desired::Stop => is(NodeStatus::Down) || (replica.lost_since.is_some() && !is(NodeStatus::Up)),
+        _ => replica.lost_since.is_some(),
+    }
 }
 
 pub(super) fn row(state: &ClusterState, cluster: ClusterId, id: ReplicaId, replica: &Replica) -> ReplicaRow {
@@ -166,20 +169,25 @@ mod tests {
 
     #[test]
     fn a_replica_is_lost_until_its_node_is_back_to_stop_it() {
-        let check = |status, desired, expect: bool| {
+        let check = |status, lost_since: Option<UtcMs>, desired, expect: bool| {
             let mut state = fixture::state();
             fixture::add_service(&mut state, "web", 1);
             fixture::add_replica(&mut state, 1, "web", 0, Phase::Running, desired);
-            fixture::edit_replica(&mut state, 1, |replica| replica.lost_since = Some(UtcMs(7)));
+            fixture::edit_replica(&mut state, 1, |replica| replica.lost_since = lost_since);
             state.nodes.get_mut(&NodeId(1)).unwrap().status = status;
             let rows = replicas(&state, fixture::CLUSTER, true);
             let row = rows.iter().find(|row| row.replica.is_some()).unwrap();
-            assert_eq!((row.lost, row.ready), (expect, false), "{status:?} {desired:?}");
+            assert_eq!(row.lost, expect, "{status:?} {lost_since:?} {desired:?}");
+            assert!(!(row.lost && row.ready));
         };
-        check(NodeStatus::Down, Desired::Run, true);
-        check(NodeStatus::Down, Desired::Stop, true);
-        check(NodeStatus::Up, Desired::Run, true);
-        check(NodeStatus::Up, Desired::Stop, false);
+        let lost = Some(UtcMs(7));
+        check(NodeStatus::Down, lost, Desired::Run, true);
+        check(NodeStatus::Down, lost, Desired::Stop, true);
+        check(NodeStatus::Up, lost, Desired::Run, true);
+        check(NodeStatus::Up, lost, Desired::Stop, false);
+        check(NodeStatus::Down, None, Desired::Stop, true);
+        check(NodeStatus::Unknown, None, Desired::Stop, false);
+        check(NodeStatus::Unknown, None, Desired::Run, false);
     }
 
     #[test]
