@@ -13,6 +13,7 @@ mod leaders;
 pub mod linearizable;
 mod logs;
 mod placements;
+mod plans;
 mod quiet;
 mod reads;
 pub(crate) mod restarts;

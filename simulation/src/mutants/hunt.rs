@@ -13,7 +13,7 @@ use anyhow::Context;
 use super::{CALM_SEEDS, Mutant, REPEATS, Search};
 
 /// How long one seed may take: a bug may keep a world busy for ever.
-const SEED_WITHIN: Duration = Duration::from_secs(300);
+const SEED_WITHIN: Duration = Duration::from_secs(100);
 /// How often it is looked whether it has ended.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -46,11 +46,13 @@ impl Outcome {
 /// The search for one planted bug.
 pub(super) struct Hunt<'a> {
     /// The simulator with the bug in it.
-    pub(super) program: PathBuf,
+    program: PathBuf,
     /// The bug.
-    pub(super) mutant: &'a Mutant,
+    mutant: &'a Mutant,
     /// How to search.
-    pub(super) search: Search,
+    search: Search,
+    /// The lowest seed known to show the bug: later ones are not needed.
+    needed: AtomicU64,
 }
 
 /// How one seed ended.
@@ -60,7 +62,11 @@ struct End {
     violation: Option<(String, String)>,
 }
 
-impl Hunt<'_> {
+impl<'a> Hunt<'a> {
+    pub(super) fn new(program: PathBuf, mutant: &'a Mutant, search: Search) -> Self {
+        Self { program, mutant, search, needed: AtomicU64::new(u64::MAX) }
+    }
+
     pub(super) fn run(&self) -> Outcome {
         let mut failed = Vec::new();
         self.seeds(
@@ -84,6 +90,7 @@ impl Hunt<'_> {
             if !self.mutant.fires.contains(&name) {
                 others.entry(format!("{name}: {detail}")).or_insert(end.seed);
             } else if caught.as_ref().is_none_or(|(seed, ..)| end.seed < *seed) {
+                self.needed.store(end.seed, Ordering::Relaxed);
                 caught = Some((end.seed, name, detail));
             }
             caught.is_none()
@@ -156,21 +163,25 @@ impl Hunt<'_> {
         command.args(["--minutes", &self.search.minutes.to_string()]).args(options);
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().context("cannot run the simulator")?;
-        wait(&mut child, seed)?;
+        wait(&mut child, seed, &self.needed)?;
         let mut text = String::new();
         child.stdout.take().context("its output is piped")?.read_to_string(&mut text)?;
         Ok(text)
     }
 }
 
-/// Waits for a child, which writes less than a pipe holds, or ends it.
-fn wait(child: &mut Child, seed: u64) -> anyhow::Result<()> {
+/// Waits for a child, which writes less than a pipe holds, or ends it: when it takes too long, or
+/// seeds up to `needed` are all that is needed.
+fn wait(child: &mut Child, seed: u64, needed: &AtomicU64) -> anyhow::Result<()> {
     let began = Instant::now();
     while child.try_wait()?.is_none() {
-        if began.elapsed() > SEED_WITHIN {
+        let late = began.elapsed() > SEED_WITHIN;
+        if late || seed > needed.load(Ordering::Relaxed) {
             child.kill()?;
             child.wait()?;
-            anyhow::bail!("seed {seed} took more than {SEED_WITHIN:?}");
+            let why =
+                if late { format!("took more than {SEED_WITHIN:?}") } else { "is not needed".to_owned() };
+            anyhow::bail!("seed {seed} {why}");
         }
         std::thread::sleep(LOOK);
     }

@@ -119,7 +119,7 @@ pub fn run(mutants: &[Mutant], search: Search) -> anyhow::Result<bool> {
     for mutant in mutants {
         let began = Instant::now();
         let outcome = match scratch.build(&mutant.patch) {
-            Ok(program) => Hunt { program, mutant, search }.run(),
+            Ok(program) => Hunt::new(program, mutant, search).run(),
             Err(error) => Outcome::Invalid(format!("{error:#}")),
         };
         print(mutant, &outcome, began.elapsed());
