@@ -4,6 +4,7 @@
 //! that forgot its vote in a crash, and a quorum that is none.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use blixard_core::id::NodeId;
 use blixard_node::handle::RaftStatus;
@@ -12,11 +13,18 @@ use blixard_node::handle::RaftStatus;
 #[derive(Default)]
 pub(super) struct Election {
     leaders: BTreeMap<u64, NodeId>,
+    /// When it was first named.
+    began: BTreeMap<u64, Duration>,
 }
 
 impl Election {
     /// Words for the record when a term's leader is new.
-    pub(super) fn seen(&mut self, machine: u64, status: &RaftStatus) -> Result<Option<String>, String> {
+    pub(super) fn seen(
+        &mut self,
+        machine: u64,
+        status: &RaftStatus,
+        now: Duration,
+    ) -> Result<Option<String>, String> {
         let Some(leader) = status.leader else { return Ok(None) };
         let term = status.term;
         match self.leaders.get(&term) {
@@ -26,9 +34,20 @@ impl Election {
             )),
             None => {
                 self.leaders.insert(term, leader);
+                self.began.insert(term, now);
                 Ok(Some(format!("node {leader} leads in term {term}")))
             }
         }
+    }
+
+    /// When the leader of a term was first named.
+    pub(super) fn began(&self, term: u64) -> Option<Duration> {
+        self.began.get(&term).copied()
+    }
+
+    /// Who led before a term, the last first.
+    pub(super) fn before(&self, term: u64) -> impl Iterator<Item = NodeId> + '_ {
+        self.leaders.range(..term).rev().map(|(_, leader)| *leader)
     }
 
     pub(super) fn highest(&self) -> u64 {

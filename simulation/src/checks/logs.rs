@@ -6,6 +6,7 @@
 //! that should not have been won, and a commit that no quorum stood behind.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use blixard_node::raft::inspect::EntryMark;
 
@@ -19,6 +20,15 @@ pub(super) struct Logs {
 }
 
 impl Logs {
+    /// The lowest term of the entries of some indexes, as they were last told; `None` when a leader
+    /// told nothing of one.
+    pub(super) fn lowest_term(&self, mut indexes: RangeInclusive<u64>) -> Option<u64> {
+        indexes.try_fold(u64::MAX, |lowest, index| {
+            let ((_, term), _) = self.entries.range((index, 0)..=(index, u64::MAX)).next_back()?;
+            Some(lowest.min(*term))
+        })
+    }
+
     pub(super) fn appended(
         &mut self,
         leader: u64,

@@ -138,8 +138,9 @@ impl Checks {
 
     /// A node knows this of Raft.
     pub fn status(&self, machine: u64, node: NodeId, status: &RaftStatus) {
+        let now = self.trace.elapsed();
         let mut inner = self.lock();
-        let news = inner.election.seen(machine, status);
+        let news = inner.election.seen(machine, status, now);
         let terms = inner.terms.seen(node, status);
         drop(inner);
         if let Err(detail) = terms {
@@ -166,10 +167,10 @@ impl Checks {
         let now = self.trace.elapsed();
         let running = world.running();
         let mut inner = self.lock();
-        let Inner { quiet, leaders, downs, .. } = &mut *inner;
+        let Inner { quiet, leaders, downs, logs, election, .. } = &mut *inner;
         quiet.look(world, now);
         let left_alone = leaders.look(quiet, &running, world.machines.len(), now);
-        let caused = downs.look(quiet, now);
+        let caused = downs.look(quiet, logs, election, now);
         drop(inner);
         let found = [("leaders_are_left_alone", left_alone), ("nodes_go_down_for_a_reason", caused)];
         for (invariant, checked) in found {
