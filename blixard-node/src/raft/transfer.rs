@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::codec::{SnapshotMetaRecord, VoteRecord, decode, encode};
 use super::message::{SnapshotAnswer, SnapshotHeader};
-use super::types::{Raft, Snapshot, SnapshotMeta, Vote};
+use super::types::{LogId, Raft, Snapshot, SnapshotMeta, Vote};
 use crate::platform::{Duplex, LinkError, Transport};
 
 /// How much is written or read at once, in bytes.
@@ -104,8 +104,29 @@ async fn install(raft: &Raft, header: &[u8], stream: &mut Box<dyn Duplex>) -> Re
     if Sha256::digest(&snapshot).as_slice() != header.sha256 {
         return Err("the digest differs".to_owned());
     }
+    let last = meta.last_log_id;
     let installed = raft.install_full_snapshot(header.vote.into(), Snapshot { meta, snapshot }).await;
-    installed.map(|response| response.vote).map_err(|error| error.to_string())
+    let vote = installed.map_err(|error| error.to_string())?.vote;
+    match timeout(CHUNK_DEADLINE, durable(raft, last)).await {
+        Ok(true) => Ok(vote),
+        Ok(false) | Err(_) => Err("what it covers is here and not durable".to_owned()),
+    }
+}
+
+/// Waits until the disk has what was committed up to `last`; false when Raft ends before.
+///
+/// openraft has no need of a snapshot whose entries it has, and says so although they may be on
+/// their way to the disk still: a leader that takes them for durable never sends them again.
+async fn durable(raft: &Raft, last: Option<LogId>) -> bool {
+    let (mut log, mut snapshot) = (raft.watch_log_progress(), raft.watch_snapshot_progress());
+    // Cancel safe: both only wait.
+    tokio::select! {
+        biased;
+        seen = snapshot.wait_until(|saved| *saved >= last) => seen.is_ok(),
+        seen = log.wait_until(|point| point.as_ref().is_some_and(|point| point.last_log_id >= last)) => {
+            seen.is_ok()
+        }
+    }
 }
 
 /// Reads exactly `length` bytes, allocating as they come.
