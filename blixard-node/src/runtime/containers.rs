@@ -17,6 +17,7 @@ use super::files::Files;
 use super::images::{ImageStore, SNAPSHOTTER};
 use super::networks::Networks;
 use super::record::Record;
+use super::shims;
 use crate::platform::RuntimeError;
 
 /// How long a process may take to end after SIGKILL: longer is a process stuck in the kernel.
@@ -104,6 +105,7 @@ impl Containers {
     /// Kills what runs and removes everything of a container but its log, in whatever state it is.
     pub(crate) async fn erase(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         self.end_process(id).await?;
+        self.end_forgotten_shims(id).await;
         let (removed, network) = tokio::join!(self.remove_container(id), self.networks.remove(id));
         removed?;
         network?;
@@ -133,6 +135,16 @@ impl Containers {
         }
         let request = self.client.request(DeleteTaskRequest { container_id: id.0.clone() });
         found(self.client.tasks().delete(request).await, "remove the container's process").map(|_| ())
+    }
+
+    /// Ends the shims of a container that containerd has forgotten, and says how many there were.
+    pub(crate) async fn end_forgotten_shims(&self, id: &ContainerId) -> usize {
+        let (namespace, of) = (self.client.namespace().to_owned(), id.clone());
+        let ended = super::blocking(move || Ok(shims::end_forgotten(&namespace, &of))).await.unwrap_or(0);
+        if ended > 0 {
+            tracing::info!(container = %id, shims = ended, "ended what a start that was cut off left");
+        }
+        ended
     }
 
     async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {

@@ -14,6 +14,7 @@ use super::client::{disk, failed};
 use super::containers::Containers;
 use super::images::SNAPSHOTTER;
 use super::record::Record;
+use super::shims;
 use crate::platform::{ContainerInfo, RuntimeError};
 
 /// What a process left nothing of ended with: as if by SIGKILL.
@@ -81,7 +82,7 @@ impl Containers {
     }
 
     /// Removes what a daemon that was cut off left of containers that are not there: snapshots,
-    /// networks, files, old logs. A failure is told and tried again at the next listing.
+    /// networks, shims, files, old logs. A failure is told and tried again at the next listing.
     async fn sweep(&self, known: &BTreeSet<ContainerId>, replicas: BTreeSet<ReplicaId>) {
         match self.orphans(known).await {
             Err(error) => tracing::warn!(err = %error, "cannot look for leftovers of containers"),
@@ -124,9 +125,11 @@ impl Containers {
             let ours = answer.info.into_iter().map(|info| info.name).filter(|name| is_container_id(name));
             found.extend(ours.map(ContainerId));
         }
-        let directory = self.files.containers();
-        let directories = super::blocking(move || directory_names(&directory)).await?;
+        let (directory, namespace) = (self.files.containers(), self.client.namespace().to_owned());
+        let look = move || Ok((directory_names(&directory)?, shims::forgotten(&namespace)));
+        let (directories, forgotten) = super::blocking(look).await?;
         found.extend(directories.into_iter().filter(|name| is_container_id(name)).map(ContainerId));
+        found.extend(forgotten);
         let starting = self.starting().clone();
         found.retain(|id| !known.contains(id) && !starting.contains(id));
         // A start that began after `known` was read has created its container by now, or is marked.

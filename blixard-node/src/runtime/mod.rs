@@ -32,6 +32,7 @@ mod probe;
 mod record;
 mod rootfs;
 mod seccomp;
+mod shims;
 mod spec;
 mod start;
 mod supervise;

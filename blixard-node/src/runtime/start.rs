@@ -35,6 +35,8 @@ const GC_ROOT: &str = "containerd.io/gc.root";
 /// How often, and after how long each, a process is created where an earlier start is in the way.
 const CREATE_TRIES_MAX: u32 = 30;
 const CREATE_RETRY: Duration = Duration::from_millis(100);
+/// How often it is looked whether a forgotten shim is why a process is not created yet.
+const CREATE_WATCH: Duration = Duration::from_secs(1);
 /// How many attempts' logs of one replica are kept.
 const LOGS_PER_REPLICA_MAX: usize = 5;
 
@@ -254,18 +256,46 @@ impl Containers {
             ..Default::default()
         };
         for _ in 1..CREATE_TRIES_MAX {
-            match self.client.tasks().create(self.client.request(message.clone())).await {
-                Err(status) if is_in_the_way(&status) => {
+            match self.try_create_process(id, message.clone()).await {
+                Err(NotCreated { status, in_the_way: true }) => {
                     tracing::debug!(container = %id, err = status.message(), "an earlier start is in the way");
                     if let Err(error) = self.end_process(id).await {
                         tracing::debug!(container = %id, err = %error, "cannot remove an earlier start's process");
                     }
                     tokio::time::sleep(CREATE_RETRY).await;
                 }
-                answer => return answer.map(|_| ()),
+                answer => return answer.map_err(|error| error.status),
             }
         }
-        self.client.tasks().create(self.client.request(message)).await.map(|_| ())
+        self.try_create_process(id, message).await.map_err(|error| error.status)
+    }
+
+    /// Creates the process once. Where a forgotten shim makes that fail or last, it is ended.
+    async fn try_create_process(
+        &self,
+        id: &ContainerId,
+        message: CreateTaskRequest,
+    ) -> Result<(), NotCreated> {
+        let mut tasks = self.client.tasks();
+        let call = tasks.create(self.client.request(message));
+        tokio::pin!(call);
+        let mut ended = 0;
+        let answer = loop {
+            match tokio::time::timeout(CREATE_WATCH, &mut call).await {
+                Ok(answer) => break answer,
+                Err(_) => ended += self.end_forgotten_shims(id).await,
+            }
+        };
+        let Err(status) = answer else { return Ok(()) };
+        ended += self.end_forgotten_shims(id).await;
+        // The process itself, or its shim's directory, which containerd removes under the new shim.
+        let bundle = format!("/{}/{id}/", self.client.namespace());
+        let removed =
+            status.message().contains(&bundle) && status.message().contains("no such file or directory");
+        let clearing_up = status.code() == Code::AlreadyExists
+            || status.message().contains("failed to start shim")
+            || removed;
+        Err(NotCreated { status, in_the_way: clearing_up || ended > 0 })
     }
 
     fn runc_options(&self) -> Any {
@@ -279,10 +309,11 @@ impl Containers {
     }
 }
 
-/// Whether something of an earlier process of the same container is in the way: the process itself,
-/// or its shim's directory, which containerd may be about to remove under the new shim.
-fn is_in_the_way(status: &Status) -> bool {
-    status.code() == Code::AlreadyExists || status.message().contains("failed to start shim")
+/// Why a process was not created.
+struct NotCreated {
+    status: Status,
+    /// Something of an earlier start of the same container was in the way.
+    in_the_way: bool,
 }
 
 /// What runc could not start, in words for whoever wrote the bundle where the bundle is to blame.

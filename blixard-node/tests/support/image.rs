@@ -12,6 +12,11 @@ use sha2::{Digest as _, Sha256};
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
+/// What is added to the mode of a directory.
+pub const DIRECTORY: u32 = 0o040_000;
+/// What is added to the mode of a symbolic link, whose content is its target.
+pub const LINK: u32 = 0o120_000;
+
 /// A file of a layer: its path, its mode and its content.
 pub type File<'a> = (&'a str, u32, &'a [u8]);
 
@@ -59,9 +64,19 @@ pub fn tar_of(files: &[File<'_>]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, mode, content) in files {
         let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(*mode);
+        header.set_mode(mode & 0o7777);
         header.set_mtime(0);
+        if mode & LINK == LINK {
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            let target = std::str::from_utf8(content).expect("a path");
+            builder.append_link(&mut header, path, target).expect("into memory");
+            continue;
+        }
+        if mode & DIRECTORY == DIRECTORY {
+            header.set_entry_type(tar::EntryType::Directory);
+        }
+        header.set_size(content.len() as u64);
         builder.append_data(&mut header, path, *content).expect("into memory");
     }
     builder.into_inner().expect("into memory")

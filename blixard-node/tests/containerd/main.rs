@@ -3,264 +3,23 @@
 
 #![expect(clippy::disallowed_methods, reason = "real containers run in real time")]
 
-use std::io::Write;
+mod bench;
+mod leftovers;
+#[path = "../support/mod.rs"]
+mod support;
+
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blixard_core::agent::ObservedState;
-use blixard_core::id::{ClusterId, NodeId, ReplicaId};
-use blixard_core::spec::ServiceSpec;
-use blixard_node::platform::{
-    ContainerConfig, ContainerRuntime, ExecConfig, LogLine, LogQuery, RuntimeError, RuntimeEvent, Started,
-};
-use blixard_node::runtime::images::Registries;
-use blixard_node::runtime::{
-    ContainerdChoice, ContainerdRuntime, HostOnly, Networks, RuntimeConfig, namespace,
-};
-use futures_util::{Stream, StreamExt};
-use sha2::{Digest, Sha256};
+use blixard_core::id::ReplicaId;
+use blixard_node::platform::{ContainerRuntime, ExecConfig, LogQuery, RuntimeError, RuntimeEvent};
+use futures_util::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const NODE: NodeId = NodeId(1);
-const IMAGE: &str = "blixard.test/box:1";
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// A node's runtime in a directory of its own, with one image. Removed when dropped.
-struct Bench {
-    /// A cluster of its own, so that tests running at once share no names.
-    cluster: ClusterId,
-    directory: tempfile::TempDir,
-    /// The network; the node's own bridge when absent.
-    networks: Option<Arc<dyn Networks>>,
-    runtime: Option<ContainerdRuntime>,
-}
-
-impl Bench {
-    async fn new() -> Self {
-        Self::with_networks(Some(Arc::new(HostOnly))).await
-    }
-
-    async fn with_networks(networks: Option<Arc<dyn Networks>>) -> Self {
-        let directory = tempfile::Builder::new().prefix("blixard-runtime-").tempdir().expect("directory");
-        let mut bench = Self { cluster: ClusterId(rand::random()), directory, networks, runtime: None };
-        bench.connect().await;
-        let archive = Box::pin(std::io::Cursor::new(box_image()));
-        let images = bench.runtime().import(archive).await.expect("import");
-        assert_eq!(images.len(), 1, "{images:?}");
-        bench
-    }
-
-    /// Connects anew, as a daemon that was started again.
-    async fn connect(&mut self) {
-        self.runtime = None;
-        let runtime = ContainerdRuntime::connect(RuntimeConfig {
-            data: self.directory.path().join("data"),
-            containerd: ContainerdChoice::Private,
-            registries: Registries::default(),
-            logger: Some(logger()),
-            networks: self.networks.clone(),
-        })
-        .await
-        .expect("containerd");
-        runtime.attach(self.cluster, NODE, [10, 99, 1, 0].into()).await.expect("attach");
-        self.runtime = Some(runtime);
-    }
-
-    fn namespace(&self) -> String {
-        namespace(self.cluster, NODE)
-    }
-
-    fn runtime(&self) -> &ContainerdRuntime {
-        self.runtime.as_ref().expect("connected")
-    }
-
-    async fn start(&self, config: &ContainerConfig) -> Started {
-        self.runtime().start(config).await.expect("start")
-    }
-
-    async fn remove(&self, config: &ContainerConfig, timeout: Duration) {
-        self.runtime().remove(config.replica, config.attempt, timeout).await.expect("remove");
-    }
-
-    async fn ended(&self, config: &ContainerConfig) -> u32 {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            match self.runtime().state(config.replica, config.attempt).await.expect("state") {
-                ObservedState::Exited(code) => return code,
-                ObservedState::Running => assert!(Instant::now() < deadline, "still runs"),
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    async fn log(&self, config: &ContainerConfig, query: LogQuery) -> Vec<LogLine> {
-        let lines = self.runtime().logs(config.replica, config.attempt, query).await.expect("log");
-        tokio::time::timeout(DEADLINE, lines.map(|line| line.expect("line")).collect())
-            .await
-            .expect("the log ends")
-    }
-
-    async fn log_text(&self, config: &ContainerConfig) -> Vec<String> {
-        let lines = self.log(config, LogQuery { tail: None, follow: true }).await;
-        lines.into_iter().map(|line| line.text).collect()
-    }
-
-    /// What a program in a container ends with and writes, its errors last.
-    async fn exec(&self, config: &ContainerConfig, command: &[&str]) -> (u32, String) {
-        let command = command.iter().map(|part| (*part).to_owned()).collect();
-        let exec = ExecConfig { command, ..Default::default() };
-        let mut session = self.runtime().exec(config.replica, config.attempt, &exec).await.expect("exec");
-        let io = session.take_io();
-        let mut output = String::new();
-        for stream in [Some(io.stdout), io.stderr].iter_mut().flatten() {
-            let read = tokio::time::timeout(DEADLINE, stream.read_to_string(&mut output));
-            read.await.expect("end").expect("output");
-        }
-        (session.wait().await.expect("exit code"), output)
-    }
-
-    /// Removes everything and checks that nothing is left.
-    async fn finish(mut self) {
-        let runtime = self.runtime.take().expect("connected");
-        runtime.purge(false).await.expect("purge");
-        assert_eq!(runtime.list().await.expect("list"), []);
-        runtime.remove_containerd().await.expect("stop");
-        assert_eq!(runtime.containerd_pid(), None);
-        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
-        let own = self.directory.path().to_string_lossy().into_owned();
-        assert!(!mounts.contains(&own), "{mounts}");
-    }
-}
-
-impl Drop for Bench {
-    /// After a failed test: stops what it started and removes what it left.
-    fn drop(&mut self) {
-        let Some(pid) = self.runtime.as_ref().and_then(ContainerdRuntime::containerd_pid) else { return };
-        let (socket, namespace) = (self.runtime().socket().to_path_buf(), self.namespace());
-        for id in ctr(&socket, &namespace, &["tasks", "ls", "-q"]).lines() {
-            ctr(&socket, &namespace, &["tasks", "rm", "--force", id]);
-        }
-        self.runtime = None;
-        let _ = Command::new("kill").arg("-9").arg(pid.to_string()).status();
-        let run = socket.parent().expect("run directory").to_string_lossy().into_owned();
-        let data = self.directory.path().to_string_lossy().into_owned();
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
-            if mount.starts_with(&run) || mount.starts_with(&data) {
-                let _ = Command::new("umount").arg(mount).status();
-            }
-        }
-        let _ = std::fs::remove_dir_all(run);
-    }
-}
-
-fn ctr(socket: &Path, namespace: &str, args: &[&str]) -> String {
-    let mut command = Command::new("ctr");
-    command.arg("--address").arg(socket).args(["--namespace", namespace]).args(args);
-    let output = command.output().expect("ctr");
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn logger() -> PathBuf {
-    let test = std::env::current_exe().expect("this test");
-    let target = test.parent().and_then(Path::parent).expect("target directory");
-    target.join("examples/container_logger")
-}
-
-/// An OCI archive of one layer: busybox and its links, accounts, and a directory.
-fn box_image() -> Vec<u8> {
-    let mut layer = tar::Builder::new(Vec::new());
-    let mut add = |path: &str, mode: u32, content: &[u8]| {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(mode);
-        header.set_size(content.len() as u64);
-        layer.append_data(&mut header, path, content).expect("layer");
-    };
-    let busybox = std::fs::read("/bin/busybox").expect("busybox-static");
-    add("bin/busybox", 0o755, &busybox);
-    add("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/:/bin/sh\n");
-    add("etc/group", 0o644, b"root:x:0:\nweb:x:34:\nssl:x:101:web\n");
-    let mut header = tar::Header::new_gnu();
-    header.set_entry_type(tar::EntryType::Directory);
-    header.set_mode(0o1777);
-    header.set_size(0);
-    layer.append_data(&mut header, "tmp/", std::io::empty()).expect("layer");
-    for name in ["sh", "sleep", "id", "cat", "echo", "env", "pwd", "hostname", "stty", "kill", "seq", "mount"]
-    {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Symlink);
-        header.set_mode(0o777);
-        header.set_size(0);
-        layer.append_link(&mut header, format!("bin/{name}"), "busybox").expect("layer");
-    }
-    let layer = layer.into_inner().expect("layer");
-    let digest = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
-    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let config = serde_json::to_vec(&serde_json::json!({
-        "architecture": arch, "os": "linux",
-        "config": {"Env": ["FROM_IMAGE=yes"], "Cmd": ["sleep", "1000"], "User": "web", "WorkingDir": "/srv/app",
-            "StopSignal": "SIGUSR1"},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))]},
-    }))
-    .expect("config");
-    let descriptor = |media: &str, bytes: &[u8]| serde_json::json!({"mediaType": media, "digest": format!("sha256:{}", digest(bytes)), "size": bytes.len()});
-    let manifest = serde_json::to_vec(&serde_json::json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
-    }))
-    .expect("manifest");
-    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-    entry["annotations"] = serde_json::json!({"io.containerd.image.name": IMAGE});
-    let index =
-        serde_json::to_vec(&serde_json::json!({"schemaVersion": 2, "manifests": [entry]})).expect("index");
-    let mut archive = tar::Builder::new(Vec::new());
-    let mut add = |path: &str, content: &[u8]| {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o644);
-        header.set_size(content.len() as u64);
-        archive.append_data(&mut header, path, content).expect("archive");
-    };
-    add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
-    add("index.json", &index);
-    for blob in [&layer, &config, &manifest] {
-        add(&format!("blobs/sha256/{}", digest(blob)), blob);
-    }
-    archive.into_inner().expect("archive")
-}
-
-fn config(replica: u64, spec: serde_json::Value) -> ContainerConfig {
-    let mut full = serde_json::json!({"name": "box", "image": {"reference": IMAGE}, "network": "host"});
-    for (key, value) in spec.as_object().expect("an object") {
-        full[key] = value.clone();
-    }
-    let spec: ServiceSpec = serde_json::from_value(full).expect("service");
-    ContainerConfig { replica: ReplicaId(replica), attempt: 1, slot: 3, spec: Arc::new(spec) }
-}
-
-fn script(replica: u64, script: &str) -> ContainerConfig {
-    let image = serde_json::json!({"reference": IMAGE, "command": ["sh", "-c", script]});
-    config(replica, serde_json::json!({ "image": image }))
-}
-
-type Events = Pin<Box<dyn Stream<Item = RuntimeEvent> + Send>>;
-
-async fn next_event(events: &mut Events) -> RuntimeEvent {
-    tokio::time::timeout(DEADLINE, events.next())
-        .await
-        .expect("an event in time")
-        .expect("a stream without end")
-}
-
-fn alive(pid: u32) -> bool {
-    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    state.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('Z') && !rest.is_empty())
-}
+use self::bench::{Bench, DEADLINE, IMAGE, alive, config, next_event, script};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_start_tell_their_end_and_leave_nothing() {
@@ -454,35 +213,6 @@ async fn containers_outlive_the_daemon_and_containerd() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_was_cut_off_is_made_good_by_the_next() {
-    let bench = Bench::new().await;
-    for (replica, cut_after_ms) in (1..).zip([1, 4, 8, 15, 30, 50, 70, 90, 120]) {
-        let config = config(replica, serde_json::json!({}));
-        let cut_after = Duration::from_millis(cut_after_ms);
-        let _ = tokio::time::timeout(cut_after, bench.runtime().start(&config)).await;
-        let started = bench.start(&config).await;
-        assert!(alive(started.pid), "cut off after {cut_after:?}");
-    }
-    // Cut off for good: listing shows what has a container, and removes what has none. containerd
-    // may still be at what was asked of it, so that something shows late.
-    let lost = config(100, serde_json::json!({}));
-    let _ = tokio::time::timeout(Duration::from_millis(12), bench.runtime().start(&lost)).await;
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        for observed in bench.runtime().list().await.expect("list") {
-            bench.runtime().remove(observed.replica, observed.attempt, Duration::ZERO).await.expect("remove");
-        }
-        let socket = bench.runtime().socket();
-        let snapshots = ctr(socket, &bench.namespace(), &["snapshots", "ls"]);
-        if !snapshots.contains("Active") && bench.runtime().list().await.expect("list").is_empty() {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{snapshots}");
-    }
-    bench.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn processes_run_in_containers_with_and_without_a_terminal() {
     let bench = Bench::new().await;
     let host = config(1, serde_json::json!({"environment": {"A": "1"}}));
@@ -589,38 +319,4 @@ async fn limits_hold_in_the_containers_cgroup() {
     assert_eq!(read("pids", "pids.max", "pids.max"), "20");
     assert!(["50000", "50000 100000"].contains(&read("cpu", "cpu.cfs_quota_us", "cpu.max").as_str()));
     bench.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn starting_takes_little_more_than_containerd_does() {
-    let bench = Bench::new().await;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for replica in 1..=10 {
-        let begun = Instant::now();
-        bench.start(&config(replica, serde_json::json!({}))).await;
-        ours.push(begun.elapsed());
-        let begun = Instant::now();
-        let name = format!("by-ctr-{replica}");
-        let run = ["run", "--detach", "--net-host", "--null-io", IMAGE, &name, "/bin/sleep", "1000"];
-        ctr(bench.runtime().socket(), &bench.namespace(), &run);
-        theirs.push(begun.elapsed());
-    }
-    ours.sort();
-    theirs.sort();
-    let _ = writeln!(
-        std::io::stderr(),
-        "start with the image present: median {:?}, worst {:?}; ctr run: median {:?}, worst {:?}",
-        ours[5],
-        ours[9],
-        theirs[5],
-        theirs[9]
-    );
-    assert!(ours[5] < theirs[5] * 2, "{ours:?} against {theirs:?}");
-    let cgroups = bench.namespace();
-    bench.finish().await;
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
-        // What ctr makes and leaves, here and below; absent in the hierarchies that are none.
-        let _ = std::fs::remove_dir(hierarchy.path().join(&cgroups));
-    }
-    let _ = std::fs::remove_dir(Path::new("/run/containerd/runc").join(&cgroups));
 }
