@@ -38,7 +38,8 @@ struct Inner {
     images: BTreeSet<String>,
     subscriber: Option<mpsc::UnboundedSender<RuntimeEvent>>,
     next_pid: u32,
-    trouble: Trouble,
+    /// Troubles by number; they may meet.
+    troubles: BTreeMap<u64, Suffered>,
     /// Whether the runtime itself is gone: containers go on, nobody answers.
     down: bool,
     counts: ContainerCounts,
@@ -56,6 +57,12 @@ pub struct Trouble {
     pub start: u64,
     /// A removal fails.
     pub remove: u64,
+}
+
+/// A trouble and how many calls it failed.
+struct Suffered {
+    trouble: Trouble,
+    failed: u64,
 }
 
 /// What happened to containers.
@@ -101,7 +108,7 @@ impl SimContainers {
             images: BTreeSet::new(),
             subscriber: None,
             next_pid: 100,
-            trouble: Trouble::default(),
+            troubles: BTreeMap::new(),
             down: false,
             counts: ContainerCounts::default(),
             restarts: Restarts::default(),
@@ -109,9 +116,23 @@ impl SimContainers {
         })))
     }
 
-    /// Changes how often the runtime fails.
-    pub fn trouble(&self, change: impl FnOnce(&mut Trouble)) {
-        change(&mut self.lock().trouble);
+    /// The runtime fails from now on, besides what it failed at already. The number of this
+    /// trouble, by which it ends.
+    pub fn begin_trouble(&self, trouble: Trouble) -> u64 {
+        let mut inner = self.lock();
+        let number = inner.troubles.last_key_value().map_or(0, |(last, _)| last + 1);
+        inner.troubles.insert(number, Suffered { trouble, failed: 0 });
+        number
+    }
+
+    /// A trouble is over. How many calls it failed.
+    pub fn end_trouble(&self, number: u64) -> u64 {
+        self.lock().troubles.remove(&number).map_or(0, |suffered| suffered.failed)
+    }
+
+    /// Every trouble is over.
+    pub fn end_troubles(&self) {
+        self.lock().troubles.clear();
     }
 
     /// Ends the runtime, or starts it again: its subscriber is told to look anew.
@@ -135,7 +156,7 @@ impl SimContainers {
     /// Whether the runtime answers and does what it is asked.
     pub fn is_well(&self) -> bool {
         let inner = self.lock();
-        !inner.down && inner.trouble == Trouble::default()
+        !inner.down && inner.troubles.is_empty()
     }
 
     /// What happened so far.
@@ -215,11 +236,15 @@ impl Inner {
         }
     }
 
-    /// Whether a call with this chance of failing fails now.
-    fn fails(&mut self, thousandths: u64, what: &str) -> Result<(), RuntimeError> {
+    /// Whether a call fails now, which the troubles make as likely as the worst of them does.
+    fn fails(&mut self, chance: impl Fn(&Trouble) -> u64, what: &str) -> Result<(), RuntimeError> {
         self.up()?;
-        if thousandths == 0 || !self.random.chance(thousandths) {
+        let worst = self.troubles.values().map(|suffered| chance(&suffered.trouble)).max().unwrap_or(0);
+        if worst == 0 || !self.random.chance(worst) {
             return Ok(());
+        }
+        for suffered in self.troubles.values_mut().filter(|suffered| chance(&suffered.trouble) > 0) {
+            suffered.failed += 1;
         }
         self.counts.failed += 1;
         self.trace.record("container trouble", self.machine, what.as_bytes());
@@ -292,8 +317,7 @@ impl ContainerRuntime for SimContainers {
             {
                 return Ok(Started { pid: container.pid, address: container.address });
             }
-            let trouble = inner.trouble.start;
-            inner.fails(trouble / 2, "make a container")?;
+            inner.fails(|trouble| trouble.start / 2, "make a container")?;
             if !inner.images.contains(&config.spec.image.reference) {
                 return Err(RuntimeError::NotFound(format!("no image {}", config.spec.image.reference)));
             }
@@ -310,7 +334,7 @@ impl ContainerRuntime for SimContainers {
             }
             inner.check_start(config.replica, config.attempt);
             inner.record("container start", config.replica, config.attempt);
-            inner.fails(trouble / 2, "say that a container started")?;
+            inner.fails(|trouble| trouble.start / 2, "say that a container started")?;
             Started { pid, address }
         };
         self.take(20).await;
@@ -332,8 +356,7 @@ impl ContainerRuntime for SimContainers {
     async fn remove(&self, replica: ReplicaId, attempt: u32, _: Duration) -> Result<(), RuntimeError> {
         self.take(20).await;
         let mut inner = self.lock();
-        let trouble = inner.trouble.remove;
-        inner.fails(trouble, "remove a container")?;
+        inner.fails(|trouble| trouble.remove, "remove a container")?;
         let removed = inner.containers.remove(&(replica, attempt));
         if removed.is_some_and(|container| container.state == ObservedState::Running) {
             inner.checks.ended(replica, attempt);
@@ -404,8 +427,7 @@ impl ContainerRuntime for SimContainers {
         self.take(100).await;
         progress(PullProgress { bytes: 1, bytes_total: 1 });
         let mut inner = self.lock();
-        let trouble = inner.trouble.pull;
-        inner.fails(trouble, "pull")?;
+        inner.fails(|trouble| trouble.pull, "pull")?;
         inner.images.insert(reference.to_owned());
         inner.trace.record("pull", inner.machine, reference.as_bytes());
         Ok(digest_of(reference))

@@ -176,8 +176,7 @@ impl History {
         let writing: Vec<_> = (0..CLIENTS).map(|number| tokio::spawn(clients.clone().run(number))).collect();
         let end = tokio::time::Instant::now() + Duration::from_secs(60 * options.minutes);
         while tokio::time::Instant::now() < end && world.checks.first().is_none() {
-            tokio::time::sleep(LOOK).await;
-            world.checks.look_around(&world);
+            look(&world).await;
             world.machines.iter().for_each(|machine| world.checks.look(machine));
         }
         clients.stop();
@@ -229,7 +228,7 @@ impl History {
 
 /// `rests`: nothing happens in a settled cluster.
 async fn rests(world: &World, state: &ClusterState) -> Result<(), String> {
-    tokio::time::sleep(REST).await;
+    watch(world, REST).await;
     let Some(node) = world.running().into_iter().next() else { return Ok(()) };
     let after = node.handle.state();
     // A slot that failed is forgiven when its replica has run for long enough, and that is written.
@@ -254,7 +253,7 @@ async fn returns(world: &Arc<World>) -> Result<(), String> {
     let place = usize::try_from(random.below(followers.len().max(1) as u64)).expect("small");
     let Some(machine) = followers.get(place) else { return Ok(()) };
     machine.crash(if random.chance(500) { Loss::Power } else { Loss::Process });
-    tokio::time::sleep(AWAY).await;
+    watch(world, AWAY).await;
     world.start(machine.number);
     let mut quiet = Quiet::default();
     let came = wait(world, RETURN_WITHIN, || quiet.check(world)).await;
@@ -301,7 +300,20 @@ async fn wait(
         if world.checks.first().is_some() || tokio::time::Instant::now() >= end {
             return Err(why);
         }
-        tokio::time::sleep(LOOK).await;
-        world.checks.look_around(world);
+        look(world).await;
     }
+}
+
+/// Lets a time pass in which the checks look.
+async fn watch(world: &World, time: Duration) {
+    let end = tokio::time::Instant::now() + time;
+    while tokio::time::Instant::now() < end {
+        look(world).await;
+    }
+}
+
+/// The time between two looks, and a look.
+async fn look(world: &World) {
+    tokio::time::sleep(LOOK).await;
+    world.checks.look_around(world);
 }

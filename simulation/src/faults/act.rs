@@ -105,11 +105,17 @@ impl Acting {
                 machine.containers.set_down(false);
                 true
             }
-            Fault::PullTrouble => self.trouble(&[|trouble| &mut trouble.pull]).await,
-            Fault::StartTrouble => self.trouble(&[|trouble| &mut trouble.start]).await,
-            Fault::RemoveTrouble => self.trouble(&[|trouble| &mut trouble.remove]).await,
+            Fault::PullTrouble => self.trouble(|often| Trouble { pull: often(), ..Trouble::default() }).await,
+            Fault::StartTrouble => {
+                self.trouble(|often| Trouble { start: often(), ..Trouble::default() }).await
+            }
+            Fault::RemoveTrouble => {
+                self.trouble(|often| Trouble { remove: often(), ..Trouble::default() }).await
+            }
             Fault::RuntimeTrouble => {
-                self.trouble(&[|trouble| &mut trouble.start, |trouble| &mut trouble.remove]).await
+                // Most calls fail, so that a start and the removal of what it left do.
+                let mostly = |often: &dyn Fn() -> u64| 300 + often();
+                self.trouble(|often| Trouble { start: mostly(often), remove: mostly(often), pull: 0 }).await
             }
             Fault::RegistryMissing => self.harm(Harm::Missing).await,
             Fault::RegistryStale => self.harm(Harm::Stale).await,
@@ -240,19 +246,12 @@ impl Acting {
         true
     }
 
-    /// Has some kinds of calls of a machine's runtime fail; others may fail there already.
-    async fn trouble(&self, kinds: &[fn(&mut Trouble) -> &mut u64]) -> bool {
+    /// Has calls of a machine's runtime fail, drawing how often.
+    async fn trouble(&self, draw: impl FnOnce(&dyn Fn() -> u64) -> Trouble) -> bool {
         let containers = &self.world().machine(self.any()).containers;
-        let failed = containers.counts().failed;
-        for kind in kinds {
-            let often = 1 + self.random.below(700);
-            containers.trouble(|trouble| *kind(trouble) = often);
-        }
+        let number = containers.begin_trouble(draw(&|| 1 + self.random.below(700)));
         self.last().await;
-        for kind in kinds {
-            containers.trouble(|trouble| *kind(trouble) = 0);
-        }
-        containers.counts().failed > failed
+        containers.end_trouble(number) > 0
     }
 
     async fn harm(&self, harm: Harm) -> bool {

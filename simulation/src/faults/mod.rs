@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use self::kind::Fault;
-use crate::containers::Trouble;
 use crate::net::Weather;
 use crate::random::Stream;
 use crate::world::World;
@@ -182,7 +181,7 @@ impl Acting {
             machine.disk.set_slowness(1);
             machine.disk.clear_fuse();
             machine.containers.set_down(false);
-            machine.containers.trouble(|trouble| *trouble = Trouble::default());
+            machine.containers.end_troubles();
             machine.clock.set_drift_ppm(0);
             machine.set_paused(false);
             world.registries.mend(machine.number);
