@@ -177,7 +177,6 @@ impl History {
         let end = tokio::time::Instant::now() + Duration::from_secs(60 * options.minutes);
         while tokio::time::Instant::now() < end && world.checks.first().is_none() {
             look(&world).await;
-            world.machines.iter().for_each(|machine| world.checks.look(machine));
         }
         clients.stop();
         stopping.store(true, Ordering::Relaxed);
@@ -316,4 +315,5 @@ async fn watch(world: &World, time: Duration) {
 async fn look(world: &World) {
     tokio::time::sleep(LOOK).await;
     world.checks.look_around(world);
+    world.machines.iter().for_each(|machine| world.checks.look(machine));
 }
