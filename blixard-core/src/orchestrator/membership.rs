@@ -65,13 +65,10 @@ pub fn next_change(nodes: &OrdMap<NodeId, Node>, raft: &RaftMembers) -> Membersh
     }
     let cluster = Cluster { nodes, raft };
     let Some(voters) = cluster.voters() else { return MembershipChange::Nothing };
-    if voters == raft.voters {
-        return MembershipChange::Nothing;
-    }
     if !voters.contains(&raft.leader) {
         return cluster.hand_over(&voters);
     }
-    cluster.change(voters)
+    if voters == raft.voters { MembershipChange::Nothing } else { cluster.change(voters) }
 }
 
 /// Whether a member means to stay.
@@ -122,15 +119,17 @@ impl Cluster<'_> {
         (!chosen.is_empty() && !waits).then(|| chosen.into_iter().collect())
     }
 
-    /// The leader may not vote any more: another voter has to lead first, one that stays and is
-    /// up; when there is none yet, one is added.
+    /// The leader may not vote any more, or does not already: a voter of the configuration before
+    /// the newest can be elected. Another voter has to lead first, one that stays and is up; when
+    /// there is none yet, one is added.
     fn hand_over(&self, voters: &BTreeSet<NodeId>) -> MembershipChange {
         let heirs = voters.iter().copied().filter(|id| self.raft.voters.contains(id) && self.up(*id));
         let lag = |id: &NodeId| self.raft.lag.get(id).copied().unwrap_or(u64::MAX);
         if let Some(heir) = heirs.min_by_key(|id| (lag(id), *id)) {
             return MembershipChange::TransferLeader(heir);
         }
-        self.change(voters.union(&self.raft.voters).copied().collect())
+        let union: BTreeSet<NodeId> = voters.union(&self.raft.voters).copied().collect();
+        if union == self.raft.voters { MembershipChange::Nothing } else { self.change(union) }
     }
 
     /// Changes the voters if a quorum of the old ones can agree to it and one of the new ones can
