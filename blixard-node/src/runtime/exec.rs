@@ -16,7 +16,6 @@ use containerd_client::services::v1::{
     CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest,
     WaitRequest,
 };
-use containerd_client::tonic::Status;
 use oci_spec::runtime::{Process, Spec, User, UserBuilder};
 use prost_types::Any;
 use rustix::fs::{FileType, Mode};
@@ -27,6 +26,7 @@ use super::client::{Client, disk, failed, found};
 use super::containers::Containers;
 use super::images::SNAPSHOTTER;
 use super::rootfs::Rootfs;
+use super::runc::Unrunnable;
 use super::{spec, user};
 use crate::platform::{ExecConfig, ExecIo, ExecSession, RuntimeError};
 
@@ -72,8 +72,8 @@ impl Containers {
         let mut session = Session::new(self.client.clone(), target, fifos);
         let request = StartRequest { container_id: id.0.clone(), exec_id: session.target.exec.clone() };
         if let Err(status) = tasks.start(self.client.request(request)).await {
-            return match Unstarted::of(&program, config.tty, &status) {
-                Some(unstarted) => Ok(Box::new(unstarted)),
+            return match Unrunnable::of(&program, status.message()) {
+                Some(why) => Ok(Box::new(Unstarted::new(&program, config.tty, why))),
                 None => Err(failed(&format!("run `{program}` in the container"), &status)),
             };
         }
@@ -138,20 +138,13 @@ impl Unstarted {
     const NOT_EXECUTABLE: u32 = 126;
     const NOT_FOUND: u32 = 127;
 
-    /// What came of starting `program`; `None` when it is not the program's fault.
-    fn of(program: &str, tty: bool, status: &Status) -> Option<Self> {
-        let message = status.message();
-        if !message.contains(&format!("exec: \"{program}\"")) {
-            return None;
-        }
-        let denied = message.contains("permission denied") || message.contains("is a directory");
-        let (why, code) = if denied {
-            ("cannot be executed", Self::NOT_EXECUTABLE)
-        } else {
-            ("is not in the container", Self::NOT_FOUND)
+    fn new(program: &str, tty: bool, why: Unrunnable) -> Self {
+        let (why, code) = match why {
+            Unrunnable::NotExecutable => ("cannot be executed", Self::NOT_EXECUTABLE),
+            Unrunnable::NotFound => ("is not in the container", Self::NOT_FOUND),
         };
         let end = if tty { "\r\n" } else { "\n" };
-        Some(Self { words: format!("the command `{program}` {why}{end}"), code, tty })
+        Self { words: format!("the command `{program}` {why}{end}"), code, tty }
     }
 }
 

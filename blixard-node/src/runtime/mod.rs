@@ -31,6 +31,7 @@ mod networks;
 mod probe;
 mod record;
 mod rootfs;
+mod runc;
 mod seccomp;
 mod shims;
 mod spec;

@@ -24,6 +24,7 @@ use super::logger;
 use super::networks::{NetworkLease, NetworkOpening};
 use super::record::{Record, signal_number};
 use super::rootfs::Rootfs;
+use super::runc::Unrunnable;
 use super::spec;
 use super::user::{self, ResolvedUser};
 use crate::platform::{ContainerConfig, RuntimeError, Started};
@@ -319,11 +320,10 @@ struct NotCreated {
 /// What runc could not start, in words for whoever wrote the bundle where the bundle is to blame.
 fn start_failure(program: &str, image: &str, status: &Status) -> RuntimeError {
     let message = status.message();
-    if message.contains(&format!("exec: \"{program}\"")) {
-        let why = if message.contains("permission denied") || message.contains("is a directory") {
-            "cannot be executed in"
-        } else {
-            "is not in"
+    if let Some(why) = Unrunnable::of(program, message) {
+        let why = match why {
+            Unrunnable::NotExecutable => "cannot be executed in",
+            Unrunnable::NotFound => "is not in",
         };
         return RuntimeError::Invalid(format!("the command `{program}` {why} the image {image}"));
     }
@@ -364,23 +364,13 @@ mod tests {
 
     #[test]
     fn a_missing_command_is_the_bundles_fault() {
-        let check =
-            |message: &str, expect: &str| match start_failure("nope", "web:1", &Status::unknown(message)) {
-                RuntimeError::Invalid(text) => assert_eq!(text, expect),
-                other => panic!("{other:?}"),
-            };
-        let prefix =
-            "failed to create shim task: OCI runtime create failed: runc create failed: unable to start";
-        check(
-            &format!(
-                "{prefix} container process: exec: \"nope\": executable file not found in $PATH: unknown"
-            ),
-            "the command `nope` is not in the image web:1",
-        );
-        check(
-            &format!("{prefix} container process: exec: \"nope\": permission denied: unknown"),
-            "the command `nope` cannot be executed in the image web:1",
-        );
+        let status = Status::unknown("runc create failed: exec: \"nope\": permission denied: unknown");
+        match start_failure("nope", "web:1", &status) {
+            RuntimeError::Invalid(text) => {
+                assert_eq!(text, "the command `nope` cannot be executed in the image web:1");
+            }
+            other => panic!("{other:?}"),
+        }
         let other = start_failure("nope", "web:1", &Status::unknown("no space left on device"));
         assert!(matches!(other, RuntimeError::Unavailable(_)));
     }
