@@ -17,6 +17,8 @@ use crate::{cleanup, http, machine, process, wait};
 
 /// How long a daemon may take from its start to its first answer.
 const READY: Duration = Duration::from_secs(30);
+/// How long a program may take from its start to its first answer.
+const SERVED: Duration = Duration::from_secs(10);
 
 /// A machine of a test's cluster. When dropped, everything that ran on it ends.
 #[derive(Debug)]
@@ -297,6 +299,19 @@ impl Host {
     /// When nobody answers.
     pub fn get(&self, port: u16, path: &str) -> Result<(u16, String)> {
         http::get(self.lan.namespace(), (self.address, port).into(), path)
+    }
+
+    /// The page that this host's published `port` serves, asked from the LAN. Waited for, since a
+    /// program listens some time after its process began.
+    ///
+    /// # Errors
+    /// When it is not served in time.
+    pub fn served(&self, port: u16) -> Result<String> {
+        wait::until(&format!("the page of host {}", self.number), SERVED, || {
+            let (status, page) = self.get(port, "/")?;
+            wait::ensure(status == 200, format!("it answers {status}"))?;
+            Ok(page)
+        })
     }
 }
 

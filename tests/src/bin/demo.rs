@@ -199,8 +199,7 @@ fn check_tasks(cluster: &Cluster, asked: usize) -> Result<()> {
 
 fn check_answers(cluster: &Cluster, positions: &[usize]) -> Result<()> {
     for position in positions {
-        let (status, _) = cluster.hosts[*position].get(PORT, "/")?;
-        ensure!(status == 200, "host {} answers {status}", position + 1);
+        cluster.hosts[*position].served(PORT)?;
     }
     Ok(())
 }

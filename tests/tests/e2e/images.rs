@@ -45,8 +45,7 @@ fn a_service_pulls_from_a_registry_on_the_lan() -> Result<()> {
         let bundle = Bundle::of("web", &reference).replicas(3, 3).port(80, 8080);
         cluster.hosts[1].run(&bundle)?;
         for host in &cluster.hosts {
-            let (status, _) = host.get(8080, "/")?;
-            ensure!(status == 200, "{status}");
+            host.served(8080)?;
         }
         let detail = cluster.hosts[2].service("web")?;
         let resolved = detail.versions[0].spec.image.digest.clone();

@@ -35,9 +35,7 @@ fn a_bundle_submitted_to_a_follower_runs_everywhere_and_every_node_shows_it() ->
 
         let mut pages = std::collections::BTreeSet::new();
         for host in &cluster.hosts {
-            let (status, page) = host.get(8080, "/")?;
-            ensure!(status == 200, "host {} answers {status}", host.number);
-            pages.insert(page);
+            pages.insert(host.served(8080)?);
             // Also on the node itself, at its address and at localhost.
             for address in [[127, 0, 0, 1].into(), host.address()] {
                 let (status, _) = blixard_tests::http::get(&host.namespace(), (address, 8080).into(), "/")?;
@@ -159,7 +157,7 @@ fn a_service_stops_starts_and_goes() -> Result<()> {
         wait::until("three tasks", SOON, || wait::ensure(tasks(cluster)? == 3, "not three"))?;
 
         cluster.hosts[2].cli(&["stop", "web"])?;
-        wait::until("no task", SOON, || wait::ensure(tasks(cluster)? == 0, "some run"))?;
+        ensure!(tasks(cluster)? == 0, "some run after `stop` said that none does");
         ensure!(
             cluster.hosts[0].service("web")?.row.state == ServiceState::Stopped,
             "it is not shown as stopped"
@@ -326,7 +324,7 @@ fn a_port_that_another_program_has_is_named_and_taken_once_free() -> Result<()> 
         ensure!(text.contains("8080"), "the port is not named: {text}");
         drop(taken);
         cluster.wait_ready(0, "web", 1, Duration::from_secs(60))?;
-        ensure!(host.get(8080, "/")?.0 == 200, "it does not answer");
+        host.served(8080)?;
         Ok(())
     })
 }

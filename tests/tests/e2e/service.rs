@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use blixard_core::cluster::{Availability, NodeStatus};
 use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
@@ -67,7 +67,7 @@ fn a_stopped_daemon_leaves_its_containers_and_purge_leaves_nothing() -> Result<(
         host.import(&web)?;
         host.run(&Bundle::new("web", &web).port(80, 8080))?;
         host.interrupt()?;
-        ensure!(host.get(8080, "/")?.0 == 200, "the container went with the daemon");
+        host.served(8080).context("the container went with the daemon")?;
         ensure!(host.log().contains("containers go on"), "the daemon does not say that containers stay");
 
         let data = host.data_dir().display().to_string();
