@@ -128,3 +128,35 @@ fn a_long_loss_of_the_cable_replaces_replicas_and_stops_the_old_ones_afterwards(
         Ok(())
     })
 }
+
+#[test]
+fn stopping_a_service_waits_for_no_machine_that_is_down() -> Result<()> {
+    Cluster::formed(3)?.check(|cluster| {
+        let web = image::web()?;
+        cluster.hosts[0].import(&web)?;
+        cluster.hosts[0].run(&Bundle::new("web", &web).replicas(3, 3).port(80, 8080))?;
+        let (_, followers) = cluster.leader_and_followers()?;
+        let (victim, asked) = (followers[0], followers[1]);
+        cluster.hosts[victim].power_off()?;
+        cluster.wait_status(asked, victim, NodeStatus::Down)?;
+        cluster.wait_ready(asked, "web", 3, REPLACED)?;
+
+        let number = cluster.hosts[victim].number;
+        let stopped = cluster.hosts[asked].cli_output(&["stop", "web", "--timeout", "30s"])?;
+        let text = blixard_tests::command::printed(&stopped);
+        ensure!(stopped.status.success(), "it waits for what cannot answer: {text}");
+        ensure!(text.contains(&format!("goes once node {number} (host{number}) is back")), "{text}");
+        for host in cluster.hosts.iter().filter(|host| host.number != number) {
+            ensure!(host.tasks()?.iter().all(|task| !task.running), "it runs on host {}", host.number);
+        }
+
+        // A machine that lost its power comes back without processes, and with what they left.
+        cluster.hosts[victim].power_on()?;
+        cluster.hosts[victim].start(&[])?;
+        wait::until("nothing to be left", SETTLED, || {
+            let rows = cluster.hosts[asked].replicas("web")?;
+            wait::ensure(rows.iter().all(|row| row.phase.is_none()), format!("{rows:?}"))?;
+            wait::ensure(cluster.hosts[victim].tasks()?.is_empty(), "containers on the host that is back")
+        })
+    })
+}
