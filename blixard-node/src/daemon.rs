@@ -110,6 +110,7 @@ fn warn_if_open(data_dir: &Path) {
 /// What the daemon builds before it belongs to a cluster.
 struct Built {
     platform: Platform,
+    runtime: Arc<ContainerdRuntime>,
     identity: Identity,
     sources: Arc<Refresher>,
     has_sources: bool,
@@ -159,8 +160,8 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
     let bind = config.bind.map_or_else(default_bind, Ok)?;
     // Found out before a private containerd is started, which would be left behind.
     UdpSocket::bind(bind).map_err(|error| format!("cannot listen for links on {bind} (UDP): {error}"))?;
-    let containers =
-        while_full(&config.data_dir, async || ContainerdRuntime::connect(runtime.clone()).await).await?;
+    let connecting = async || ContainerdRuntime::connect(runtime.clone()).await;
+    let runtime = Arc::new(while_full(&config.data_dir, connecting).await?);
     let rng = Arc::new(LinuxRandom);
     let transport =
         IrohTransport::bind(identity.secret_key(), bind, config.advertise.clone(), None, rng.clone()).await?;
@@ -171,9 +172,9 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
         spawner: Arc::new(LinuxSpawner),
         disk,
         transport,
-        containers: Arc::new(containers),
+        containers: runtime.clone(),
     };
-    Ok(Built { platform, identity, sources: Refresher::new(sources), has_sources, facts })
+    Ok(Built { platform, runtime, identity, sources: Refresher::new(sources), has_sources, facts })
 }
 
 /// Opens the identity; waits for a daemon that was just killed to let go of it.
@@ -203,7 +204,7 @@ async fn form_and_serve(
     context: NodeContext,
     mut stop: watch::Receiver<bool>,
 ) -> Result<ExitCode, Error> {
-    let Built { platform, mut identity, sources, has_sources, facts } = built;
+    let Built { platform, runtime, mut identity, sources, has_sources, facts } = built;
     let wish = Wish {
         id: config.id,
         has_sources,
@@ -230,11 +231,16 @@ async fn form_and_serve(
         Ok::<_, Error>((node, membership))
     };
     // Cancel safety: what was kept of it is found again by the next start.
-    let (node, membership) = tokio::select! {
+    let started = tokio::select! {
         biased;
-        started = starting => started?,
-        _ = stop.wait_for(|stopping| *stopping) => return Ok(ExitCode::SUCCESS),
+        started = starting => Some(started),
+        _ = stop.wait_for(|stopping| *stopping) => None,
     };
+    if !matches!(started, Some(Ok(_))) && identity.membership().is_none() {
+        leave_machine(&runtime).await;
+    }
+    let Some(started) = started else { return Ok(ExitCode::SUCCESS) };
+    let (node, membership) = started?;
     let handle = node.handle();
     context.spawn("discovery", sources.clone().run(platform.clone()));
     context.spawn("seeking", seek(handle.clone(), sources));
@@ -288,6 +294,13 @@ async fn form_and_serve(
         while serving.join_next().await.is_some() {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes its containerd from the machine again: a node that is in no cluster has no containers.
+async fn leave_machine(runtime: &ContainerdRuntime) {
+    if let Err(error) = runtime.remove_containerd().await {
+        tracing::warn!(err = %error, "the private containerd is left: blixard node purge");
+    }
 }
 
 /// Has the sources read again while no leader is heard: what they said at the start may be old, as

@@ -71,6 +71,8 @@ fn a_number_that_belongs_to_another_key_is_refused() -> Result<()> {
         ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
         ensure!(log.contains('2') && log.to_lowercase().contains("key"), "the reason is not said: {log}");
         ensure!(cluster.hosts[0].nodes()?.len() == 2, "a third member appeared");
+        let left = cluster.hosts[2].processes();
+        ensure!(left.is_empty(), "left running: {left:?}");
         Ok(())
     })
 }
@@ -92,6 +94,12 @@ fn a_wrong_token_is_refused() -> Result<()> {
         ensure!(!log.contains(&spoilt), "the secret is in the log");
         ensure!(!log.contains("ERROR"), "more than the reason is said: {log}");
         ensure!(cluster.hosts[0].nodes()?.len() == 1, "it was admitted");
+        let left = cluster.hosts[1].processes();
+        ensure!(left.is_empty(), "left running: {left:?}");
+        // With the right file it joins at once: nothing of the refusal is in the way.
+        let registry = cluster.registry()?;
+        cluster.hosts[1].start(&["--join", &registry])?;
+        cluster.wait_formed()?;
         Ok(())
     })
 }
