@@ -237,7 +237,10 @@ async fn form_and_serve(
         _ = stop.wait_for(|stopping| *stopping) => None,
     };
     if !matches!(started, Some(Ok(_))) && identity.membership().is_none() {
-        leave_machine(&runtime).await;
+        // A machine whose node joined nothing is left as it was.
+        if let Err(error) = runtime.remove_unused_containerd().await {
+            tracing::warn!(err = %error, "the private containerd is left: blixard node purge removes it");
+        }
     }
     let Some(started) = started else { return Ok(ExitCode::SUCCESS) };
     let (node, membership) = started?;
@@ -294,13 +297,6 @@ async fn form_and_serve(
         while serving.join_next().await.is_some() {}
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Takes its containerd from the machine again: a node that is in no cluster has no containers.
-async fn leave_machine(runtime: &ContainerdRuntime) {
-    if let Err(error) = runtime.remove_containerd().await {
-        tracing::warn!(err = %error, "the private containerd is left: blixard node purge");
-    }
 }
 
 /// Has the sources read again while no leader is heard: what they said at the start may be old, as

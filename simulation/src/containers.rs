@@ -40,6 +40,7 @@ struct Inner {
     next_pid: u32,
     /// Troubles by number; they may meet.
     troubles: BTreeMap<u64, Suffered>,
+    next_trouble: u64,
     /// Whether the runtime itself is gone: containers go on, nobody answers.
     down: bool,
     counts: ContainerCounts,
@@ -109,6 +110,7 @@ impl SimContainers {
             subscriber: None,
             next_pid: 100,
             troubles: BTreeMap::new(),
+            next_trouble: 0,
             down: false,
             counts: ContainerCounts::default(),
             restarts: Restarts::default(),
@@ -120,7 +122,8 @@ impl SimContainers {
     /// trouble, by which it ends.
     pub fn begin_trouble(&self, trouble: Trouble) -> u64 {
         let mut inner = self.lock();
-        let number = inner.troubles.last_key_value().map_or(0, |(last, _)| last + 1);
+        let number = inner.next_trouble;
+        inner.next_trouble += 1;
         inner.troubles.insert(number, Suffered { trouble, failed: 0 });
         number
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::cluster::ClusterState;
+use blixard_core::id::NodeId;
 use blixard_core::limits;
 use blixard_core::orchestrator::membership::{self, MembershipChange, RaftMembers};
 
@@ -45,8 +46,8 @@ pub(crate) async fn run(shared: Shared) {
 fn members(shared: &Shared, raft: &RaftNode, state: &ClusterState) -> RaftMembers {
     // What Raft has now: the last change may not have been told of yet.
     let status = raft.status();
-    let lag: BTreeMap<_, _> =
-        state.nodes.keys().filter_map(|id| Some((*id, raft.replication_lag(*id)?))).collect();
+    let lag = |id: NodeId| if id == shared.id { Some(0) } else { raft.replication_lag(id) };
+    let lag: BTreeMap<_, _> = state.nodes.keys().filter_map(|id| Some((*id, lag(*id)?))).collect();
     RaftMembers {
         leader: shared.id,
         voters: status.voters.iter().copied().collect::<BTreeSet<_>>(),

@@ -1,7 +1,7 @@
 //! A container's limits as cgroup settings, for the hierarchies of this machine: cgroup v1, v2, or
 //! both mounted side by side.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use blixard_core::spec::ResourceLimits;
 use oci_spec::OciSpecError;
@@ -9,6 +9,7 @@ use oci_spec::runtime::{
     LinuxBlockIoBuilder, LinuxCpuBuilder, LinuxDeviceCgroupBuilder, LinuxMemoryBuilder, LinuxPidsBuilder,
     LinuxResources, LinuxResourcesBuilder,
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The cgroup under which every container of every node of this machine lives.
 pub(crate) const PARENT: &str = "blixard";
@@ -116,17 +117,33 @@ pub(crate) fn resources(
     Ok((resources.build()?, missing))
 }
 
+/// Kills every process in the cgroup `path`, in whichever hierarchies it is.
+pub(crate) fn kill(path: &Path) {
+    let path = path.strip_prefix("/").unwrap_or(path);
+    for root in hierarchies() {
+        let Ok(processes) = std::fs::read_to_string(root.join(path).join("cgroup.procs")) else { continue };
+        for pid in processes.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+            // One that has ended meanwhile needs no signal.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
 /// Removes the cgroup `path` (relative, as `blixard/1`) of every hierarchy, when nothing is in it.
 pub(crate) fn remove(path: &str) {
+    for root in hierarchies() {
+        // A directory of a cgroup that is in use, or is none, stays.
+        let _ = std::fs::remove_dir(root.join(path));
+    }
+}
+
+fn hierarchies() -> Vec<PathBuf> {
     let mount = Path::new(MOUNT);
     let mut roots = vec![mount.to_path_buf()];
     if let Ok(entries) = std::fs::read_dir(mount) {
         roots.extend(entries.flatten().map(|entry| entry.path()));
     }
-    for root in roots {
-        // A directory of a cgroup that is in use, or is none, stays.
-        let _ = std::fs::remove_dir(root.join(path));
-    }
+    roots
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClien
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
     Container, CreateNamespaceRequest, GetContainerRequest, GetRequest, ListContainersRequest,
-    ListTasksRequest, Namespace,
+    ListNamespacesRequest, ListTasksRequest, Namespace,
 };
 use containerd_client::tonic::metadata::AsciiMetadataValue;
 use containerd_client::tonic::transport::Channel;
@@ -96,6 +96,13 @@ impl Client {
             Err(status) if status.code() == Code::AlreadyExists => Ok(()),
             Err(status) => Err(failed("create the namespace", &status)),
         }
+    }
+
+    /// The names of all namespaces.
+    pub(crate) async fn all_namespaces(&self) -> Result<Vec<String>, RuntimeError> {
+        let answer = self.namespaces().list(self.request(ListNamespacesRequest::default())).await;
+        let namespaces = answer.map_err(|status| failed("list namespaces", &status))?.into_inner().namespaces;
+        Ok(namespaces.into_iter().map(|namespace| namespace.name).collect())
     }
 
     /// A container; nothing when there is none of this id.

@@ -104,8 +104,9 @@ impl Containers {
 
     /// Kills what runs and removes everything of a container but its log, in whatever state it is.
     pub(crate) async fn erase(&self, id: &ContainerId) -> Result<(), RuntimeError> {
-        self.end_process(id).await?;
-        self.end_forgotten_shims(id).await;
+        if !self.end_process(id).await? {
+            self.end_forgotten_shims(id).await;
+        }
         let (removed, network) = tokio::join!(self.remove_container(id), self.networks.remove(id));
         removed?;
         network?;
@@ -116,9 +117,9 @@ impl Containers {
         .await
     }
 
-    /// Kills a container's process, waits for its end and removes it.
-    pub(crate) async fn end_process(&self, id: &ContainerId) -> Result<(), RuntimeError> {
-        let Some(process) = self.client.process(&id.0).await? else { return Ok(()) };
+    /// Kills a container's process, waits for its end and removes it; false when there is none.
+    pub(crate) async fn end_process(&self, id: &ContainerId) -> Result<bool, RuntimeError> {
+        let Some(process) = self.client.process(&id.0).await? else { return Ok(false) };
         if process.status != ProcessStatus::Stopped as i32 {
             let ended = self.ended(id);
             tokio::pin!(ended);
@@ -134,13 +135,14 @@ impl Containers {
             }
         }
         let request = self.client.request(DeleteTaskRequest { container_id: id.0.clone() });
-        found(self.client.tasks().delete(request).await, "remove the container's process").map(|_| ())
+        found(self.client.tasks().delete(request).await, "remove the container's process").map(|_| true)
     }
 
     /// Ends the shims of a container that containerd has forgotten, and says how many there were.
     pub(crate) async fn end_forgotten_shims(&self, id: &ContainerId) -> usize {
-        let (namespace, of) = (self.client.namespace().to_owned(), id.clone());
-        let ended = super::blocking(move || Ok(shims::end_forgotten(&namespace, &of))).await.unwrap_or(0);
+        let (namespace, of, cgroup) = (self.client.namespace().to_owned(), id.clone(), self.cgroup(id));
+        let ending = super::blocking(move || Ok(shims::end_forgotten(&namespace, &of, &cgroup)));
+        let ended = ending.await.unwrap_or(0);
         if ended > 0 {
             tracing::info!(container = %id, shims = ended, "ended what a start that was cut off left");
         }

@@ -122,16 +122,15 @@ impl Containers {
         while let Some(answer) =
             answers.message().await.map_err(|status| failed("list snapshots", &status))?
         {
-            let ours = answer.info.into_iter().map(|info| info.name).filter(|name| is_container_id(name));
-            found.extend(ours.map(ContainerId));
+            found.extend(answer.info.into_iter().map(|info| ContainerId(info.name)));
         }
         let (directory, namespace) = (self.files.containers(), self.client.namespace().to_owned());
         let look = move || Ok((directory_names(&directory)?, shims::forgotten(&namespace)));
         let (directories, forgotten) = super::blocking(look).await?;
-        found.extend(directories.into_iter().filter(|name| is_container_id(name)).map(ContainerId));
+        found.extend(directories.into_iter().map(ContainerId));
         found.extend(forgotten);
         let starting = self.starting().clone();
-        found.retain(|id| !known.contains(id) && !starting.contains(id));
+        found.retain(|id| is_container_id(&id.0) && !known.contains(id) && !starting.contains(id));
         // A start that began after `known` was read has created its container by now, or is marked.
         let mut orphans = BTreeSet::new();
         for id in found {
@@ -178,7 +177,8 @@ impl Containers {
     }
 }
 
-fn is_container_id(name: &str) -> bool {
+/// Whether a name found somewhere can be a container's: nothing else is to be removed.
+pub(super) fn is_container_id(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

@@ -74,6 +74,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const CHOICE: &str = "containerd.choice";
 const CHOICE_SYSTEM: &str = "system";
 const CHOICE_PRIVATE: &str = "private";
+/// What the names of nodes' containerd namespaces begin with.
+const NAMESPACE_PREFIX: &str = "blixard-";
 /// Where sockets and running state of nodes are: short paths, cleared by a reboot.
 const RUN: &str = "/run/blixard";
 
@@ -181,8 +183,11 @@ impl ContainerdRuntime {
     /// # Errors
     /// [`RuntimeError::Unavailable`] when it does not stop or its files cannot be removed.
     pub async fn remove_containerd(&self) -> Result<(), RuntimeError> {
-        self.stop_supervising();
         let Some(private) = &self.private else { return Ok(()) };
+        if let Some(supervisor) = self.stop_supervising() {
+            // It may be starting one at this moment, which is to be seen below.
+            let _ = supervisor.await;
+        }
         private.stop().await?;
         let directories = [self.config.data.join("containerd"), self.run.clone()];
         let choice = self.config.data.join(CHOICE);
@@ -197,11 +202,34 @@ impl ContainerdRuntime {
         .await
     }
 
-    fn stop_supervising(&self) {
-        let supervisor = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(supervisor) = supervisor {
-            supervisor.abort();
+    /// Does the same for a node that belongs to no cluster, unless there are containers: those of a
+    /// node whose identity was lost.
+    ///
+    /// # Errors
+    /// As above, and when there are containers.
+    pub async fn remove_unused_containerd(&self) -> Result<(), RuntimeError> {
+        if self.private.is_some() && self.has_containers().await? {
+            return Err(RuntimeError::Unavailable("containerd has containers of another node".to_owned()));
         }
+        self.remove_containerd().await
+    }
+
+    /// Whether containerd has containers of any node of any cluster.
+    async fn has_containers(&self) -> Result<bool, RuntimeError> {
+        let client = Client::new(self.channel.clone(), NAMESPACE_PREFIX)?;
+        for namespace in client.all_namespaces().await? {
+            let ours = namespace.starts_with(NAMESPACE_PREFIX);
+            if ours && !Client::new(self.channel.clone(), &namespace)?.all_containers().await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn stop_supervising(&self) -> Option<JoinHandle<()>> {
+        let supervisor = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        supervisor.abort();
+        Some(supervisor)
     }
 
     fn attached(&self) -> Result<&Arc<Containers>, RuntimeError> {
@@ -214,7 +242,7 @@ impl ContainerdRuntime {
 impl Drop for ContainerdRuntime {
     /// containerd and the containers go on.
     fn drop(&mut self) {
-        self.stop_supervising();
+        drop(self.stop_supervising());
     }
 }
 
@@ -353,7 +381,7 @@ impl ContainerRuntime for ContainerdRuntime {
 /// containerd's namespace of a node's containers.
 pub fn namespace(cluster: ClusterId, node: NodeId) -> String {
     let cluster = cluster.to_string();
-    format!("blixard-{}-n{node}", cluster.get(..12).unwrap_or(&cluster))
+    format!("{NAMESPACE_PREFIX}{}-n{node}", cluster.get(..12).unwrap_or(&cluster))
 }
 
 /// This program's file, also after an upgrade replaced it.

@@ -10,11 +10,17 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use blixard_core::id::ContainerId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::cgroups;
+use super::inventory::is_container_id;
+
 const PROGRAM: &[u8] = b"containerd-shim-runc-v2";
+/// The program's name as the kernel keeps it: 15 bytes.
+const COMM: &str = "containerd-shim\n";
 
 /// The containers of a containerd namespace with a shim whose working directory is gone.
 pub(crate) fn forgotten(namespace: &str) -> Vec<ContainerId> {
@@ -22,13 +28,20 @@ pub(crate) fn forgotten(namespace: &str) -> Vec<ContainerId> {
 }
 
 /// Ends the shims of a container whose working directory is gone, and says how many there were.
-pub(crate) fn end_forgotten(namespace: &str, id: &ContainerId) -> usize {
+/// What still runs in the container's cgroup goes first: a containerd that lost its records forgets
+/// shims of running containers, too.
+pub(crate) fn end_forgotten(namespace: &str, id: &ContainerId, cgroup: &Path) -> usize {
+    let is_forgotten = |pid: &Pid| forgotten_by(*pid, namespace).as_ref() == Some(id);
     let end = |pid: &Pid| {
-        // Held before it is looked at, so that it cannot become another's number in between.
+        // Held and looked at again, so that it cannot become another's number in between.
         let Ok(process) = pidfd_open(*pid, PidfdFlags::empty()) else { return false };
-        forgotten_by(*pid, namespace).as_ref() == Some(id) && pidfd_send_signal(process, Signal::KILL).is_ok()
+        if !is_forgotten(pid) {
+            return false;
+        }
+        cgroups::kill(cgroup);
+        pidfd_send_signal(process, Signal::KILL).is_ok()
     };
-    every_process().filter(end).count()
+    every_process().filter(is_forgotten).filter(end).count()
 }
 
 fn every_process() -> impl Iterator<Item = Pid> {
@@ -39,27 +52,34 @@ fn every_process() -> impl Iterator<Item = Pid> {
 /// Whose shim a process is, when it is one of the namespace and its working directory is gone.
 fn forgotten_by(pid: Pid, namespace: &str) -> Option<ContainerId> {
     let process = format!("/proc/{}", pid.as_raw_nonzero());
+    // First: reading the command line of a process that hangs in the kernel may hang.
+    if fs::read_to_string(format!("{process}/comm")).ok()? != COMM || fs::metadata(&process).ok()?.uid() != 0
+    {
+        return None;
+    }
     let command_line = fs::read(format!("{process}/cmdline")).ok()?;
     let id = shim_of(&command_line, namespace)?;
     let directory = fs::metadata(format!("{process}/cwd")).ok()?;
     (directory.nlink() == 0).then_some(id)
 }
 
-/// Whose shim a command line is, when it is one of the namespace.
+/// Whose shim a command line is, when it is one of the namespace; any process can have any.
 fn shim_of(command_line: &[u8], namespace: &str) -> Option<ContainerId> {
-    let mut arguments = command_line.split(|byte| *byte == 0);
+    let mut arguments = command_line.split(|byte| *byte == 0).filter(|argument| !argument.is_empty());
     if !arguments.next()?.ends_with(PROGRAM) {
         return None;
     }
     let arguments: Vec<&[u8]> = arguments.collect();
-    let value = |option: &[u8]| {
-        let at = arguments.iter().position(|argument| *argument == option)?;
-        arguments.get(at + 1).copied()
-    };
-    if value(b"-namespace")? != namespace.as_bytes() {
+    // Those that make a shim, or clear up after one, are no shims.
+    if matches!(arguments.last().copied(), Some(b"start" | b"delete")) {
         return None;
     }
-    String::from_utf8(value(b"-id")?.to_vec()).ok().map(ContainerId)
+    let value = |option: &[u8]| {
+        let at = arguments.iter().position(|argument| *argument == option)?;
+        std::str::from_utf8(arguments.get(at + 1)?).ok()
+    };
+    let id = value(b"-id").filter(|id| is_container_id(id))?;
+    (value(b"-namespace")? == namespace).then(|| ContainerId(id.to_owned()))
 }
 
 #[cfg(test)]
@@ -68,17 +88,24 @@ mod tests {
 
     #[test]
     fn shims_of_the_namespace_are_told_from_others() {
-        let line =
-            |program: &str| format!("{program}\0-namespace\0ours\0-id\0c0ffee\0-address\0/run/c.sock\0");
-        let ours = line("/usr/bin/containerd-shim-runc-v2");
-        assert_eq!(shim_of(ours.as_bytes(), "ours"), Some(ContainerId("c0ffee".into())));
-        assert_eq!(shim_of(ours.as_bytes(), "our"), None);
-        assert_eq!(shim_of(line("/usr/bin/less").as_bytes(), "ours"), None);
+        let id = "c0ffee".repeat(11)[..64].to_owned();
+        let of = |program: &str, id: &str, action: &str| {
+            let line = format!("{program}\0-namespace\0ours\0-id\0{id}\0-address\0/run/c.sock\0{action}");
+            (shim_of(line.as_bytes(), "ours"), shim_of(line.as_bytes(), "theirs"))
+        };
+        let shim = "/usr/bin/containerd-shim-runc-v2";
+        assert_eq!(of(shim, &id, ""), (Some(ContainerId(id.clone())), None));
+        for (program, id, action) in [
+            ("/usr/bin/less", id.as_str(), ""),
+            (shim, &id, "start\0"),
+            (shim, &id, "delete\0"),
+            (shim, "/etc", ""),
+            (shim, "../../etc", ""),
+            (shim, "", ""),
+        ] {
+            assert_eq!(of(program, id, action), (None, None), "{program} {id} {action}");
+        }
         assert_eq!(shim_of(b"", "ours"), None);
-        assert_eq!(
-            shim_of(b"containerd-shim-runc-v2\0-namespace\0ours\0-id\0", "ours"),
-            Some(ContainerId("".into()))
-        );
-        assert_eq!(shim_of(b"containerd-shim-runc-v2\0-namespace", "ours"), None);
+        assert_eq!(shim_of(b"containerd-shim-runc-v2\0-id", "ours"), None);
     }
 }

@@ -15,6 +15,7 @@ use oci_spec::runtime::Spec;
 use prost::Message;
 use prost_types::Any;
 use rustix::process::Resource;
+use tokio::time::Instant;
 
 use super::client::{disk, failed};
 use super::containers::Containers;
@@ -33,8 +34,9 @@ const RUNTIME: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// Keeps a snapshot that no container refers to yet from containerd's garbage collection.
 const GC_ROOT: &str = "containerd.io/gc.root";
-/// How often, and after how long each, a process is created where an earlier start is in the way.
-const CREATE_TRIES_MAX: u32 = 30;
+/// For how long, and after how long each time, a process is created anew where an earlier start is
+/// in the way.
+const CREATE_PATIENCE: Duration = Duration::from_secs(5);
 const CREATE_RETRY: Duration = Duration::from_millis(100);
 /// How often it is looked whether a forgotten shim is why a process is not created yet.
 const CREATE_WATCH: Duration = Duration::from_secs(1);
@@ -256,10 +258,12 @@ impl Containers {
             options: Some(self.runc_options()),
             ..Default::default()
         };
-        for _ in 1..CREATE_TRIES_MAX {
+        let patience = Instant::now() + CREATE_PATIENCE;
+        loop {
             match self.try_create_process(id, message.clone()).await {
-                Err(NotCreated { status, in_the_way: true }) => {
+                Err(NotCreated { status, in_the_way: true }) if Instant::now() < patience => {
                     tracing::debug!(container = %id, err = status.message(), "an earlier start is in the way");
+                    self.end_forgotten_shims(id).await;
                     if let Err(error) = self.end_process(id).await {
                         tracing::debug!(container = %id, err = %error, "cannot remove an earlier start's process");
                     }
@@ -268,10 +272,9 @@ impl Containers {
                 answer => return answer.map_err(|error| error.status),
             }
         }
-        self.try_create_process(id, message).await.map_err(|error| error.status)
     }
 
-    /// Creates the process once. Where a forgotten shim makes that fail or last, it is ended.
+    /// Creates the process once. While it lasts, forgotten shims that may hold it up are ended.
     async fn try_create_process(
         &self,
         id: &ContainerId,
@@ -287,16 +290,8 @@ impl Containers {
                 Err(_) => ended += self.end_forgotten_shims(id).await,
             }
         };
-        let Err(status) = answer else { return Ok(()) };
-        ended += self.end_forgotten_shims(id).await;
-        // The process itself, or its shim's directory, which containerd removes under the new shim.
-        let bundle = format!("/{}/{id}/", self.client.namespace());
-        let removed =
-            status.message().contains(&bundle) && status.message().contains("no such file or directory");
-        let clearing_up = status.code() == Code::AlreadyExists
-            || status.message().contains("failed to start shim")
-            || removed;
-        Err(NotCreated { status, in_the_way: clearing_up || ended > 0 })
+        let in_the_way = |status: &Status| ended > 0 || is_in_the_way(status, self.client.namespace(), id);
+        answer.map(|_| ()).map_err(|status| NotCreated { in_the_way: in_the_way(&status), status })
     }
 
     fn runc_options(&self) -> Any {
@@ -315,6 +310,18 @@ struct NotCreated {
     status: Status,
     /// Something of an earlier start of the same container was in the way.
     in_the_way: bool,
+}
+
+/// Whether something of an earlier start of the same container made the creation of its process
+/// fail: the process itself, or its shim's directory, which containerd removes under the new shim.
+fn is_in_the_way(status: &Status, namespace: &str, id: &ContainerId) -> bool {
+    let message = status.message();
+    let bundle = format!("/{namespace}/{id}/");
+    // What is missing below the root file system, the image or the bundle has wrong.
+    let is_missing = message.contains(&bundle)
+        && message.contains("no such file or directory")
+        && !message.contains(&format!("{bundle}rootfs/"));
+    status.code() == Code::AlreadyExists || message.contains("failed to start shim") || is_missing
 }
 
 /// What runc could not start, in words for whoever wrote the bundle where the bundle is to blame.
@@ -349,9 +356,10 @@ fn percent_encode(path: &Path) -> String {
 mod tests {
     use std::path::Path;
 
+    use blixard_core::id::ContainerId;
     use containerd_client::tonic::Status;
 
-    use super::{percent_encode, start_failure};
+    use super::{is_in_the_way, percent_encode, start_failure};
     use crate::platform::RuntimeError;
 
     #[test]
@@ -360,6 +368,23 @@ mod tests {
             percent_encode(Path::new("/data dir/a?b=c&d%/1.log")),
             "/data%20dir/a%3Fb%3Dc%26d%25/1.log"
         );
+    }
+
+    #[test]
+    fn what_an_earlier_start_left_is_told_from_what_is_wrong() {
+        let check = |status: Status, expect: bool| {
+            let found = is_in_the_way(&status, "ours", &ContainerId("c0ffee".into()));
+            assert_eq!(found, expect, "{status:?}");
+        };
+        let bundle = "/run/c/state/io.containerd.runtime.v2.task/ours/c0ffee";
+        check(Status::already_exists("task c0ffee: already exists"), true);
+        check(Status::unknown("failed to start shim: signal: killed"), true);
+        check(Status::not_found(format!("mkdir {bundle}/rootfs: no such file or directory")), true);
+        check(Status::unknown(format!("open {bundle}/log.json: no such file or directory")), true);
+        let mount = format!("error mounting \"/a\" to {bundle}/rootfs/b: no such file or directory");
+        check(Status::unknown(mount), false);
+        check(Status::unknown("exec: \"nope\": stat /nope: no such file or directory"), false);
+        check(Status::unavailable("the connection is closed"), false);
     }
 
     #[test]

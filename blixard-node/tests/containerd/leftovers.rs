@@ -5,9 +5,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use blixard_core::id::ContainerId;
-use blixard_node::platform::ContainerRuntime;
+use blixard_node::platform::{ContainerRuntime, RuntimeError};
 
-use crate::bench::{Bench, DEADLINE, alive, config, ctr};
+use crate::bench::{Bench, DEADLINE, IMAGE, alive, config, ctr};
 use crate::support::wait_until;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,8 +85,18 @@ async fn a_shim_that_containerd_forgot_is_no_obstacle() {
     assert!(!alive(shim));
     assert!(begun.elapsed() < DEADLINE, "containerd was not waited for until it gave up");
 
+    // What is wrong with a start is said, also when such a shim is met.
+    let command = serde_json::json!({"reference": IMAGE, "command": ["nope"]});
+    let wrong = config(2, serde_json::json!({"image": command}));
+    let shim = forget_shim(&bench, &ContainerId::new(bench.cluster, wrong.replica, 1)).await;
+    match bench.runtime().start(&wrong).await {
+        Err(RuntimeError::Invalid(text)) => assert!(text.contains("`nope` is not in the image"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!alive(shim));
+
     // One that no start meets goes with the next listing.
-    let unmet = ContainerId::new(bench.cluster, blixard_core::id::ReplicaId(2), 1);
+    let unmet = ContainerId::new(bench.cluster, blixard_core::id::ReplicaId(3), 1);
     let shim = forget_shim(&bench, &unmet).await;
     assert_eq!(bench.runtime().list().await.expect("list").len(), 1, "the other");
     wait_until("the shim is gone", async || !alive(shim)).await;

@@ -113,9 +113,9 @@ impl Acting {
                 self.trouble(|often| Trouble { remove: often(), ..Trouble::default() }).await
             }
             Fault::RuntimeTrouble => {
-                // Most calls fail, so that a start and the removal of what it left do.
-                let mostly = |often: &dyn Fn() -> u64| 300 + often();
-                self.trouble(|often| Trouble { start: mostly(often), remove: mostly(often), pull: 0 }).await
+                // At least so often that a start and the removal of what it left fail together.
+                let both = |often: &dyn Fn() -> u64| 300 + often();
+                self.trouble(|often| Trouble { start: both(often), remove: both(often), pull: 0 }).await
             }
             Fault::RegistryMissing => self.harm(Harm::Missing).await,
             Fault::RegistryStale => self.harm(Harm::Stale).await,

@@ -132,7 +132,7 @@ proptest! {
     /// Following the decisions always comes to rest, never loses the quorum, and ends with what
     /// the members call for.
     #[test]
-    fn membership_comes_to_rest(letters in "[+l?x-]{1,9}", voting in proptest::collection::vec(any::<bool>(), 10)) {
+    fn membership_comes_to_rest(letters in "[+l?x-]{1,9}", voting in proptest::collection::vec(any::<bool>(), 10), lagging in proptest::collection::vec(any::<bool>(), 10)) {
         let state = nodes(&format!("+{letters}"));
         let all: Vec<u64> = (1..=letters.len() as u64 + 1).collect();
         let mut voters: Vec<u64> = all.iter().copied().filter(|id| voting[*id as usize - 1]).collect();
@@ -141,6 +141,7 @@ proptest! {
         }
         let learners: Vec<u64> = all.iter().copied().filter(|id| !voters.contains(id)).collect();
         let mut members = RaftMembers { leader: NodeId(1), ..raft(&voters, &learners) };
+        members.lag.retain(|id, _| *id == NodeId(1) || lagging[id.0 as usize - 1]);
         let up = |id: &NodeId| state.nodes.get(id).is_some_and(|node| node.status == NodeStatus::Up);
         for _ in 0..10 {
             let change = next_change(&state.nodes, &members);
