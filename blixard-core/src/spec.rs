@@ -52,6 +52,13 @@ pub struct ServiceSpec {
     pub network: NetworkMode,
 }
 
+impl ServiceSpec {
+    /// Whether `other` differs in the bounds of replicas and in nothing that a container depends on.
+    pub fn differs_in_replicas_only(&self, other: &Self) -> bool {
+        self.replicas != other.replicas && Self { replicas: other.replicas, ..self.clone() } == *other
+    }
+}
+
 fn stop_timeout() -> u32 {
     crate::limits::STOP_TIMEOUT_S
 }

@@ -30,7 +30,7 @@ const INTERRUPTED: u8 = 130;
 /// Waits, with progress, until the bundle's minimum of replicas runs (and is healthy when it has a
 /// health check). After the deadline it says why what is missing is missing and exits with 1; the
 /// cluster goes on trying. The same bundle again changes nothing; a changed one replaces the
-/// service's replicas one by one.
+/// service's replicas one by one, unless only their bounds changed.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  blixard run web.bun\n  blixard run -d --name shop web.bun\n  cat web.bun | blixard run -n web -"

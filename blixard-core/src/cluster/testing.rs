@@ -73,6 +73,11 @@ pub(super) fn publishing(spec: ServiceSpec, ports: &[u16]) -> ServiceSpec {
     ServiceSpec { ports: ports.iter().map(port).collect(), ..spec }
 }
 
+/// Another version of a service, by its environment.
+pub(super) fn marked(mark: u32, spec: ServiceSpec) -> ServiceSpec {
+    ServiceSpec { environment: [("MARK".to_owned(), mark.to_string())].into(), ..spec }
+}
+
 pub(super) fn with_volume(spec: ServiceSpec) -> ServiceSpec {
     let volume = VolumeSpec { source: "/srv".to_owned(), target: "/data".to_owned(), read_only: false };
     ServiceSpec { volumes: vec![volume], ..spec }

@@ -223,6 +223,9 @@ fn an_unchanged_bundle_changes_nothing_and_a_changed_one_replaces_one_slot_at_a_
         cluster.hosts[1].run(&bundle)?;
         ensure!(ids(cluster)? == before, "an unchanged bundle replaced containers");
         ensure!(cluster.hosts[2].service("web")?.row.version == 1, "it made a version");
+        cluster.hosts[1].run(&bundle.clone().replicas(2, 4))?;
+        ensure!(ids(cluster)? == before, "other bounds replaced containers");
+        cluster.hosts[1].run(&bundle)?;
 
         let updated = bundle.environment("COLOR", "green");
         cluster.hosts[1].submit(&updated)?;

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
     use crate::cluster::node::NodeFacts;
     use crate::cluster::testing::{
-        Cluster, desire, facts, name, place, publishing, spec, two_nodes, with_volume,
+        Cluster, desire, facts, marked, name, place, publishing, spec, two_nodes, with_volume,
     };
     use crate::cluster::{Command, PlanStep, Write};
     use crate::spec::Reservations;
@@ -161,7 +161,7 @@ mod tests {
             cluster.write(Write::SetAvailability { node: NodeId(2), availability });
         };
         check(&drain, place("web", 1, 1, 2), &["node 2 takes no replicas"]);
-        let update = |cluster: &mut Cluster| drop(cluster.submit(spec("web", 2, 4)));
+        let update = |cluster: &mut Cluster| drop(cluster.submit(marked(1, spec("web", 2, 4))));
         check(&update, place("web", 1, 1, 2), &["`web` is at version 2, not 1"]);
         let stop = |cluster: &mut Cluster| drop(cluster.write(Write::Stop { service: name("web") }));
         check(&stop, place("web", 1, 1, 2), &["`web` is stopped"]);

@@ -94,7 +94,7 @@ mod tests {
         let submit = Write::Submit { spec: spec("web", 1, 8).into(), origin: NodeId(1) };
         let write = Command::Write { request: request(99), made_at: START, write: submit };
         let first = cluster.command(write.clone());
-        assert_eq!(first, Outcome::Service { version: 2, changed: true });
+        assert_eq!(first, Outcome::Service { version: 1, changed: true });
         cluster.command(scale(100, START, 5));
         assert_eq!(cluster.command(write), first);
         assert_eq!(cluster.events(), Vec::<&str>::new());

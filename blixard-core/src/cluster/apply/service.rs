@@ -24,8 +24,9 @@ impl ClusterState {
         if service.spec() == spec.as_ref() {
             return Ok(self.submit_again(name, origin));
         }
+        let bounds_only = service.spec().differs_in_replicas_only(spec);
         submission::check(self, spec, origin)?;
-        Ok(self.add_version(spec, origin))
+        Ok(if bounds_only { self.set_bounds(spec, origin) } else { self.add_version(spec, origin) })
     }
 
     fn create_service(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Outcome {
@@ -66,6 +67,27 @@ impl ClusterState {
             self.tell_service(EventKind::ServiceChanged, name, "was submitted again");
         }
         Outcome::Service { version, changed }
+    }
+
+    /// Other bounds, and nothing that a container depends on: no version, which would replace all.
+    fn set_bounds(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Outcome {
+        let name = &spec.name;
+        let origin = self.origin_after(name, origin);
+        let mut version = 0;
+        if let Some(service) = self.services.get_mut(name) {
+            version = service.current().version;
+            if let Some(current) = service.versions.back_mut() {
+                current.spec = Arc::clone(spec);
+            }
+            service.desired = service.desired.clamp(spec.replicas.min, spec.replicas.max);
+            service.suspended = false;
+            service.origin = origin;
+            service.backoff.clear();
+        }
+        self.stop_surplus(name);
+        let told = format!("now takes {} to {} replicas", spec.replicas.min, spec.replicas.max);
+        self.tell_service(EventKind::ServiceChanged, name, &told);
+        Outcome::Service { version, changed: true }
     }
 
     fn add_version(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Outcome {
@@ -185,7 +207,7 @@ fn check_stays(name: &ServiceName, service: &Service) -> Result<(), Refusal> {
 mod tests {
     use super::*;
     use crate::cluster::testing::{
-        Cluster, assert_refused, name, place, publishing, spec, status, with_volume,
+        Cluster, assert_refused, marked, name, place, publishing, spec, status, with_volume,
     };
     use crate::cluster::{Desired, Phase, PlanStep, Write};
     use crate::limits::SERVICE_VERSIONS_MAX;
@@ -227,8 +249,21 @@ mod tests {
         assert_eq!(web(&cluster).desired, 2);
         assert_eq!(cluster.submit(spec("web", 2, 5)), answered(1, false));
         assert_eq!(cluster.events(), Vec::<&str>::new());
-        assert_eq!(cluster.submit(spec("web", 3, 5)), answered(2, true));
+        assert_eq!(cluster.submit(marked(1, spec("web", 3, 5))), answered(2, true));
         assert_eq!(web(&cluster).desired, 3);
+    }
+
+    #[test]
+    fn other_bounds_are_no_version() {
+        let mut cluster = three();
+        assert_eq!(cluster.submit(spec("web", 2, 9)), answered(1, true));
+        assert_eq!(cluster.events(), ["web now takes 2 to 9 replicas"]);
+        assert_eq!((web(&cluster).desired, web(&cluster).spec().replicas.max), (3, 9));
+        assert_eq!(cluster.write(scale(9)), Outcome::Done);
+        cluster.write(stop());
+        assert_eq!(cluster.submit(spec("web", 1, 2)), answered(1, true));
+        assert_eq!(web(&cluster).wanted(), 2);
+        assert_eq!(cluster.submit(marked(1, spec("web", 1, 3))), answered(2, true));
     }
 
     #[test]
@@ -238,7 +273,7 @@ mod tests {
         assert_eq!(cluster.submit(spec("web", 1, 5)), answered(1, true));
         assert_eq!(web(&cluster).wanted(), 3);
         cluster.write(stop());
-        assert_eq!(cluster.submit(spec("web", 1, 4)), answered(2, true));
+        assert_eq!(cluster.submit(marked(1, spec("web", 1, 4))), answered(2, true));
         assert_eq!(web(&cluster).wanted(), 3);
     }
 
@@ -326,8 +361,8 @@ mod tests {
     #[test]
     fn old_versions_are_kept_for_rollback_and_while_they_run() {
         let mut cluster = three();
-        for max in 6..=12 {
-            cluster.submit(spec("web", 1, max));
+        for mark in 6..=12 {
+            cluster.submit(marked(mark, spec("web", 1, 5)));
         }
         let kept = |cluster: &Cluster| web(cluster).versions.iter().map(|v| v.version).collect::<Vec<_>>();
         assert_eq!(kept(&cluster), [1, 5, 6, 7, 8]);
@@ -336,7 +371,7 @@ mod tests {
             cluster.write(Write::StopReplica { replica: ReplicaId(replica) });
             cluster.report(1, replica, status(0, Phase::Gone));
         }
-        cluster.submit(spec("web", 1, 13));
+        cluster.submit(marked(13, spec("web", 1, 5)));
         assert_eq!(kept(&cluster), [5, 6, 7, 8, 9]);
     }
 
@@ -361,10 +396,10 @@ mod tests {
         cluster.submit_on(1, spec("web", 1, 1));
         cluster.submit_on(2, with_volume(spec("web", 1, 1)));
         assert_eq!(web(&cluster).origin, NodeId(2));
-        cluster.submit_on(3, with_volume(spec("web", 1, 2)));
+        cluster.submit_on(3, marked(1, with_volume(spec("web", 1, 2))));
         assert_eq!(web(&cluster).origin, NodeId(2));
         cluster.write(Write::RemoveNode { node: NodeId(2), force: true });
-        assert_eq!(cluster.submit_on(3, with_volume(spec("web", 1, 2))), answered(3, true));
+        assert_eq!(cluster.submit_on(3, marked(1, with_volume(spec("web", 1, 2)))), answered(3, true));
         assert_eq!(web(&cluster).origin, NodeId(3));
     }
 }

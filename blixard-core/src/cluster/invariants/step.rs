@@ -88,9 +88,9 @@ pub(super) fn members_keep_their_keys(before: &ClusterState, after: &ClusterStat
     Ok(())
 }
 
-/// A service's version never falls, and a version's specification never changes, unless the
-/// service was removed meanwhile, which is told. Shows a replica that would run something else
-/// than it was placed for.
+/// A service's version never falls, and a version's specification never changes but for its bounds
+/// of replicas, unless the service was removed meanwhile, which is told. Shows a replica that would
+/// run something else than it was placed for.
 pub(super) fn versions_only_rise(before: &ClusterState, after: &ClusterState) -> Check {
     let overflowed = after.events.front().is_some_and(|oldest| oldest.id.index > before.applied);
     if overflowed && !before.events.is_empty() {
@@ -108,7 +108,9 @@ pub(super) fn versions_only_rise(before: &ClusterState, after: &ClusterState) ->
         };
         ensure(new.current().version >= old.current().version, || format!("`{name}` went back a version"))?;
         for version in &old.versions {
-            let same = new.spec_of(version.version).is_none_or(|spec| *spec == version.spec);
+            let same = new
+                .spec_of(version.version)
+                .is_none_or(|spec| *spec == version.spec || version.spec.differs_in_replicas_only(spec));
             ensure(same, || format!("version {} of `{name}` changed", version.version))?;
         }
     }
