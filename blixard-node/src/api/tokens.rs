@@ -19,7 +19,7 @@ use super::error::ApiError;
 /// Makes a token. Its secret is shown only in this answer, so a retry makes another token.
 #[utoipa::path(
     post, path = "/v1/tokens", request_body = TokenRequest,
-    responses((status = 201, description = "Made", body = TokenAnswer), (status = 400, description = "`uses` with scope `api`", body = ErrorBody), (status = 503, description = "No quorum", body = ErrorBody))
+    responses((status = 201, description = "Made", body = TokenAnswer), (status = 400, description = "`uses` with scope `api`, or none, or no time", body = ErrorBody), (status = 503, description = "No quorum", body = ErrorBody))
 )]
 pub(super) async fn add(
     State(api): State<Api>,
@@ -29,6 +29,12 @@ pub(super) async fn add(
         return Err(ApiError::bad_request(
             "an API token's uses are not counted",
             "leave out `uses`, and let the token expire",
+        ));
+    }
+    if body.uses == Some(0) || body.expires_in_s == Some(0) {
+        return Err(ApiError::bad_request(
+            "a token without a use, or that has expired already, admits nobody",
+            "give at least 1, or leave it out: a token then lasts until it is removed",
         ));
     }
     let rng = &api.handle.platform.rng;

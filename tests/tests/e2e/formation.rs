@@ -200,6 +200,10 @@ fn a_new_token_is_printed_as_a_ticket_and_a_used_up_one_is_not_passed_on() -> Re
     cluster.add_host(3)?;
     cluster.add_host(4)?;
     cluster.check(|cluster| {
+        for [option, value] in [["--uses", "0"], ["--expires", "0s"]] {
+            let refused = cluster.hosts[1].cli_refused(&["cluster", "token", "create", option, value])?;
+            ensure!(refused.contains("admits nobody"), "{option} {value}: {refused}");
+        }
         let made = cluster.hosts[1].cli_output(&["cluster", "token", "create", "--uses", "1"])?;
         ensure!(made.status.success(), "{made:?}");
         let once = String::from_utf8(made.stdout)?.trim().to_owned();
