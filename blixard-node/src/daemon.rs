@@ -282,7 +282,10 @@ async fn form_and_serve(
     if removed {
         let left = handle.platform.containers.list().await.map_or(0, |left| left.len());
         match left {
-            0 => println!("node {} was removed from its cluster: its containers are stopped", handle.id),
+            0 => println!(
+                "node {} was removed from its cluster: its containers are stopped; blixard node purge clears the machine",
+                handle.id
+            ),
             _ => println!(
                 "node {} was removed from its cluster; {left} of its containers are left: blixard node purge",
                 handle.id

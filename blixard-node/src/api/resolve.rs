@@ -84,10 +84,13 @@ fn unknown(text: &str) -> ApiError {
 /// When the replica is gone (404), or has no container yet (409).
 pub(super) fn with_container(state: &ClusterState, id: ReplicaId) -> Result<&Replica, ApiError> {
     let replica = state.replicas.get(&id).ok_or_else(|| unknown(&id.to_string()))?;
-    if replica.status.attempt == 0 && matches!(replica.status.phase, Phase::Assigned | Phase::Pulling) {
-        let name = format!("{}-{}", replica.service, replica.slot);
+    let unstarted = matches!(replica.status.phase, Phase::Assigned | Phase::Pulling | Phase::Starting);
+    if replica.status.attempt == 0 && unstarted {
+        let (name, status) = (format!("{}-{}", replica.service, replica.slot), &replica.status);
+        let phase = format!("{:?}", status.phase).to_lowercase();
+        let why = if status.message.is_empty() { String::new() } else { format!(": {}", status.message) };
         return Err(ApiError::conflict(
-            format!("{name} has no container yet: {:?}", replica.status.phase).to_lowercase(),
+            format!("{name} has no container yet: {phase}{why}"),
             "wait for it: `blixard ps`",
         ));
     }

@@ -11,6 +11,9 @@ use oci_spec::runtime::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::client::disk;
+use crate::platform::RuntimeError;
+
 /// The cgroup under which every container of every node of this machine lives.
 pub(crate) const PARENT: &str = "blixard";
 
@@ -69,6 +72,30 @@ impl CgroupSupport {
             namespace,
         }
     }
+}
+
+/// Checks that containers can be made here: runc puts each into a cgroup.
+///
+/// # Errors
+/// [`RuntimeError::Invalid`] when no cgroup file system is mounted.
+pub(crate) fn check_mounted() -> Result<(), RuntimeError> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo");
+    let mounts = mounts.map_err(|error| disk("read the mounts", &error))?;
+    if has_cgroups(&mounts) {
+        return Ok(());
+    }
+    Err(RuntimeError::Invalid(format!(
+        "no cgroup file system is mounted under {MOUNT}, which containers need: `ip netns exec` hides it, \
+         `nsenter --net=/run/netns/NAME blixard node` does not"
+    )))
+}
+
+/// Whether a list of mounts, as of proc_pid_mountinfo(5), has a cgroup file system in its place.
+fn has_cgroups(mounts: &str) -> bool {
+    mounts.lines().any(|mount| {
+        let in_place = mount.split(' ').nth(4).is_some_and(|point| point.starts_with(MOUNT));
+        in_place && (mount.contains(" - cgroup ") || mount.contains(" - cgroup2 "))
+    })
 }
 
 /// Translates limits. The second part names those this machine cannot enforce, which are left out.
@@ -150,7 +177,7 @@ fn hierarchies() -> Vec<PathBuf> {
 mod tests {
     use blixard_core::spec::ResourceLimits;
 
-    use super::{CgroupSupport, resources};
+    use super::{CgroupSupport, has_cgroups, resources};
 
     const ALL: CgroupSupport = CgroupSupport {
         cpu: true,
@@ -170,6 +197,19 @@ mod tests {
             blkio_weight: Some(300),
             pids: Some(20),
         }
+    }
+
+    #[test]
+    fn a_cgroup_file_system_is_seen_in_its_place() {
+        let sys = "24 1 0:22 / /sys rw,nosuid - sysfs sysfs rw\n";
+        let check = |mount: &str, expect: bool| {
+            assert_eq!(has_cgroups(&format!("{sys}{mount}")), expect, "{mount}");
+        };
+        check("", false);
+        check("30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n", true);
+        check("30 24 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n", false);
+        check("31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n", true);
+        check("31 30 0:27 / /mnt/cgroup rw - cgroup2 cgroup2 rw\n", false);
     }
 
     #[test]

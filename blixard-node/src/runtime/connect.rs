@@ -9,6 +9,7 @@ use containerd_client::tonic::Request;
 use containerd_client::tonic::transport::{Channel, Endpoint};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 use crate::platform::RuntimeError;
 
@@ -17,6 +18,8 @@ pub const SYSTEM_SOCKET: &str = "/run/containerd/containerd.sock";
 /// How long a live containerd takes to say its version, at most.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(10);
+/// After how long it is told that containerd is waited for.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
 
 /// Which containerd runs the containers: `auto`, `private`, or the path of a socket.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -69,12 +72,18 @@ pub(crate) async fn wait_ready(
     socket: &Path,
     timeout: Duration,
 ) -> Result<String, RuntimeError> {
+    let told_at = Instant::now() + TOLD_AFTER;
     let answering = async {
+        let mut told = false;
         loop {
-            if socket.exists()
-                && let Some(version) = version(channel).await
-            {
+            let exists = socket.exists();
+            if exists && let Some(version) = version(channel).await {
                 return version;
+            }
+            if !told && Instant::now() >= told_at {
+                told = true;
+                let why = if exists { "it does not answer" } else { "there is no such socket" };
+                tracing::warn!(socket = %socket.display(), why, timeout_s = timeout.as_secs(), "waiting for containerd");
             }
             tokio::time::sleep(POLL).await;
         }

@@ -138,6 +138,7 @@ impl ContainerdRuntime {
         let (socket, private) = match system {
             Some(socket) => (socket, None),
             None => {
+                blocking(cgroups::check_mounted).await?;
                 let private = Private::new(&config.data, &run)?;
                 (private.socket.clone(), Some(private))
             }
