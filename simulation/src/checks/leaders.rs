@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use blixard_core::cluster::Availability;
+use blixard_core::cluster::{Availability, ClusterState};
 use blixard_core::id::NodeId;
 
 use super::quiet::Quiet;
@@ -34,6 +34,12 @@ fn quorum_is_quiet(quiet: &Quiet, leader: NodeId, voters: &[NodeId], since: Dura
 }
 
 impl Leaders {
+    /// A node has published a state. What asks a leader to make way may be taken back before it is
+    /// looked at the world again, and the leader has made way.
+    pub(super) fn seen(&mut self, state: &ClusterState) {
+        self.established = self.established.take().filter(|known| is_to_stay(state, known.leader));
+    }
+
     /// Takes in how things are now, of `machines` machines.
     pub(super) fn look(
         &mut self,
@@ -82,9 +88,13 @@ impl Established {
 
 /// Whether a leader has no reason of its own to hand over.
 fn stays(leader: &Running) -> bool {
-    let state = leader.handle.state();
-    let row = state.nodes.get(&leader.handle.id);
     // Who hears no quorum by its own account makes way, whatever keeps it from hearing.
     let heard = leader.handle.raft().quorum_ack_ms_ago.is_none_or(|ago| ago < 500);
-    heard && row.is_some_and(|node| node.availability != Availability::Leaving && node.hold_until.is_none())
+    heard && is_to_stay(&leader.handle.state(), leader.handle.id)
+}
+
+/// Whether a state has no reason for a leader to hand over.
+fn is_to_stay(state: &ClusterState, leader: NodeId) -> bool {
+    let row = state.nodes.get(&leader);
+    row.is_some_and(|node| node.availability != Availability::Leaving && node.hold_until.is_none())
 }

@@ -128,6 +128,7 @@ impl Checks {
         self.trace.record_at("apply", machine, state.applied, checked.as_deref().unwrap_or_default());
         let checked = checked.and_then(|_| inner.states.seen(state));
         inner.downs.seen(state);
+        inner.leaders.seen(state);
         inner.confirmed.applied(machine, state.applied);
         drop(inner);
         if let Err((invariant, detail)) = checked {
