@@ -128,6 +128,19 @@ fn containers_that_share_a_port_take_turns() {
             (0..4).map(|_| ask((Ipv4Addr::LOCALHOST, 8080)).expect("one answers")).collect();
         answers.sort();
         assert_eq!(answers, ["first", "first", "second", "second"]);
+
+        // One that is not connected yet gets no turn, whatever else changes meanwhile.
+        let third = network.create(&container('c'), &published(80, 8080)).await.expect("it is made");
+        network.remove(&container('b')).await.expect("it goes");
+        for _ in 0..3 {
+            assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("it answers"), "first");
+        }
+        let third = third.connect().await.expect("it connects");
+        answer_inside(&third, 80, "third");
+        let mut answers: Vec<String> =
+            (0..2).map(|_| ask((Ipv4Addr::LOCALHOST, 8080)).expect("one answers")).collect();
+        answers.sort();
+        assert_eq!(answers, ["first", "third"]);
         network.purge().await.expect("everything goes");
     });
 }

@@ -12,6 +12,7 @@ mod link;
 mod namespace;
 mod ports;
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -107,17 +108,14 @@ impl Opening<'_> {
     pub async fn connect(self) -> Result<Lease, NetworkError> {
         let Self { network, id, lease, inside } = self;
         let (name, gateway) = (veth_name(&id), first_host(network.subnet));
-        let linking = link::connect(&network.name, &name, inside, lease.address, gateway);
-        // The rules name an address that is not there yet; neither waits for the other.
-        let loading = async {
-            let state = network.state.lock().await;
-            if state.leases.get(&id) != Some(&lease) {
-                return Err(NetworkError::Removed);
-            }
-            network.load_rules(state.leases.iter()).await
-        };
-        let (linked, loaded) = tokio::join!(linking, loading);
-        linked.and(loaded)?;
+        link::connect(&network.name, &name, inside, lease.address, gateway).await?;
+        // A connection that is dealt to an address that nobody has yet waits for seconds.
+        let mut state = network.state.lock().await;
+        if state.leases.get(&id) != Some(&lease) {
+            return Err(NetworkError::Removed);
+        }
+        state.unlinked.remove(&id);
+        network.load_rules(&state, None).await?;
         Ok(lease)
     }
 }
@@ -135,6 +133,8 @@ pub struct ContainerNetwork {
 #[derive(Debug)]
 struct State {
     leases: Leases,
+    /// Whose address nobody has yet: nothing is sent there.
+    unlinked: BTreeSet<ContainerId>,
     held: HeldPorts,
 }
 
@@ -165,9 +165,9 @@ impl ContainerNetwork {
                 tracing::warn!(container.id = id.short(), err = %error, "a published port is no longer ours");
             }
         }
-        let network =
-            Self { directory: directory.to_owned(), name, subnet, state: Mutex::new(State { leases, held }) };
-        network.load_rules(network.state.lock().await.leases.iter()).await?;
+        let state = State { leases, unlinked: BTreeSet::new(), held };
+        let network = Self { directory: directory.to_owned(), name, subnet, state: Mutex::new(state) };
+        network.load_rules(&*network.state.lock().await, None).await?;
         Ok(network)
     }
 
@@ -184,6 +184,7 @@ impl ContainerNetwork {
         let netns_path = self.directory.join(format!("{}.netns", id.short()));
         let lease = Lease { netns_path, address, ports: ports.to_vec() };
         // Written first: whatever is made is found again by its lease.
+        state.unlinked.insert(id.clone());
         let made = match state.leases.insert(id.clone(), lease.clone()) {
             Ok(()) => namespace::create(&lease.netns_path).await,
             Err(error) => Err(error),
@@ -212,7 +213,7 @@ impl ContainerNetwork {
     /// still go elsewhere, last the lease, so that what failed is tried again.
     async fn forget(&self, state: &mut State, id: &ContainerId) -> Result<(), NetworkError> {
         if state.leases.get(id).is_some() {
-            self.load_rules(state.leases.iter().filter(|(other, _)| *other != id)).await?;
+            self.load_rules(state, Some(id)).await?;
         }
         self.disconnect(state, id).await
     }
@@ -224,6 +225,7 @@ impl ContainerNetwork {
             namespace::remove(&lease.netns_path)?;
             state.leases.remove(id)?;
         }
+        state.unlinked.remove(id);
         // Held without a lease when a start was cut off while it waited for another port.
         state.held.release(id);
         Ok(())
@@ -259,11 +261,10 @@ impl ContainerNetwork {
         }
     }
 
-    async fn load_rules<'a>(
-        &self,
-        leases: impl Iterator<Item = (&'a ContainerId, &'a Lease)>,
-    ) -> Result<(), NetworkError> {
-        firewall::load(&firewall::ruleset(&self.name, self.subnet, leases.map(|(_, lease)| lease))).await
+    /// Publishes the ports of every container that is linked, but for one.
+    async fn load_rules(&self, state: &State, but: Option<&ContainerId>) -> Result<(), NetworkError> {
+        let linked = state.leases.iter().filter(|(id, _)| Some(*id) != but && !state.unlinked.contains(*id));
+        firewall::load(&firewall::ruleset(&self.name, self.subnet, linked.map(|(_, lease)| lease))).await
     }
 }
 
