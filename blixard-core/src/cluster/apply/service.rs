@@ -24,9 +24,8 @@ impl ClusterState {
         if service.spec() == spec.as_ref() {
             return Ok(self.submit_again(name, origin));
         }
-        let bounds_only = service.spec().differs_in_replicas_only(spec);
         submission::check(self, spec, origin)?;
-        Ok(if bounds_only { self.set_bounds(spec, origin) } else { self.add_version(spec, origin) })
+        Ok(self.change_service(spec, origin))
     }
 
     fn create_service(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Outcome {
@@ -69,34 +68,25 @@ impl ClusterState {
         Outcome::Service { version, changed }
     }
 
-    /// Other bounds, and nothing that a container depends on: no version, which would replace all.
-    fn set_bounds(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Outcome {
-        let name = &spec.name;
-        let origin = self.origin_after(name, origin);
-        let mut version = 0;
-        if let Some(service) = self.services.get_mut(name) {
-            version = service.current().version;
-            if let Some(current) = service.versions.back_mut() {
-                current.spec = Arc::clone(spec);
-            }
-            service.desired = service.desired.clamp(spec.replicas.min, spec.replicas.max);
-            service.suspended = false;
-            service.origin = origin;
-            service.backoff.clear();
-        }
-        self.stop_surplus(name);
-        let told = format!("now takes {} to {} replicas", spec.replicas.min, spec.replicas.max);
-        self.tell_service(EventKind::ServiceChanged, name, &told);
-        Outcome::Service { version, changed: true }
-    }
-
-    fn add_version(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Outcome {
+    /// Another specification: a new version, or, where nothing but the bounds differs, the current one
+    /// with other bounds, since a version replaces every container.
+    fn change_service(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Outcome {
         let (name, now) = (&spec.name, self.time);
         let origin = self.origin_after(name, origin);
-        let mut version = 0;
+        let (mut version, mut told) = (0, String::new());
         if let Some(service) = self.services.get_mut(name) {
-            version = service.current().version + 1;
-            service.versions.push_back(ServiceVersion { version, spec: Arc::clone(spec), submitted_at: now });
+            version = service.current().version;
+            if service.spec().differs_in_replicas_only(spec)
+                && let Some(current) = service.versions.back_mut()
+            {
+                current.spec = Arc::clone(spec);
+                told = format!("now takes {} to {} replicas", spec.replicas.min, spec.replicas.max);
+            } else {
+                version += 1;
+                let new = ServiceVersion { version, spec: Arc::clone(spec), submitted_at: now };
+                service.versions.push_back(new);
+                told = format!("is now version {version}");
+            }
             service.desired = service.desired.clamp(spec.replicas.min, spec.replicas.max);
             service.suspended = false;
             service.origin = origin;
@@ -104,7 +94,7 @@ impl ClusterState {
         }
         self.settle_versions(name);
         self.stop_surplus(name);
-        self.tell_service(EventKind::ServiceSubmitted, name, &format!("is now version {version}"));
+        self.tell_service(EventKind::ServiceSubmitted, name, &told);
         Outcome::Service { version, changed: true }
     }
 
