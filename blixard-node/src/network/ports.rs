@@ -1,16 +1,18 @@
 //! Holds published ports, so that two programs never believe they have the same one.
 //!
 //! Translation would silently take a port away from whoever listens on it. So each published port
-//! is bound first, which fails when it is taken, and stays bound, which makes others fail. No
-//! packet reaches these sockets: the rules translate all of them away.
+//! is bound first, which fails when it is taken, and stays bound, which makes others fail. It is
+//! never listened on: while no container is there to translate to, the kernel refuses connections
+//! to it, where a listening socket would take them and never answer.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use blixard_core::id::ContainerId;
 use blixard_core::spec::{PortSpec, Protocol};
+use tokio::net::TcpSocket;
 
 use super::NetworkError;
 
@@ -29,7 +31,7 @@ pub(super) struct HeldPorts {
 /// A bound socket, kept for being bound.
 #[derive(Debug)]
 enum Socket {
-    Tcp(#[expect(dead_code, reason = "held, never read")] TcpListener),
+    Tcp(#[expect(dead_code, reason = "held, never read")] TcpSocket),
     Udp(#[expect(dead_code, reason = "held, never read")] UdpSocket),
 }
 
@@ -37,7 +39,15 @@ impl Socket {
     fn bind(protocol: Protocol, port: u16) -> std::io::Result<Self> {
         let any = (Ipv4Addr::UNSPECIFIED, port);
         match protocol {
-            Protocol::Tcp => TcpListener::bind(any).map(Self::Tcp),
+            Protocol::Tcp => {
+                let socket = TcpSocket::new_v4()?;
+                // Ended connections of who had the port before are no obstacle; who wants it next is
+                // one that shares it only while both say so.
+                socket.set_reuseaddr(true)?;
+                socket.bind(any.into())?;
+                socket.set_reuseaddr(false)?;
+                Ok(Self::Tcp(socket))
+            }
             Protocol::Udp => UdpSocket::bind(any).map(Self::Udp),
         }
     }
@@ -98,6 +108,9 @@ impl HeldPorts {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
     use super::*;
 
     fn published(host_port: u16) -> Vec<PortSpec> {
@@ -115,6 +128,22 @@ mod tests {
         drop(other);
         held.hold(&id, &published(port)).await.expect("it is free now");
         assert!(TcpListener::bind(("127.0.0.1", port)).is_err(), "a held port is held");
+    }
+
+    #[tokio::test]
+    async fn a_held_port_refuses_connections_and_takes_none_over_from_who_had_it() {
+        let other = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+        let address = other.local_addr().expect("it is bound");
+        let mut client = TcpStream::connect(address).expect("it listens");
+        // Whoever closes first keeps the port in the state TIME-WAIT for a minute.
+        drop(other.accept().expect("it is connected"));
+        assert_eq!(client.read(&mut [0]).expect("it is closed"), 0);
+        drop((client, other));
+        let mut held = HeldPorts::default();
+        let id = ContainerId("a".repeat(64));
+        held.hold(&id, &published(address.port())).await.expect("nobody listens");
+        let refused = TcpStream::connect(address).expect_err("no container is there yet");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     }
 
     #[tokio::test]
