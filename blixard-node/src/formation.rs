@@ -6,6 +6,7 @@
 //! it is acted on: a founder that dies half-way founds the same cluster when it returns.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 
 use blixard_core::api::token::Secret;
 use blixard_core::cluster::SubnetRange;
@@ -56,6 +57,16 @@ pub enum FormError {
         /// The source's.
         asked: ClusterId,
     },
+    /// The cluster that would be made would give containers addresses of the network it stands in.
+    #[error(
+        "container networks would be cut from {subnets}, which holds this machine's own address {address}: give --subnets a private range that is not in use, such as 10.222.0.0/16"
+    )]
+    OwnNetwork {
+        /// Where container networks are cut from.
+        subnets: SubnetRange,
+        /// This machine's address.
+        address: Ipv4Addr,
+    },
     /// The cluster refuses this node, or there is nothing to show it.
     #[error(transparent)]
     Join(#[from] JoinError),
@@ -94,6 +105,14 @@ pub async fn form(
         let membership = Membership { cluster, node, founding: None, peers };
         identity.set_membership(&membership, &token)?;
         return Ok(membership);
+    }
+    let mut own = wish.facts.addresses.iter().filter_map(|address| match address.ip() {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    });
+    // A range is for the cluster's whole life, so it is looked at while it can still be another.
+    if let Some(address) = own.find(|own| wish.subnets.contains(*own)) {
+        return Err(FormError::OwnNetwork { subnets: wish.subnets, address });
     }
     let membership = found(platform, wish);
     let founding = membership.founding.as_ref().expect("a founder has what it founds");

@@ -49,7 +49,7 @@ pub struct NodeView {
     pub subnet: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// How many of its replicas should run.
+    /// How many of its replicas are not lost and have not ended.
     pub replicas: u32,
     /// CPU that replicas may reserve, in thousandths.
     pub cpu_millis: u64,

@@ -28,10 +28,18 @@ impl SubnetRange {
 
     /// The first addresses of the range's /24 networks, in order; none when it is not valid.
     pub fn networks(&self) -> impl Iterator<Item = Ipv4Addr> {
-        let prefix = u32::from(self.prefix);
-        let count = if self.is_valid() { 1_u32 << (24 - prefix) } else { 0 };
-        let base = u32::from(self.base) & u32::MAX.checked_shl(32 - prefix.clamp(1, 32)).unwrap_or(0);
+        let count = if self.is_valid() { 1_u32 << (24 - self.prefix) } else { 0 };
+        let base = u32::from(self.base) & self.mask();
         (0..count).map(move |n| Ipv4Addr::from(base + (n << 8)))
+    }
+
+    /// Whether `address` is in the range.
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        (u32::from(address) ^ u32::from(self.base)) & self.mask() == 0
+    }
+
+    fn mask(&self) -> u32 {
+        u32::MAX.checked_shl(32 - u32::from(self.prefix).clamp(1, 32)).unwrap_or(0)
     }
 
     /// The lowest network that is not in `used`.
@@ -49,6 +57,19 @@ impl std::fmt::Display for SubnetRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_contains_the_addresses_that_share_its_prefix() {
+        let range = SubnetRange { base: Ipv4Addr::new(10, 208, 0, 0), prefix: 12 };
+        let check = |address: [u8; 4], expect: bool| {
+            assert_eq!(range.contains(address.into()), expect, "{address:?}");
+        };
+        check([10, 208, 0, 0], true);
+        check([10, 223, 255, 255], true);
+        check([10, 207, 255, 255], false);
+        check([10, 224, 0, 0], false);
+        check([11, 208, 0, 0], false);
+    }
 
     #[test]
     fn networks_are_cut_in_order_from_the_masked_base() {

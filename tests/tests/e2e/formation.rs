@@ -105,6 +105,22 @@ fn a_wrong_token_is_refused() -> Result<()> {
 }
 
 #[test]
+fn container_networks_of_the_machines_own_network_are_refused_before_a_cluster_has_them() -> Result<()> {
+    Cluster::hosts(1)?.check(|cluster| {
+        let host = &mut cluster.hosts[0];
+        host.spawn(&["--subnets", "10.77.0.0/16"])?;
+        let code = host.wait_exit(REFUSAL)?;
+        let log = host.log();
+        ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
+        ensure!(log.contains("10.77.0.0/16") && log.contains("10.77.0.1:"), "the reason is not said: {log}");
+        let left = host.processes();
+        ensure!(left.is_empty(), "left running: {left:?}");
+        // No cluster was made: it makes one of other networks now.
+        host.start(&["--subnets", "10.222.0.0/16"])
+    })
+}
+
+#[test]
 fn the_data_of_another_cluster_are_refused() -> Result<()> {
     Cluster::hosts(2)?.check(|cluster| {
         cluster.hosts[0].start(&[])?;

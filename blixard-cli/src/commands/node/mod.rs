@@ -186,7 +186,7 @@ fn table(nodes: &[NodeView], paint: Paint) -> String {
             text::printable(&node.name),
             role(node.role).to_owned(),
             status(node.status).to_owned(),
-            availability(node.availability).to_owned(),
+            availability(node).to_owned(),
             node.addresses.first().cloned().unwrap_or_default(),
             node.replicas.to_string(),
             format!("{}/{}", cpus(node.cpu_millis_reserved), cpus(node.cpu_millis)),
@@ -222,9 +222,10 @@ fn status(status: NodeStatus) -> &'static str {
     }
 }
 
-fn availability(availability: Availability) -> &'static str {
-    match availability {
+fn availability(node: &NodeView) -> &'static str {
+    match node.availability {
         Availability::Active => "active",
+        Availability::Draining if node.replicas == 0 => "drained",
         Availability::Draining => "draining",
         Availability::Leaving => "leaving",
     }
@@ -233,6 +234,7 @@ fn availability(availability: Availability) -> &'static str {
 #[cfg(test)]
 mod tests {
     use blixard_core::api::node::NodeView;
+    use blixard_core::cluster::Availability;
 
     use crate::render::color::Paint;
 
@@ -246,11 +248,13 @@ mod tests {
             "memory_bytes_reserved": 0, "arch": "amd64", "os": "linux", "version": "0.1.0", "joined_at": 0
         }))
         .unwrap();
+        let drained = NodeView { availability: Availability::Draining, replicas: 0, ..node.clone() };
         assert_eq!(
-            super::table(&[node], Paint::Plain),
+            super::table(&[node, drained], Paint::Plain),
             "\
 ID   NAME   ROLE     STATUS   AVAILABILITY   ADDRESS          REPLICAS   CPU       MEMORY        VERSION
 1    box1   leader   up       active         10.77.0.1:7001   2          1.5/4.0   0 B/8.0 GiB   0.1.0
+1    box1   leader   up       drained        10.77.0.1:7001   0          1.5/4.0   0 B/8.0 GiB   0.1.0
 "
         );
     }

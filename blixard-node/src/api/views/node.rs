@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use blixard_core::api::node::{ClusterStatus, NodeView, Role};
-use blixard_core::cluster::{ClusterState, Desired, Node, NodeStatus, Phase, Replica};
+use blixard_core::cluster::{ClusterState, Node, NodeStatus, Phase, Replica};
 use blixard_core::id::{ClusterId, NodeId};
 
 use crate::handle::RaftStatus;
@@ -19,7 +19,7 @@ pub fn node(state: &ClusterState, raft: &RaftStatus, id: NodeId) -> Option<NodeV
 }
 
 fn view(state: &ClusterState, raft: &RaftStatus, id: NodeId, node: &Node) -> NodeView {
-    let runs = |replica: &Replica| replica.desired != Desired::Stop && !replica.status.phase.is_final();
+    let runs = |replica: &Replica| replica.lost_since.is_none() && !replica.status.phase.is_final();
     let replicas = state.replicas_on(id).filter(|(_, replica)| runs(replica)).count();
     let reserved = state.reserved_on(id);
     NodeView {
