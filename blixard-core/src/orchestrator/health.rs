@@ -8,14 +8,16 @@
 //! Silence shorter than [`NODE_UNKNOWN_AFTER`] means nothing; then the node is Unknown; from
 //! [`NODE_DOWN_AFTER`] on it is Down. A node that announced its absence stays Unknown until its
 //! hold ends. A heartbeat makes it Up at once. A new leader has heard nobody yet: silence counts
-//! from when it began, except the deposed leader's, which counts from its last append.
+//! from when it began, except the deposed leader's, which counts from its last append. One that was
+//! deposed for its silence is Unknown from the start, so that nothing new is placed on the very node
+//! that is most likely dead.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::cluster::{ClusterState, Command, Node, NodeStatus};
 use crate::id::NodeId;
-use crate::limits::{NODE_DOWN_AFTER, NODE_UNKNOWN_AFTER};
+use crate::limits::{NODE_DOWN_AFTER, NODE_UNKNOWN_AFTER, RAFT_ELECTION_MAX};
 use crate::time::{Mono, UtcMs};
 
 /// How often the leader looks around at least.
@@ -43,6 +45,15 @@ struct Heard {
     boot: Option<u64>,
     /// Whether the daemon was seen to have started anew: what it announced is over.
     restarted: bool,
+    /// Whether it led until it fell silent, and has sent nothing since.
+    deposed: bool,
+}
+
+impl Heard {
+    /// Silence that counts from `at`.
+    fn from(at: Mono) -> Self {
+        Self { at, boot: None, restarted: false, deposed: false }
+    }
 }
 
 impl Liveness {
@@ -50,11 +61,13 @@ impl Liveness {
     /// that was another node, and when its last append arrived.
     pub fn new(leader: NodeId, now: Mono, state: &ClusterState, deposed: Option<(NodeId, Mono)>) -> Self {
         let mut nodes: BTreeMap<NodeId, Heard> =
-            state.nodes.keys().map(|&node| (node, Heard { at: now, boot: None, restarted: false })).collect();
+            state.nodes.keys().map(|&node| (node, Heard::from(now))).collect();
         if let Some((node, at)) = deposed
             && let Some(heard) = nodes.get_mut(&node)
         {
             heard.at = at.min(now);
+            // One that handed over sent its last append just now.
+            heard.deposed = now.since(heard.at) >= RAFT_ELECTION_MAX;
         }
         Self { leader, nodes, looked: now, excused: now }
     }
@@ -77,10 +90,11 @@ impl Liveness {
 
     /// Takes in a heartbeat. `boot` names the start of the daemon that sent it.
     pub fn heard(&mut self, node: NodeId, boot: u64, now: Mono) {
-        let heard = self.nodes.entry(node).or_insert(Heard { at: now, boot: None, restarted: false });
+        let heard = self.nodes.entry(node).or_insert_with(|| Heard::from(now));
         heard.restarted |= heard.boot.is_some_and(|before| before != boot);
         heard.at = heard.at.max(now);
         heard.boot = Some(boot);
+        heard.deposed = false;
     }
 
     /// The commands that record what the leader now believes, in the order of node ids. Empty
@@ -90,7 +104,7 @@ impl Liveness {
         self.nodes.retain(|node, _| state.nodes.contains_key(node));
         let mut commands = Vec::new();
         for (&id, node) in &state.nodes {
-            let heard = self.nodes.entry(id).or_insert(Heard { at: now, boot: None, restarted: false });
+            let heard = self.nodes.entry(id).or_insert_with(|| Heard::from(now));
             let status = if id == self.leader { NodeStatus::Up } else { believe(heard, node, now, utc) };
             if node.hold_until.is_none() {
                 heard.restarted = false;
@@ -109,6 +123,7 @@ impl Liveness {
         let due = |(&id, node): (&NodeId, &Node)| {
             let heard = self.nodes.get(&id).filter(|_| id != self.leader)?;
             match node.status {
+                NodeStatus::Up if heard.deposed => Some(now),
                 NodeStatus::Up => Some(heard.at + NODE_UNKNOWN_AFTER),
                 NodeStatus::Unknown => {
                     let held = node.hold_until.map(|until| now + until.since(utc)).unwrap_or_default();
@@ -126,7 +141,7 @@ impl Liveness {
 fn believe(heard: &Heard, node: &Node, now: Mono, utc: UtcMs) -> NodeStatus {
     let silence = now.since(heard.at);
     let held = node.hold_until.is_some_and(|until| until > utc);
-    let by_silence = if silence < NODE_UNKNOWN_AFTER {
+    let by_silence = if silence < NODE_UNKNOWN_AFTER && !heard.deposed {
         NodeStatus::Up
     } else if silence < NODE_DOWN_AFTER || held {
         NodeStatus::Unknown

@@ -82,6 +82,22 @@ fn machine_dies_and_returns(leads: bool) -> Result<()> {
 }
 
 #[test]
+fn a_submission_right_after_the_leaders_death_is_placed_on_the_living() -> Result<()> {
+    Cluster::formed(3)?.check(|cluster| {
+        let web = image::web()?;
+        cluster.hosts[0].import(&web)?;
+        let (leader, followers) = cluster.leader_and_followers()?;
+        let id = u64::from(cluster.hosts[leader].number);
+        cluster.hosts[leader].power_off()?;
+        let asked = &cluster.hosts[followers[0]];
+        asked.run(&Bundle::new("web", &web).replicas(3, 3))?;
+        let rows = asked.replicas("web")?;
+        ensure!(rows.iter().all(|row| row.node.is_some_and(|node| node.0 != id)), "{rows:?}");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_short_loss_of_the_cable_moves_nothing() -> Result<()> {
     Cluster::formed(3)?.check(|cluster| {
         let web = image::web()?;

@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::Liveness;
 use crate::cluster::{ClusterState, Command, NodeStatus};
 use crate::id::NodeId;
-use crate::limits::{NODE_DOWN_AFTER, NODE_HEARTBEAT, NODE_UNKNOWN_AFTER};
+use crate::limits::{NODE_DOWN_AFTER, NODE_HEARTBEAT, NODE_UNKNOWN_AFTER, RAFT_ELECTION_MAX};
 use crate::orchestrator::tests::world::World;
 use crate::time::{Mono, UtcMs};
 
@@ -95,6 +95,19 @@ fn new_leader_grants_grace_to_all_but_the_deposed() {
     assert_eq!(term.step(ms(0)), [health(OTHER, NodeStatus::Unknown)]);
     assert_eq!(term.step(ms(500)), [health(OTHER, NodeStatus::Down)]);
     assert_eq!(term.step(NODE_UNKNOWN_AFTER), [health(NodeId(3), NodeStatus::Unknown)]);
+}
+
+#[test]
+fn leader_deposed_for_its_silence_is_unknown_until_it_is_heard() {
+    let mut term = Term::new(Some((OTHER, BEGIN - RAFT_ELECTION_MAX)));
+    assert_eq!(term.wake_after(ms(0)), Some(ms(0)));
+    assert_eq!(term.step(ms(0)), [health(OTHER, NodeStatus::Unknown)]);
+    term.liveness.heard(OTHER, 1, BEGIN + ms(10));
+    assert_eq!(term.step(ms(10)), [health(OTHER, NodeStatus::Up)]);
+    assert_eq!(term.step(NODE_UNKNOWN_AFTER), [health(NodeId(3), NodeStatus::Unknown)]);
+
+    let mut handed_over = Term::new(Some((OTHER, BEGIN - RAFT_ELECTION_MAX + ms(1))));
+    assert_eq!(handed_over.step(ms(1000)), []);
 }
 
 #[test]
