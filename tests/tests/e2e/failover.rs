@@ -22,11 +22,18 @@ fn a_dead_leader_machines_replicas_run_elsewhere_in_the_same_slots_and_its_retur
     machine_dies_and_returns(true)
 }
 
-fn machine_dies_and_returns(leads: bool) -> Result<()> {
+/// Three nodes, and a replica of `web` on each, published on port 8080.
+fn with_three_replicas(check: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     Cluster::formed(3)?.check(|cluster| {
         let web = image::web()?;
         cluster.hosts[0].import(&web)?;
         cluster.hosts[0].run(&Bundle::new("web", &web).replicas(3, 3).port(80, 8080))?;
+        check(cluster)
+    })
+}
+
+fn machine_dies_and_returns(leads: bool) -> Result<()> {
+    with_three_replicas(|cluster| {
         let (leader, followers) = cluster.leader_and_followers()?;
         let victim = if leads { leader } else { followers[0] };
         let survivors: Vec<usize> = (0..3).filter(|position| *position != victim).collect();
@@ -99,10 +106,7 @@ fn a_submission_right_after_the_leaders_death_is_placed_on_the_living() -> Resul
 
 #[test]
 fn a_short_loss_of_the_cable_moves_nothing() -> Result<()> {
-    Cluster::formed(3)?.check(|cluster| {
-        let web = image::web()?;
-        cluster.hosts[0].import(&web)?;
-        cluster.hosts[0].run(&Bundle::new("web", &web).replicas(3, 3).port(80, 8080))?;
+    with_three_replicas(|cluster| {
         let (_, followers) = cluster.leader_and_followers()?;
         let (victim, asked) = (followers[0], followers[1]);
         let ids = |cluster: &Cluster| -> Result<Vec<_>> {
@@ -120,10 +124,7 @@ fn a_short_loss_of_the_cable_moves_nothing() -> Result<()> {
 
 #[test]
 fn a_long_loss_of_the_cable_replaces_replicas_and_stops_the_old_ones_afterwards() -> Result<()> {
-    Cluster::formed(3)?.check(|cluster| {
-        let web = image::web()?;
-        cluster.hosts[0].import(&web)?;
-        cluster.hosts[0].run(&Bundle::new("web", &web).replicas(3, 3).port(80, 8080))?;
+    with_three_replicas(|cluster| {
         let (_, followers) = cluster.leader_and_followers()?;
         let (victim, asked) = (followers[0], followers[1]);
         let id = u64::from(cluster.hosts[victim].number);
@@ -147,10 +148,7 @@ fn a_long_loss_of_the_cable_replaces_replicas_and_stops_the_old_ones_afterwards(
 
 #[test]
 fn stopping_a_service_waits_for_no_machine_that_is_down() -> Result<()> {
-    Cluster::formed(3)?.check(|cluster| {
-        let web = image::web()?;
-        cluster.hosts[0].import(&web)?;
-        cluster.hosts[0].run(&Bundle::new("web", &web).replicas(3, 3).port(80, 8080))?;
+    with_three_replicas(|cluster| {
         let (_, followers) = cluster.leader_and_followers()?;
         let (victim, asked) = (followers[0], followers[1]);
         cluster.hosts[victim].power_off()?;
