@@ -1,18 +1,19 @@
 //! Holds published ports, so that two programs never believe they have the same one.
 //!
 //! Translation would silently take a port away from whoever listens on it. So each published port
-//! is bound first, which fails when it is taken, and stays bound, which makes others fail. It is
-//! never listened on: while no container is there to translate to, the kernel refuses connections
-//! to it, where a listening socket would take them and never answer.
+//! is bound first, which fails when it is taken, and stays bound, which makes others fail. A TCP
+//! socket is not left listening: while no container is there to translate to, the kernel refuses
+//! connections, where a listening socket would take them and never answer.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use blixard_core::id::ContainerId;
 use blixard_core::spec::{PortSpec, Protocol};
-use tokio::net::TcpSocket;
+use rustix::net::sockopt::set_socket_reuseaddr;
+use rustix::net::{Shutdown, shutdown};
 
 use super::NetworkError;
 
@@ -31,7 +32,7 @@ pub(super) struct HeldPorts {
 /// A bound socket, kept for being bound.
 #[derive(Debug)]
 enum Socket {
-    Tcp(#[expect(dead_code, reason = "held, never read")] TcpSocket),
+    Tcp(#[expect(dead_code, reason = "held, never read")] TcpListener),
     Udp(#[expect(dead_code, reason = "held, never read")] UdpSocket),
 }
 
@@ -40,12 +41,13 @@ impl Socket {
         let any = (Ipv4Addr::UNSPECIFIED, port);
         match protocol {
             Protocol::Tcp => {
-                let socket = TcpSocket::new_v4()?;
-                // Ended connections of who had the port before are no obstacle; who wants it next is
-                // one that shares it only while both say so.
-                socket.set_reuseaddr(true)?;
-                socket.bind(any.into())?;
-                socket.set_reuseaddr(false)?;
+                // Bound to be shared, so that ended connections of who had the port before are no
+                // obstacle, and listening for a moment, since that alone keeps out another that
+                // binds it likewise at the same time. What is not to be shared and was bound by
+                // its number stays bound when it listens no more.
+                let socket = TcpListener::bind(any)?;
+                set_socket_reuseaddr(&socket, false)?;
+                shutdown(&socket, Shutdown::Both)?;
                 Ok(Self::Tcp(socket))
             }
             Protocol::Udp => UdpSocket::bind(any).map(Self::Udp),
@@ -109,7 +111,7 @@ impl HeldPorts {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpStream;
 
     use super::*;
 
@@ -128,6 +130,11 @@ mod tests {
         drop(other);
         held.hold(&id, &published(port)).await.expect("it is free now");
         assert!(TcpListener::bind(("127.0.0.1", port)).is_err(), "a held port is held");
+        let second = HeldPorts::default().hold(&id, &published(port)).await;
+        assert!(
+            matches!(second, Err(NetworkError::PortTaken { .. })),
+            "another daemon holds it too: {second:?}"
+        );
     }
 
     #[tokio::test]
