@@ -57,17 +57,23 @@ impl Heard {
 }
 
 impl Liveness {
-    /// What `leader` knows when it begins to lead at `now`. `deposed` is the leader before it, if
-    /// that was another node, and when its last append arrived.
-    pub fn new(leader: NodeId, now: Mono, state: &ClusterState, deposed: Option<(NodeId, Mono)>) -> Self {
+    /// What `leader`, elected at `elected`, knows when it begins to lead at `now`. `deposed` is the
+    /// leader before it, if that was another node, and when its last append arrived.
+    pub fn new(
+        leader: NodeId,
+        elected: Mono,
+        now: Mono,
+        state: &ClusterState,
+        deposed: Option<(NodeId, Mono)>,
+    ) -> Self {
         let mut nodes: BTreeMap<NodeId, Heard> =
             state.nodes.keys().map(|&node| (node, Heard::from(now))).collect();
         if let Some((node, at)) = deposed
             && let Some(heard) = nodes.get_mut(&node)
         {
             heard.at = at.min(now);
-            // One that handed over sent its last append just now.
-            heard.deposed = now.since(heard.at) >= RAFT_ELECTION_MAX;
+            // One that handed over sent its last append just before.
+            heard.deposed = elected.since(at) >= RAFT_ELECTION_MAX;
         }
         Self { leader, nodes, looked: now, excused: now }
     }
@@ -123,7 +129,7 @@ impl Liveness {
         let due = |(&id, node): (&NodeId, &Node)| {
             let heard = self.nodes.get(&id).filter(|_| id != self.leader)?;
             match node.status {
-                NodeStatus::Up if heard.deposed => Some(now),
+                NodeStatus::Up if heard.deposed && !is_held(node, utc) => Some(now),
                 NodeStatus::Up => Some(heard.at + NODE_UNKNOWN_AFTER),
                 NodeStatus::Unknown => {
                     let held = node.hold_until.map(|until| now + until.since(utc)).unwrap_or_default();
@@ -140,8 +146,9 @@ impl Liveness {
 /// leader believed stands until there is evidence.
 fn believe(heard: &Heard, node: &Node, now: Mono, utc: UtcMs) -> NodeStatus {
     let silence = now.since(heard.at);
-    let held = node.hold_until.is_some_and(|until| until > utc);
-    let by_silence = if silence < NODE_UNKNOWN_AFTER && !heard.deposed {
+    let held = is_held(node, utc);
+    // What a daemon that stops still sends must not make its node Up, which would end the hold.
+    let by_silence = if silence < NODE_UNKNOWN_AFTER && (held || !heard.deposed) {
         NodeStatus::Up
     } else if silence < NODE_DOWN_AFTER || held {
         NodeStatus::Unknown
@@ -153,6 +160,11 @@ fn believe(heard: &Heard, node: &Node, now: Mono, utc: UtcMs) -> NodeStatus {
     } else {
         by_silence.max(node.status)
     }
+}
+
+/// Whether the node announced its absence and is not expected yet.
+fn is_held(node: &Node, utc: UtcMs) -> bool {
+    node.hold_until.is_some_and(|until| until > utc)
 }
 
 #[cfg(test)]

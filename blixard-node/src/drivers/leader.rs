@@ -65,8 +65,9 @@ fn refuse(shared: &Shared, input: Input) {
 async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut Newest) -> Option<()> {
     let clock = shared.platform.clock.clone();
     let began = clock.now();
-    // Everything the former leader committed is applied before the first plan is made.
     let Some(raft) = shared.raft() else { return Some(()) };
+    let deposed = raft.take_leader_contact();
+    // Everything the former leader committed is applied before the first plan is made.
     if raft.read_barrier(limits::WRITE_DEADLINE).await.is_err() {
         shared.platform.clock.sleep_until(clock.now() + limits::RAFT_HEARTBEAT).await;
         return Some(());
@@ -77,7 +78,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
     }
     tracing::info!(node.id = %shared.id, raft.term = term, "leading");
     let state = raft.state();
-    let mut liveness = Liveness::new(shared.id, clock.now(), &state, raft.last_leader_contact());
+    let mut liveness = Liveness::new(shared.id, began, clock.now(), &state, deposed);
     let mut planner = Planner::new(&state, raft.log_time());
     let mut wake = clock.now();
     let mut dirty = true;

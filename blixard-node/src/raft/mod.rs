@@ -247,10 +247,15 @@ impl RaftNode {
         known.filter_map(|(id, matched)| Some((NodeId(*id), matched.as_ref()?.index))).collect()
     }
 
-    /// Which leader last sent this member entries or a heartbeat, and when. Once this member leads,
-    /// that is the leader before it.
+    /// Which leader last sent this member entries or a heartbeat, and when.
     pub fn last_leader_contact(&self) -> Option<(NodeId, Mono)> {
         *self.leader_contact()
+    }
+
+    /// The same, for a member that begins to lead: it is the leader before it. Forgotten after that,
+    /// since the one before this member's next term may be another that it never heard.
+    pub fn take_leader_contact(&self) -> Option<(NodeId, Mono)> {
+        self.leader_contact().take()
     }
 
     /// Has this member take a snapshot of what it has applied, in the background.

@@ -229,7 +229,8 @@ async fn leadership_is_handed_over_on_request() {
 
     from.transfer_leader(to.id(), PATIENCE).await.expect("it takes over");
     eventually("the chosen member leads", || to.leads().then_some(())).await;
-    assert_eq!(to.last_leader_contact().map(|(leader, _)| leader), Some(from.id()));
+    assert_eq!(to.take_leader_contact().map(|(leader, _)| leader), Some(from.id()));
+    assert_eq!(to.take_leader_contact(), None, "nobody led before this member's next term yet");
     write_anywhere(std::slice::from_ref(&to), 1).await;
     every_question_may_be_asked_from_any_task(&to);
 }

@@ -21,7 +21,7 @@ struct Term {
 impl Term {
     fn new(deposed: Option<(NodeId, Mono)>) -> Self {
         let world = World::new(3);
-        let liveness = Liveness::new(LEADER, BEGIN, &world.state, deposed);
+        let liveness = Liveness::new(LEADER, BEGIN, BEGIN, &world.state, deposed);
         Self { state: world.state, liveness, utc: world.now }
     }
 
@@ -108,6 +108,18 @@ fn leader_deposed_for_its_silence_is_unknown_until_it_is_heard() {
 
     let mut handed_over = Term::new(Some((OTHER, BEGIN - RAFT_ELECTION_MAX + ms(1))));
     assert_eq!(handed_over.step(ms(1000)), []);
+
+    // It takes the new leader a while to begin: that is not the other's silence.
+    let state = &handed_over.state;
+    let elected = BEGIN - ms(900);
+    let late = Liveness::new(LEADER, elected, BEGIN, state, Some((OTHER, elected - ms(50))));
+    assert_eq!({ late }.step(BEGIN, handed_over.utc, state), []);
+
+    let mut stopping = Term::new(Some((OTHER, BEGIN - RAFT_ELECTION_MAX)));
+    let until = stopping.utc.after(ms(60_000));
+    stopping.node(OTHER).hold_until = Some(until);
+    assert_eq!(stopping.step(ms(0)), [], "to be Up again would end its hold");
+    assert_eq!(stopping.step(NODE_UNKNOWN_AFTER).first(), Some(&health(OTHER, NodeStatus::Unknown)));
 }
 
 #[test]
@@ -131,7 +143,7 @@ fn node_believed_down_stays_down_until_it_is_heard() {
 fn announced_absence_ends_in_down_only_when_the_hold_does() {
     let mut term = Term::new(None);
     term.beat(ms(60_000));
-    term.liveness = Liveness::new(LEADER, BEGIN, &term.state, None);
+    term.liveness = Liveness::new(LEADER, BEGIN, BEGIN, &term.state, None);
     let until = term.utc.after(ms(10_000));
     term.node(OTHER).hold_until = Some(until);
     term.node(NodeId(3)).status = NodeStatus::Down;
