@@ -2,7 +2,8 @@
 //! its API until it is told to stop. And what is left to do on a machine whose daemon is gone.
 
 use std::error::Error as StdError;
-use std::net::UdpSocket;
+use std::iter;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
@@ -115,6 +116,8 @@ struct Built {
     sources: Arc<Refresher>,
     has_sources: bool,
     facts: NodeFacts,
+    /// The addresses that this machine is known to have.
+    own: Vec<IpAddr>,
 }
 
 async fn serve(config: NodeConfig) -> Result<ExitCode, Error> {
@@ -166,6 +169,7 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
     let transport =
         IrohTransport::bind(identity.secret_key(), bind, config.advertise.clone(), None, rng.clone()).await?;
     let facts = facts(config, bind, transport.addresses())?;
+    let own = iter::once(bind.ip()).chain(facts.addresses.iter().map(SocketAddr::ip)).collect();
     let platform = Platform {
         clock: Arc::new(LinuxClock),
         rng,
@@ -174,7 +178,7 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
         transport,
         containers: runtime.clone(),
     };
-    Ok(Built { platform, runtime, identity, sources: Refresher::new(sources), has_sources, facts })
+    Ok(Built { platform, runtime, identity, sources: Refresher::new(sources), has_sources, facts, own })
 }
 
 /// Opens the identity; waits for a daemon that was just killed to let go of it.
@@ -204,13 +208,14 @@ async fn form_and_serve(
     context: NodeContext,
     mut stop: watch::Receiver<bool>,
 ) -> Result<ExitCode, Error> {
-    let Built { platform, runtime, mut identity, sources, has_sources, facts } = built;
+    let Built { platform, runtime, mut identity, sources, has_sources, facts, own } = built;
     let wish = Wish {
         id: config.id,
         has_sources,
         bootstrap: config.bootstrap,
         facts: facts.clone(),
         subnets: config.subnets,
+        own,
     };
     let known = identity.membership().is_some();
     let settings = NodeSettings { facts, boot: identity.boots(), raft: raft_config()? };

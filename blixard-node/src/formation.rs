@@ -32,6 +32,8 @@ pub struct Wish {
     pub facts: NodeFacts,
     /// Where container networks are cut from, when it makes the cluster.
     pub subnets: SubnetRange,
+    /// The addresses that this machine is known to have; none of them may be in `subnets`.
+    pub own: Vec<IpAddr>,
 }
 
 /// Why a node has no cluster.
@@ -59,7 +61,7 @@ pub enum FormError {
     },
     /// The cluster that would be made would give containers addresses of the network it stands in.
     #[error(
-        "container networks would be cut from {subnets}, which holds this machine's own address {address}: give --subnets a private range that is not in use, such as 10.222.0.0/16"
+        "container networks would be cut from {subnets}, which holds this machine's own address {address}: give --subnets a private range A.B.C.D/PREFIX that holds no address in use here"
     )]
     OwnNetwork {
         /// Where container networks are cut from.
@@ -106,7 +108,7 @@ pub async fn form(
         identity.set_membership(&membership, &token)?;
         return Ok(membership);
     }
-    let mut own = wish.facts.addresses.iter().filter_map(|address| match address.ip() {
+    let mut own = wish.own.iter().filter_map(|address| match address.to_canonical() {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(_) => None,
     });

@@ -382,6 +382,7 @@ impl Starting {
                 bootstrap: false,
                 facts: facts.clone(),
                 subnets: SubnetRange::default(),
+                own: Vec::new(),
             };
             let membership = formation::form(&platform, &mut identity, &sources, &wish, &|_| ()).await?;
             let settings = NodeSettings { facts, boot: identity.boots(), raft: self.raft };
