@@ -6,6 +6,7 @@ use blixard_core::api::node::{ClusterStatus, NodeView, Role};
 use blixard_core::cluster::{ClusterState, Node, NodeStatus, Phase, Replica};
 use blixard_core::id::{ClusterId, NodeId};
 
+use super::replica::is_lost;
 use crate::handle::RaftStatus;
 
 /// Every member, by id.
@@ -19,7 +20,7 @@ pub fn node(state: &ClusterState, raft: &RaftStatus, id: NodeId) -> Option<NodeV
 }
 
 fn view(state: &ClusterState, raft: &RaftStatus, id: NodeId, node: &Node) -> NodeView {
-    let runs = |replica: &Replica| replica.lost_since.is_none() && !replica.status.phase.is_final();
+    let runs = |replica: &Replica| !replica.status.phase.is_final() && !is_lost(Some(node), replica);
     let replicas = state.replicas_on(id).filter(|(_, replica)| runs(replica)).count();
     let reserved = state.reserved_on(id);
     NodeView {
@@ -139,6 +140,7 @@ mod tests {
     use blixard_core::api::node::Role;
     use blixard_core::cluster::{Desired, NodeStatus, Phase};
     use blixard_core::id::NodeId;
+    use blixard_core::time::UtcMs;
 
     use super::super::fixture;
     use super::{cluster_status, nodes, survives};
@@ -171,6 +173,9 @@ mod tests {
         fixture::add_service(&mut state, "web", 2);
         fixture::add_replica(&mut state, 1, "web", 0, Phase::Running, Desired::Run);
         fixture::add_replica(&mut state, 2, "web", 1, Phase::Failed, Desired::Run);
+        fixture::add_replica(&mut state, 3, "web", 1, Phase::Stopping, Desired::Stop);
+        fixture::add_replica(&mut state, 4, "web", 0, Phase::Starting, Desired::Run);
+        fixture::edit_replica(&mut state, 4, |replica| replica.lost_since = Some(UtcMs(1)));
         let raft = RaftStatus {
             leader: Some(NodeId(1)),
             voters: vec![NodeId(1), NodeId(2)],
@@ -180,7 +185,7 @@ mod tests {
         let views = nodes(&state, &raft);
         let roles: Vec<_> = views.iter().map(|view| view.role).collect();
         assert_eq!(roles, [Role::Leader, Role::Voter, Role::Learner, Role::Joining]);
-        assert_eq!((views[0].replicas, views[1].replicas), (1, 0));
+        assert_eq!((views[0].replicas, views[1].replicas), (2, 0));
         let status = cluster_status(&state, &raft, fixture::CLUSTER, NodeId(1));
         assert_eq!((status.nodes, status.nodes_up, status.replicas_running), (4, 4, 1));
     }

@@ -50,7 +50,7 @@ pub(super) fn is_ready(service: Option<&Service>, replica: &Replica) -> bool {
 
 /// Whether a replica is away with its node. One that was replaced meanwhile stops when its node is
 /// back, as any other that is to stop; one that was to stop when its node went was not replaced.
-fn is_lost(node: Option<&Node>, replica: &Replica) -> bool {
+pub(super) fn is_lost(node: Option<&Node>, replica: &Replica) -> bool {
     let is = |status| node.is_some_and(|node| node.status == status);
     match replica.desired {
         Desired::Stop => is(NodeStatus::Down) || (replica.lost_since.is_some() && !is(NodeStatus::Up)),
