@@ -73,7 +73,7 @@ impl ClusterState {
     fn change_service(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Outcome {
         let (name, now) = (&spec.name, self.time);
         let origin = self.origin_after(name, origin);
-        let (mut version, mut told) = (0, String::new());
+        let (mut version, mut kind, mut told) = (0, EventKind::ServiceChanged, String::new());
         if let Some(service) = self.services.get_mut(name) {
             version = service.current().version;
             if service.spec().differs_in_replicas_only(spec)
@@ -85,7 +85,7 @@ impl ClusterState {
                 version += 1;
                 let new = ServiceVersion { version, spec: Arc::clone(spec), submitted_at: now };
                 service.versions.push_back(new);
-                told = format!("is now version {version}");
+                (kind, told) = (EventKind::ServiceSubmitted, format!("is now version {version}"));
             }
             service.desired = service.desired.clamp(spec.replicas.min, spec.replicas.max);
             service.suspended = false;
@@ -94,7 +94,7 @@ impl ClusterState {
         }
         self.settle_versions(name);
         self.stop_surplus(name);
-        self.tell_service(EventKind::ServiceSubmitted, name, &told);
+        self.tell_service(kind, name, &told);
         Outcome::Service { version, changed: true }
     }
 
