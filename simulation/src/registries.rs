@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use blixard_core::discovery::file::Registry;
@@ -12,6 +11,7 @@ use blixard_core::discovery::target::JoinTarget;
 use blixard_core::discovery::ticket::Ticket;
 use blixard_core::id::NodeId;
 use blixard_core::id::NodeKey;
+use tempfile::TempDir;
 
 /// What is wrong with a registry file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub enum Harm {
 
 /// The files of a world. The directory goes with the value.
 pub struct Registries {
-    directory: PathBuf,
+    directory: TempDir,
     inner: Mutex<Inner>,
 }
 
@@ -39,18 +39,15 @@ struct Inner {
     harmed: BTreeSet<u64>,
 }
 
-/// Tells the directories of one process apart.
-static WORLDS: AtomicU64 = AtomicU64::new(0);
-
 impl Registries {
     /// No files yet.
     ///
     /// # Panics
     /// When the machine that simulates has no place for temporary files.
     pub fn new() -> Self {
-        let number = WORLDS.fetch_add(1, Ordering::Relaxed);
-        let directory = std::env::temp_dir().join(format!("simulation-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&directory).expect("there is room for temporary files");
+        // Nobody's before: what another process left would be read as this world's files.
+        let directory = tempfile::Builder::new().prefix("simulation-").tempdir();
+        let directory = directory.expect("there is room for temporary files");
         Self { directory, inner: Mutex::default() }
     }
 
@@ -59,7 +56,7 @@ impl Registries {
     }
 
     fn path(&self, machine: u64) -> PathBuf {
-        self.directory.join(format!("machine-{machine}.json"))
+        self.directory.path().join(format!("machine-{machine}.json"))
     }
 
     /// The files of all machines but `machine`, to join by.
@@ -135,11 +132,4 @@ impl Default for Registries {
 
 fn write(path: &Path, text: &str) {
     std::fs::write(path, text).expect("there is room for temporary files");
-}
-
-impl Drop for Registries {
-    fn drop(&mut self) {
-        // What is left is in the place for what may be deleted.
-        std::fs::remove_dir_all(&self.directory).ok();
-    }
 }

@@ -166,9 +166,9 @@ mod tests {
 
     #[test]
     fn the_only_node_of_a_directory_is_found() {
-        let root = std::env::temp_dir().join(format!("blixard-endpoint-{}", std::process::id()));
-        let system = root.join("system");
-        let user = root.join("data");
+        let root = tempfile::tempdir().unwrap();
+        let system = root.path().join("system");
+        let user = root.path().join("data");
         let touch = |path: &std::path::Path| {
             std::fs::create_dir_all(path).unwrap();
             std::fs::write(path.join(super::SOCKET_NAME), "").unwrap();
@@ -181,6 +181,5 @@ mod tests {
         assert_eq!(find().unwrap_err().to_string(), "2 nodes run here");
         touch(&system);
         assert_eq!(find().ok(), Some(Endpoint::Unix(system.join("blixard.sock"))));
-        std::fs::remove_dir_all(&root).unwrap();
     }
 }

@@ -1,7 +1,6 @@
 //! The client against a server of canned answers on a Unix socket.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use blixard_core::api::WriteAnswer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,12 +34,6 @@ async fn serve(socket: PathBuf, answers: Vec<Canned>) -> Vec<String> {
     asked
 }
 
-fn socket() -> PathBuf {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("blixard-client-{}-{n}.sock", std::process::id()))
-}
-
 fn client(socket: &std::path::Path) -> Client {
     let host = Some(format!("unix://{}", socket.display()));
     Client::new(&Connection { host, ..Connection::default() }).unwrap()
@@ -59,7 +52,8 @@ const REFUSED: &str =
 
 #[tokio::test]
 async fn a_write_is_repeated_under_the_same_id_until_it_is_acknowledged() {
-    let path = socket();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("blixard.sock");
     let answers = [
         Canned::Hangup,
         Canned::Answer(HEALTH),
@@ -86,7 +80,8 @@ async fn a_write_is_repeated_under_the_same_id_until_it_is_acknowledged() {
 
 #[tokio::test]
 async fn a_refusal_is_final_and_says_what_to_try() {
-    let path = socket();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("blixard.sock");
     let server = serve(path.clone(), [HEALTH, REFUSED].map(Canned::Answer).into());
     let write = async {
         let client = client(&path);
@@ -99,7 +94,8 @@ async fn a_refusal_is_final_and_says_what_to_try() {
 
 #[tokio::test]
 async fn without_a_node_the_first_try_says_so() {
-    let path = socket();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("blixard.sock");
     let error = client(&path).post_empty::<WriteAnswer>("/v1/services/web/stop").await.unwrap_err();
     let text = crate::failure::text(&error, crate::render::color::Paint::Plain);
     assert!(text.contains("no node answers at"), "{text}");
