@@ -218,14 +218,12 @@ impl NodeHandle {
             })?;
             wire::decode(&bytes).map_err(|error| Missed::Unknown(error.to_string()))
         };
-        // A leader that died answers nothing until the deadline; its successor may at once. Asking
-        // twice is safe: the request applies once.
-        let deposed = self.shared.wait_status(|status| status.leader.is_some_and(|now| now != leader));
         let unknown = |why: &str| Err(Missed::Unknown(why.to_owned()));
         let response = tokio::select! {
             biased;
             response = asking => response?,
-            () = deposed => return unknown("the leader has just changed"),
+            // Asking twice is safe: the request applies once.
+            () = self.shared.wait_deposed(leader) => return unknown("the leader has just changed"),
             () = self.shared.wait(left) => return unknown("the leader could not commit in time"),
         };
         match response {

@@ -143,6 +143,12 @@ impl Shared {
         self.wait_status(|status| !status.is_leader(self.id) || status.term != term).await;
     }
 
+    /// Waits until another than `leader` leads: a leader that died answers nothing until its link
+    /// falls, its successor may at once. Cancel safe.
+    pub(crate) async fn wait_deposed(&self, leader: NodeId) {
+        self.wait_status(|status| status.leader.is_some_and(|now| now != leader)).await;
+    }
+
     pub(crate) async fn wait_status(&self, holds: impl Fn(&RaftStatus) -> bool) {
         let mut statuses = self.watch_status();
         while !holds(&statuses.borrow()) {

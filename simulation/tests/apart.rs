@@ -147,6 +147,37 @@ fn a_node_that_leaves_ends_up_knowing_it() {
 }
 
 #[test]
+fn an_image_reaches_a_member_whose_link_was_down_for_a_moment() {
+    with_three(async |world| {
+        let apart = follower(&world);
+        let importer = node(&world, world.leader().expect("one leads"));
+        cut(&world, apart, true);
+        let import = ask(&importer, Method::POST, "/v1/images/import", json!("app:1"));
+        let mend = async {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            cut(&world, apart, false);
+        };
+        let ((status, _, body), ()) = tokio::join!(import, mend);
+        assert_eq!(status, 200, "{body}");
+        let members = body["members"].as_array().expect("members");
+        assert_eq!(members.len(), 3);
+        assert!(members.iter().all(|member| member["error"].is_null()), "{body}");
+        let (_, _, listed) = ask(&importer, Method::GET, "/v1/images", Value::Null).await;
+        assert_eq!(listed["items"][0]["nodes"], json!([1, 2, 3]), "{listed}");
+
+        // A member that stays away is named, and holds nobody up for long.
+        cut(&world, apart, true);
+        let begun = Instant::now();
+        let (_, _, body) = ask(&importer, Method::POST, "/v1/images/import", json!("app:2")).await;
+        let members = body["members"].as_array().expect("members").iter();
+        let failed: Vec<&Value> = members.filter(|member| !member["error"].is_null()).collect();
+        assert_eq!(failed.len(), 1, "{body}");
+        assert_eq!(failed[0]["node"], apart, "{body}");
+        assert!(begun.elapsed() < Duration::from_secs(15), "after {:?}", begun.elapsed());
+    });
+}
+
+#[test]
 fn without_a_quorum_answers_come_in_time_and_name_who_is_missing() {
     with_three(async |world| {
         let alone = follower(&world);

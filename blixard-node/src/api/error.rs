@@ -15,11 +15,14 @@ use crate::platform::{LinkError, RuntimeError};
 pub(super) struct ApiError {
     status: StatusCode,
     body: ErrorBody,
+    /// A member was asked and said nothing.
+    unanswered: bool,
 }
 
 impl ApiError {
     fn new(status: StatusCode, error: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { status, body: ErrorBody { error: error.into(), hint: hint.into(), details: Vec::new() } }
+        let body = ErrorBody { error: error.into(), hint: hint.into(), details: Vec::new() };
+        Self { status, body, unanswered: false }
     }
 
     /// 400: the request cannot be understood.
@@ -61,6 +64,11 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, error, hint)
     }
 
+    /// 503: the link to a member broke before it answered.
+    pub(super) fn unanswered(error: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { unanswered: true, ..Self::unavailable(error, hint) }
+    }
+
     /// 500: the state answered what it never answers to such a request.
     pub(super) fn internal(error: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error, "look into the node's log")
@@ -69,6 +77,11 @@ impl ApiError {
     /// Whether it says that there is no such thing.
     pub(super) fn is_not_found(&self) -> bool {
         self.status == StatusCode::NOT_FOUND
+    }
+
+    /// Whether a member was asked and said nothing: another attempt may find the link up again.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.unanswered
     }
 
     /// The same error with facts behind it.
@@ -131,7 +144,13 @@ impl From<RuntimeError> for ApiError {
 
 impl From<LinkError> for ApiError {
     fn from(error: LinkError) -> Self {
-        Self::unavailable(error.to_string(), "`blixard node ls` shows which nodes are up; try again later")
+        let hint = "`blixard node ls` shows which nodes are up; try again later";
+        match error {
+            LinkError::Unreachable { .. } | LinkError::Timeout { .. } => {
+                Self::unanswered(error.to_string(), hint)
+            }
+            LinkError::Refused { .. } => Self::unavailable(error.to_string(), hint),
+        }
     }
 }
 

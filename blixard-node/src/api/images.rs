@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -28,6 +29,10 @@ use crate::platform::{ImageInfo, OnProgress, PullProgress};
 
 /// How many lines of a pull's progress wait for a slow reader; more are dropped.
 const PROGRESS_LINES: usize = 16;
+/// How often the link may break under one image that is sent to a member.
+const HAND_OVER_BREAKS_MAX: u32 = 3;
+/// How long an image whose link broke waits before it is sent again.
+const HAND_OVER_PAUSE: Duration = Duration::from_secs(1);
 
 /// The images of every member; another member is asked for its own only.
 #[utoipa::path(get, path = "/v1/images", responses((status = 200, description = "The images", body = ImageList)))]
@@ -116,29 +121,43 @@ pub(super) async fn import(State(api): State<Api>, request: Request) -> Result<R
     let images = api.handle.platform.containers.import(Box::pin(StreamReader::new(body))).await?;
     let mut members = vec![ImportMember { node: api.handle.id, error: None }];
     if api.access != Access::Peer {
-        for node in others(&api) {
+        let handing = others(&api).into_iter().map(async |node| {
             let error = hand_over(&api, node, &images).await.err();
-            members.push(ImportMember { node, error: error.map(|error| error.message().to_owned()) });
-        }
+            ImportMember { node, error: error.map(|error| error.message().to_owned()) }
+        });
+        members.extend(join_all(handing).await);
     }
     let images = images.into_iter().map(|image| row(image, api.handle.id)).collect();
     Ok(Json(ImportAnswer { images, members }).into_response())
 }
 
-/// Sends images to another member, one archive each.
+/// Sends images to another member, one archive each. One whose link breaks is sent again.
 async fn hand_over(api: &Api, node: NodeId, images: &[ImageInfo]) -> Result<(), ApiError> {
     for image in images {
-        let archive = api.handle.platform.containers.export(&image.reference, Some(&image.digest)).await?;
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri("/v1/images/import")
-            .header(header::CONTENT_TYPE, "application/x-tar")
-            .body(Body::from_stream(ReaderStream::new(archive)))
-            .map_err(|error| ApiError::internal(error.to_string()))?;
-        let response = proxy::send(api, node, request).await?;
-        proxy::read_json::<ImportAnswer>(node, response).await?;
+        let mut breaks = 0;
+        while let Err(error) = hand_over_one(api, node, image).await {
+            breaks += 1;
+            if !error.is_unanswered() || breaks == HAND_OVER_BREAKS_MAX {
+                return Err(error);
+            }
+            tracing::info!(peer.id = %node, image = image.reference, err = error.message(), "sending an image again");
+            let clock = &api.handle.platform.clock;
+            clock.sleep_until(clock.now() + HAND_OVER_PAUSE).await;
+        }
     }
     Ok(())
+}
+
+async fn hand_over_one(api: &Api, node: NodeId, image: &ImageInfo) -> Result<(), ApiError> {
+    let archive = api.handle.platform.containers.export(&image.reference, Some(&image.digest)).await?;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/v1/images/import")
+        .header(header::CONTENT_TYPE, "application/x-tar")
+        .body(Body::from_stream(ReaderStream::new(archive)))
+        .map_err(|error| ApiError::internal(error.to_string()))?;
+    let response = proxy::send(api, node, request).await?;
+    proxy::read_json::<ImportAnswer>(node, response).await.map(drop)
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ pub(super) async fn read_json<T: DeserializeOwned>(node: NodeId, response: Respo
 }
 
 fn broken(node: NodeId, error: &dyn std::fmt::Display) -> ApiError {
-    ApiError::unavailable(format!("the connection to node {node} broke: {error}"), "try again")
+    ApiError::unanswered(format!("the connection to node {node} broke: {error}"), "try again")
 }
 
 fn no_answer(node: NodeId, within: Duration) -> ApiError {

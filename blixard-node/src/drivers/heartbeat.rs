@@ -69,8 +69,12 @@ pub(crate) async fn beats(shared: Shared, boot: u64, facts: NodeFacts) {
                     request,
                     limits::NODE_HEARTBEAT,
                 );
-                if let Err(error) = call.await {
-                    tracing::debug!(node.id = %shared.id, peer.id = %leader, err = %error, "heartbeat failed");
+                tokio::select! {
+                    biased;
+                    answer = call => if let Err(error) = answer {
+                        tracing::debug!(node.id = %shared.id, peer.id = %leader, err = %error, "heartbeat failed");
+                    },
+                    () = shared.wait_deposed(leader) => {}
                 }
             }
             None => {}
@@ -140,7 +144,12 @@ async fn send(shared: &Shared, number: ReportNumber, statuses: &BTreeMap<Replica
             let beat = Heartbeat { boot, facts: node.facts, statuses: statuses.clone(), generation };
             let request = Bytes::from(wire::encode(&beat));
             let answer = shared.platform.transport.call(leader, Channel::Heartbeat, request, REPORT_DEADLINE);
-            let Ok(bytes) = answer.await else { return false };
+            let bytes = tokio::select! {
+                biased;
+                answer = answer => answer,
+                () = shared.wait_deposed(leader) => return false,
+            };
+            let Ok(bytes) = bytes else { return false };
             wire::decode::<HeartbeatAck>(&bytes).is_ok_and(|ack| ack.generation == generation)
         }
         None => false,

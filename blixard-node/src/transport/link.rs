@@ -39,9 +39,8 @@ pub(super) enum CloseCode {
     Malformed = 2,
     Superseded = 3,
     Shutdown = 4,
-    Silent = 5,
-    Busy = 6,
-    Done = 7,
+    Busy = 5,
+    Done = 6,
 }
 
 /// Closes a connection, saying why.
@@ -190,11 +189,6 @@ impl Link {
         let frame = Frame { id: 0, tag: channel as u8, payload };
         write_frame(&mut send, &[StreamKind::Stream as u8], frame).await.map_err(|_| self.ended())?;
         Ok(LinkStream { send, recv, _busy: self.busy() })
-    }
-
-    /// How many datagrams have arrived: a member that is there acknowledges whatever it is sent.
-    pub(super) fn received(&self) -> u64 {
-        self.connection.stats().udp_rx.datagrams
     }
 
     /// The connection, for those who serve it.

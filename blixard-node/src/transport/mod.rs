@@ -37,7 +37,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::endpoint::Listener;
 pub use self::endpoint::{BindError, public_key};
-use self::link::{CallFault, CloseCode, LANE_BYTES_MAX, Link};
+use self::link::{CallFault, LANE_BYTES_MAX, Link};
 use self::shared::Shared;
 use crate::platform::{Duplex, Inbound, LinkError, RandomSource, Transport};
 
@@ -123,14 +123,9 @@ impl Transport for IrohTransport {
         }
         let until = Instant::now() + deadline;
         let link = self.link(to, until, deadline).await?;
-        let received = link.received();
         match timeout_at(until, link.call(channel, request)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(fault)) => Err(fault_of(to, fault, deadline)),
-            Err(_) => {
-                close_if_silent(&link, received);
-                Err(LinkError::Timeout { to: name(to), within: deadline })
-            }
+            Ok(answer) => answer.map_err(|fault| fault_of(to, fault, deadline)),
+            Err(_) => Err(LinkError::Timeout { to: name(to), within: deadline }),
         }
     }
 
@@ -152,27 +147,15 @@ impl Transport for IrohTransport {
         }
         let until = Instant::now() + deadline;
         let link = self.link(to, until, deadline).await?;
-        let received = link.received();
         match timeout_at(until, link.open_stream(channel, header)).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
             Ok(Err(fault)) => Err(fault_of(to, fault, deadline)),
-            Err(_) => {
-                close_if_silent(&link, received);
-                Err(LinkError::Timeout { to: name(to), within: deadline })
-            }
+            Err(_) => Err(LinkError::Timeout { to: name(to), within: deadline }),
         }
     }
 
     async fn shutdown(&self) {
         self.shared.shutdown().await;
-    }
-}
-
-/// Closes a link on which not even an acknowledgement came since a message was sent, so that the
-/// next call dials anew. One whose member is there but slow stays.
-fn close_if_silent(link: &Link, received_before: u64) {
-    if link.received() == received_before {
-        link.close(CloseCode::Silent, "no answer and no acknowledgement");
     }
 }
 

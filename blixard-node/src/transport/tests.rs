@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
-use super::IrohTransport;
+use super::{IrohTransport, public_key};
 use crate::platform::{Duplex, Inbound, LinkError, RandomSource, Transport};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -47,8 +47,12 @@ impl Inbound for Echo {
                 tokio::time::sleep(Duration::from_millis(700)).await;
                 Ok(request)
             }
-            (Channel::Forward, b"block") => {
+            (Channel::Raft, b"stall") => {
                 std::thread::sleep(Duration::from_millis(1500));
+                Ok(request)
+            }
+            (Channel::Raft, b"hang") => {
+                std::thread::sleep(Duration::from_millis(4500));
                 Ok(request)
             }
             (Channel::Heartbeat, _) => Ok(from.0.to_be_bytes().to_vec().into()),
@@ -85,6 +89,12 @@ impl Inbound for Echo {
     }
 }
 
+fn secret_key(node: u64) -> [u8; 32] {
+    let mut key = [7; 32];
+    key[0] = u8::try_from(node).unwrap();
+    key
+}
+
 struct Member {
     node: NodeId,
     transport: Arc<IrohTransport>,
@@ -97,8 +107,7 @@ impl Member {
     }
 
     async fn start_on(node: u64, bind: SocketAddr) -> Self {
-        let mut secret_key = [7; 32];
-        secret_key[0] = u8::try_from(node).unwrap();
+        let secret_key = secret_key(node);
         let seed = Instant::now().elapsed().as_nanos() as u64 ^ (node << 32) ^ u64::from(bind.port());
         let random = Arc::new(Random(Mutex::new(seed)));
         let mut transport = None;
@@ -303,27 +312,16 @@ async fn a_slow_answer_times_out_without_costing_the_link() {
     assert!(link.connection().close_reason().is_none());
 }
 
-#[test]
-fn a_silent_member_is_redialled_after_a_deadline() {
-    // The second member runs on a thread of its own, which one of its handlers blocks: not even
-    // an acknowledgement leaves it then.
+/// A member on a thread of its own, which its handlers can block: then it sends nothing at all, not
+/// even acknowledgements.
+fn with_blocking_member(test: impl AsyncFnOnce(&Member, NodeId)) {
     let (hand_over, handed) = std::sync::mpsc::channel();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let other = std::thread::Builder::new().spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
+        runtime().block_on(async {
             let two = Member::start(2).await;
-            let mut one = two.peer();
-            one.key = NodeKey(
-                *iroh::SecretKey::from_bytes(&{
-                    let mut secret = [7; 32];
-                    secret[0] = 1;
-                    secret
-                })
-                .public()
-                .as_bytes(),
-            );
-            one.addresses.clear();
+            let one = Peer { key: public_key(&secret_key(1)), addresses: Vec::new(), relay_url: None };
             two.transport.set_peers([(NodeId(1), one)].into());
             hand_over.send((two.node, two.peer())).unwrap();
             let _stop = stopped.await;
@@ -331,25 +329,49 @@ fn a_silent_member_is_redialled_after_a_deadline() {
         });
     });
     let (two, peer) = handed.recv().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
+    runtime().block_on(async {
         let one = Member::start(1).await;
         one.transport.set_peers([(two, peer)].into());
-        let call = async |request: &'static [u8], deadline: Duration| {
-            one.transport.call(two, Channel::Forward, Bytes::from_static(request), deadline).await
-        };
-        call(b"warm", DEADLINE).await.unwrap();
-        let link = one.transport.shared.slot(two).unwrap().link().unwrap();
-        let error = call(b"block", Duration::from_millis(300)).await.unwrap_err();
-        assert!(matches!(error, LinkError::Timeout { .. }), "{error}");
-        // The acknowledgement of the first may have left before the block.
-        let error = call(b"lost", Duration::from_millis(300)).await.unwrap_err();
-        assert!(matches!(error, LinkError::Timeout { .. } | LinkError::Unreachable { .. }), "{error}");
-        assert!(link.connection().close_reason().is_some(), "closed");
-        eventually("redialled", async || call(b"again", SECOND).await.is_ok()).await;
+        test(&one, two).await;
     });
     stop.send(()).unwrap();
     other.unwrap().join().unwrap();
+}
+
+#[test]
+fn a_member_that_stalls_keeps_its_link_and_what_is_under_way_on_it() {
+    with_blocking_member(async |one, two| {
+        let call = async |request: &'static [u8], deadline: Duration| {
+            one.transport.call(two, Channel::Raft, Bytes::from_static(request), deadline).await
+        };
+        call(b"warm", DEADLINE).await.unwrap();
+        let mut stream =
+            one.transport.open_stream(two, Channel::Image, Bytes::new(), DEADLINE).await.unwrap();
+        stream.write_all(&[1; 1000]).await.unwrap();
+        // As those of an election, which are short.
+        let error = call(b"stall", SECOND / 5).await.unwrap_err();
+        assert_eq!(error.to_string(), "no answer from node 2 within 200ms");
+        let error = call(b"vote", SECOND / 5).await.unwrap_err();
+        assert_eq!(error.to_string(), "no answer from node 2 within 200ms");
+        stream.write_all(&[1; 1000]).await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert_eq!(stream.read_u64().await.unwrap(), 2000);
+    });
+}
+
+#[test]
+fn a_member_silent_for_long_is_redialled() {
+    with_blocking_member(async |one, two| {
+        let call = async |request: &'static [u8], deadline: Duration| {
+            one.transport.call(two, Channel::Raft, Bytes::from_static(request), deadline).await
+        };
+        call(b"warm", DEADLINE).await.unwrap();
+        let link = one.transport.shared.slot(two).unwrap().link().unwrap();
+        call(b"hang", DEADLINE).await.unwrap_err();
+        let closed = link.connection().close_reason().expect("the link has fallen");
+        assert_eq!(super::link::close_reason(&closed), "it fell silent");
+        eventually("redialled", async || call(b"again", SECOND).await.is_ok()).await;
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
