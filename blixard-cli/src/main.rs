@@ -16,6 +16,11 @@ use clap::Parser;
 
 use crate::cli::Cli;
 
+/// A commit allocates and frees much, on several threads; glibc's gives memory back and takes it
+/// again all the time.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     // Containers wait for their logger: it comes before anything else is read.
     if let Some(code) = blixard_node::runtime::logger::dispatch() {

@@ -28,6 +28,10 @@ use blixard_tests::cleanup;
 
 use crate::report::Section;
 
+/// The program's own: Raft is measured in this process.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const HELP: &str = "Measures blixard and writes docs/benchmarks.md.
 
 Usage: bench [--quick] [--only ROW]... [--output FILE]
