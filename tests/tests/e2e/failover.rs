@@ -1,9 +1,12 @@
 //! Machines die and come back.
 
+use std::io::Write;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use blixard_core::cluster::NodeStatus;
+use blixard_core::id::NodeId;
 use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
 use blixard_tests::{image, wait};
@@ -118,6 +121,39 @@ fn a_short_loss_of_the_cable_moves_nothing() -> Result<()> {
         cluster.hosts[victim].set_cable(true)?;
         cluster.wait_formed()?;
         ensure!(ids(cluster)? == before, "a replica moved");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_session_goes_on_after_a_second_without_the_cable() -> Result<()> {
+    with_three_replicas(|cluster| {
+        let (_, followers) = cluster.leader_and_followers()?;
+        let (victim, asked) = (followers[0], followers[1]);
+        let node = Some(NodeId(u64::from(cluster.hosts[victim].number)));
+        let there = cluster.hosts[asked].replicas("web")?.into_iter().find(|row| row.node == node);
+        let there = there.and_then(|row| row.container_id).context("nothing runs there")?.0;
+        let output = cluster.directory().join("session");
+        let mut session = cluster.hosts[asked].command(&["exec", "-i", &there, "cat"])?;
+        let mut session = session.stdin(Stdio::piped()).stdout(std::fs::File::create(&output)?).spawn()?;
+        let mut input = session.stdin.take().context("no input")?;
+        let echoes = |expect: &str| {
+            wait::until("the session's answer", SETTLED, || {
+                let text = std::fs::read_to_string(&output)?;
+                wait::ensure(text == expect, format!("{text:?}"))
+            })
+        };
+        input.write_all(b"before\n")?;
+        echoes("before\n")?;
+        // Longer than a follower waits for its leader, and for the answers to its own election.
+        cluster.hosts[victim].set_cable(false)?;
+        std::thread::sleep(Duration::from_millis(1_200));
+        cluster.hosts[victim].set_cable(true)?;
+        input.write_all(b"after\n")?;
+        echoes("before\nafter\n")?;
+        drop(input);
+        let ended = wait::until("the session to end", SETTLED, || session.try_wait()?.context("it goes on"))?;
+        ensure!(ended.success(), "{ended}");
         Ok(())
     })
 }
