@@ -252,19 +252,23 @@ impl NodeHandle {
     /// Asks the cluster to replace nothing of this node until `until`, as before a planned stop; 0
     /// when it is back.
     pub(crate) async fn hold(&self, until: UtcMs) -> Result<(), WriteError> {
-        let command = hold_command(self.id, until);
-        match self.shared.status().leader {
-            Some(leader) if leader == self.id => {
-                let held = self.shared.propose_here(command).await;
-                held.map(drop).map_err(|error| WriteError::Unavailable(error.to_string()))
+        while let Some(leader) = self.shared.status().leader {
+            if leader == self.id {
+                let held = self.shared.propose_here(hold_command(self.id, until)).await;
+                return held.map(drop).map_err(|error| WriteError::Unavailable(error.to_string()));
             }
-            Some(leader) => {
-                let hold = Bytes::from(wire::encode(&HoldRequest { until }));
-                let asked = self.platform.transport.call(leader, Channel::Hold, hold, limits::WRITE_DEADLINE);
-                asked.await.map(drop).map_err(|error| WriteError::Unavailable(error.to_string()))
+            let hold = Bytes::from(wire::encode(&HoldRequest { until }));
+            let asked = self.platform.transport.call(leader, Channel::Hold, hold, limits::WRITE_DEADLINE);
+            tokio::select! {
+                biased;
+                answer = asked => {
+                    return answer.map(drop).map_err(|error| WriteError::Unavailable(error.to_string()));
+                }
+                // Asking twice is safe: it covers the same time.
+                () = self.shared.wait_deposed(leader) => {}
             }
-            None => Err(WriteError::Unavailable("no leader is known".to_owned())),
         }
+        Err(WriteError::Unavailable("no leader is known".to_owned()))
     }
 
     /// What this node knows of Raft.

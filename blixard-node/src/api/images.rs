@@ -11,10 +11,11 @@ use axum::response::{IntoResponse, Response};
 use blixard_core::api::ErrorBody;
 use blixard_core::api::image::{ImageList, ImageRow, ImportAnswer, ImportMember, PullLine, PullRequest};
 use blixard_core::api::replica::Progress;
+use blixard_core::cluster::NodeStatus;
 use blixard_core::id::NodeId;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{Method, header};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,6 +30,8 @@ use crate::platform::{ImageInfo, OnProgress, PullProgress};
 
 /// How many lines of a pull's progress wait for a slow reader; more are dropped.
 const PROGRESS_LINES: usize = 16;
+/// How many members are sent images at a time.
+const HANDED_MAX: usize = 4;
 /// How often the link may break under one image that is sent to a member.
 const HAND_OVER_BREAKS_MAX: u32 = 3;
 /// How long an image whose link broke waits before it is sent again.
@@ -125,7 +128,7 @@ pub(super) async fn import(State(api): State<Api>, request: Request) -> Result<R
             let error = hand_over(&api, node, &images).await.err();
             ImportMember { node, error: error.map(|error| error.message().to_owned()) }
         });
-        members.extend(join_all(handing).await);
+        members.extend(stream::iter(handing).buffered(HANDED_MAX).collect::<Vec<_>>().await);
     }
     let images = images.into_iter().map(|image| row(image, api.handle.id)).collect();
     Ok(Json(ImportAnswer { images, members }).into_response())
@@ -137,7 +140,7 @@ async fn hand_over(api: &Api, node: NodeId, images: &[ImageInfo]) -> Result<(), 
         let mut breaks = 0;
         while let Err(error) = hand_over_one(api, node, image).await {
             breaks += 1;
-            if !error.is_unanswered() || breaks == HAND_OVER_BREAKS_MAX {
+            if !error.is_unanswered() || breaks == HAND_OVER_BREAKS_MAX || is_down(api, node) {
                 return Err(error);
             }
             tracing::info!(peer.id = %node, image = image.reference, err = error.message(), "sending an image again");
@@ -146,6 +149,10 @@ async fn hand_over(api: &Api, node: NodeId, images: &[ImageInfo]) -> Result<(), 
         }
     }
     Ok(())
+}
+
+fn is_down(api: &Api, node: NodeId) -> bool {
+    api.handle.state().nodes.get(&node).is_none_or(|node| node.status == NodeStatus::Down)
 }
 
 async fn hand_over_one(api: &Api, node: NodeId, image: &ImageInfo) -> Result<(), ApiError> {

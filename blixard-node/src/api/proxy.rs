@@ -104,7 +104,12 @@ pub(super) async fn read_json<T: DeserializeOwned>(node: NodeId, response: Respo
             said.hint,
         ));
     }
-    serde_json::from_slice(&bytes).map_err(|error| broken(node, &error))
+    serde_json::from_slice(&bytes).map_err(|error| {
+        ApiError::unavailable(
+            format!("node {node} gave an answer that cannot be read: {error}"),
+            "`blixard node ls` shows which version each node runs",
+        )
+    })
 }
 
 fn broken(node: NodeId, error: &dyn std::fmt::Display) -> ApiError {

@@ -33,7 +33,7 @@ pub(super) async fn accept(shared: Arc<Shared>) {
         let Some(incoming) = incoming else {
             tracing::warn!("the endpoint for links ended; binding another");
             drop(endpoint);
-            shared.listener.renew().await;
+            shared.renew_endpoint().await;
             endpoint = shared.listener.endpoint();
             continue;
         };
@@ -77,7 +77,8 @@ async fn welcome(
         close(&connection, CloseCode::NotMember, &reason);
         return Err(reason);
     }
-    let heard = hello::hear(&connection, &shared.hello);
+    let own = shared.hello();
+    let heard = hello::hear(&connection, &own);
     let hello = tokio::time::timeout(HANDSHAKE_DEADLINE, heard).await.map_err(late)??;
     drop(permit);
     shared.linked(connection, false, hello).await

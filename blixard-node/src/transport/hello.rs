@@ -19,7 +19,7 @@ const HELLO_BYTES_MAX: usize = 16 << 10;
 /// What one side tells of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hello {
-    /// Drawn at each start: tells a restarted member's link from an old one.
+    /// Drawn for each endpoint: tells a restarted member's link from an old one.
     pub(super) boot: u64,
     /// Where it listens.
     pub(super) addresses: Vec<SocketAddr>,

@@ -78,7 +78,7 @@ pub(super) struct Link {
     pub(super) key: NodeKey,
     /// Whether this side dialled.
     pub(super) dialled: bool,
-    /// Drawn anew by the other side at each of its starts.
+    /// Drawn anew by the other side for each of its endpoints.
     pub(super) boot: u64,
     connection: Connection,
     lanes: [mpsc::Sender<Frame>; 2],

@@ -95,10 +95,11 @@ impl Slot {
         self.moved.notify_one();
     }
 
-    /// Takes in a new link. Of two from the same start of the other side the one dialled by the
+    /// Takes in a new link. Of two from the same endpoint of the other side the one dialled by the
     /// lower key stays, which both sides judge alike; otherwise the newer one does, because the
-    /// older one leads to a process that is gone.
+    /// older one leads to an endpoint that is gone: what is under way there gets no answer.
     pub(super) fn adopt(self: &Arc<Self>, shared: &Shared, link: Arc<Link>) {
+        let boot = link.boot;
         let by_lower = |link: &Link| link.dialled == (shared.key < link.key);
         let mut superseded = None;
         self.state.send_modify(|state| {
@@ -114,8 +115,10 @@ impl Slot {
                 }
             }
         });
-        if let Some(superseded) = superseded {
-            shared.tasks.spawn(superseded.retire());
+        match superseded {
+            Some(gone) if gone.boot != boot => gone.close(CloseCode::Superseded, "it has started anew"),
+            Some(superseded) => shared.tasks.spawn(superseded.retire()),
+            None => {}
         }
         shared.tasks.spawn(self.clone().watch(link));
     }
@@ -205,6 +208,6 @@ async fn dial(shared: &Arc<Shared>, slot: &Slot) -> Result<(), String> {
     let relay = slot.relay.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let target = hello::dial_target(slot.key, &shared.addresses_of(slot.key), relay.as_deref())?;
     let connection = shared.listener.connect(target, ALPN_MEMBER).await?;
-    let hello = hello::say(&connection, &shared.hello).await?;
+    let hello = hello::say(&connection, &shared.hello()).await?;
     shared.linked(connection, true, hello).await
 }

@@ -28,7 +28,7 @@ const ADDRESSES_DEADLINE: Duration = Duration::from_secs(5);
 pub(super) struct Shared {
     pub(super) listener: Listener,
     pub(super) key: NodeKey,
-    pub(super) hello: Hello,
+    hello: Mutex<Hello>,
     pub(super) handler: SetOnce<Arc<dyn Inbound>>,
     pub(super) rng: Arc<dyn RandomSource>,
     pub(super) tasks: Tasks,
@@ -54,13 +54,25 @@ impl Shared {
         Self {
             listener,
             key,
-            hello,
+            hello: Mutex::new(hello),
             handler: SetOnce::new(),
             rng,
             tasks: Tasks::default(),
             started: Instant::now(),
             members: Mutex::default(),
         }
+    }
+
+    /// What this side tells of itself on a new connection.
+    pub(super) fn hello(&self) -> Hello {
+        self.hello.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts a new endpoint in the place of one that ended. The links of that one died without a
+    /// word, so those made from now on are told from them as a restarted member's are.
+    pub(super) async fn renew_endpoint(&self) {
+        self.hello.lock().unwrap_or_else(PoisonError::into_inner).boot = self.rng.next_u64();
+        self.listener.renew().await;
     }
 
     /// The monotonic time, for back-off.

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
+use super::endpoint::endpoint_addr;
+use super::hello::Hello;
 use super::{IrohTransport, public_key};
 use crate::platform::{Duplex, Inbound, LinkError, RandomSource, Transport};
 
@@ -52,7 +54,7 @@ impl Inbound for Echo {
                 Ok(request)
             }
             (Channel::Raft, b"hang") => {
-                std::thread::sleep(Duration::from_millis(4500));
+                std::thread::sleep(Duration::from_secs(8));
                 Ok(request)
             }
             (Channel::Heartbeat, _) => Ok(from.0.to_be_bytes().to_vec().into()),
@@ -223,8 +225,7 @@ async fn strangers_may_only_ask_to_join() {
     assert!(error.to_string().contains("a frame of 66560 bytes exceeds the bound of 65536"), "{error}");
 
     // The same protocol with another channel.
-    let target =
-        super::endpoint::endpoint_addr(one.transport.key(), &one.transport.addresses(), None).unwrap();
+    let target = endpoint_addr(one.transport.key(), &one.transport.addresses(), None).unwrap();
     let endpoint = stranger.transport.shared.listener.endpoint().expect("it listens");
     let connection = endpoint.connect(target, super::endpoint::ALPN_JOIN).await.unwrap();
     let (mut send, _recv) = connection.open_bi().await.unwrap();
@@ -459,13 +460,35 @@ async fn an_endpoint_that_ended_is_replaced_at_the_same_address() {
     let listener = &one.transport.shared.listener;
     let bound = || listener.endpoint().map(|endpoint| endpoint.bound_sockets());
     let before = bound();
+    let boot = one.transport.shared.hello().boot;
     // As iroh's own does when it loses its socket. No link holds it: none is up yet.
     listener.endpoint().expect("it listens").close().await;
     let open = || listener.endpoint().is_some_and(|endpoint| !endpoint.is_closed());
     eventually("listening again", async || open()).await;
     assert_eq!(bound(), before);
+    assert_ne!(one.transport.shared.hello().boot, boot, "its links are told from those before");
     for member in [&one, &two] {
         member.transport.set_peers(peers(&[&one, &two]));
     }
     eventually("linked", async || two.call(&one, Channel::Raft, b"").await.is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_from_another_endpoint_of_the_member_takes_over_whoever_dialled() {
+    let (one, two) = pair().await;
+    for (here, there) in [(&one, &two), (&two, &one)] {
+        let link = || here.transport.shared.slot(there.node).unwrap().link();
+        let old = link().expect("linked");
+        // As if the endpoint there had ended without a word: the link here is still up.
+        let target = endpoint_addr(here.transport.key(), &here.transport.addresses(), None).unwrap();
+        let endpoint = there.transport.shared.listener.endpoint().expect("it listens");
+        let connection = endpoint.connect(target, super::endpoint::ALPN_MEMBER).await.unwrap();
+        let hello = Hello { boot: old.boot + 1, ..there.transport.shared.hello() };
+        super::hello::say(&connection, &hello).await.unwrap();
+        eventually("taken over", async || link().is_some_and(|link| link.boot == hello.boot)).await;
+        let closed = tokio::time::timeout(DEADLINE / 2, old.connection().closed()).await;
+        closed.expect("what is under way there does not wait for an answer");
+        connection.close(0_u32.into(), b"done");
+        eventually("linked again", async || here.call(there, Channel::Raft, b"").await.is_ok()).await;
+    }
 }
