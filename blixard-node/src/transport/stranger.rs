@@ -7,7 +7,7 @@ use std::time::Duration;
 use blixard_core::time::Mono;
 use blixard_core::wire::{Channel, Peer};
 use bytes::Bytes;
-use iroh::endpoint::{Connection, VarInt};
+use iroh::endpoint::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
 
 use super::endpoint::{ALPN_JOIN, remote_address, remote_key};
@@ -59,7 +59,9 @@ impl Strangers {
             close(connection, CloseCode::Busy, reason);
             return Err(reason.to_owned());
         }
-        let served = answer(shared, connection).await;
+        // Dropped last: a stream that ends before the connection is all that the stranger hears.
+        let mut streams = None;
+        let served = answer(shared, connection, &mut streams).await;
         if let Err(reason) = &served {
             close(connection, CloseCode::Malformed, reason);
         } else {
@@ -71,13 +73,18 @@ impl Strangers {
     }
 }
 
-async fn answer(shared: &Shared, connection: &Connection) -> Result<(), String> {
+async fn answer(
+    shared: &Shared,
+    connection: &Connection,
+    streams: &mut Option<(SendStream, RecvStream)>,
+) -> Result<(), String> {
     let question = async {
-        let (send, mut recv) = connection.accept_bi().await.map_err(|error| close_reason(&error))?;
-        let frame = read_frame(&mut recv, QUESTION_BYTES_MAX).await.map_err(|fault| fault.to_string())?;
+        let accepted = connection.accept_bi().await.map_err(|error| close_reason(&error))?;
+        let (send, recv) = streams.insert(accepted);
+        let frame = read_frame(recv, QUESTION_BYTES_MAX).await.map_err(|fault| fault.to_string())?;
         Ok::<_, String>((send, frame))
     };
-    let (mut send, frame) = tokio::time::timeout(ASK_DEADLINE, question)
+    let (send, frame) = tokio::time::timeout(ASK_DEADLINE, question)
         .await
         .map_err(|_| format!("no question within {ASK_DEADLINE:?}"))??;
     if Channel::from_byte(frame.tag) != Some(Channel::Join) {
@@ -91,7 +98,7 @@ async fn answer(shared: &Shared, connection: &Connection) -> Result<(), String> 
         Err(_) => (Status::Refused, Bytes::from_static(b"the cluster took too long to answer")),
     };
     let answer = Frame { id: 0, tag: status as u8, payload };
-    write_frame(&mut send, &[], answer).await.map_err(|error| error.to_string())?;
+    write_frame(send, &[], answer).await.map_err(|error| error.to_string())?;
     let _already_closed = send.finish();
     Ok(())
 }
