@@ -131,7 +131,17 @@ impl Member {
     }
 
     async fn call(&self, to: &Self, channel: Channel, request: &'static [u8]) -> Result<Bytes, LinkError> {
-        self.transport.call(to.node, channel, Bytes::from_static(request), DEADLINE).await
+        self.call_within(to.node, channel, request, DEADLINE).await
+    }
+
+    async fn call_within(
+        &self,
+        to: NodeId,
+        channel: Channel,
+        request: &'static [u8],
+        deadline: Duration,
+    ) -> Result<Bytes, LinkError> {
+        self.transport.call(to, channel, Bytes::from_static(request), deadline).await
     }
 }
 
@@ -303,11 +313,7 @@ async fn a_slow_answer_times_out_without_costing_the_link() {
     let (one, two) = pair().await;
     one.call(&two, Channel::Raft, b"warm").await.unwrap();
     let link = one.transport.shared.slot(two.node).unwrap().link().unwrap();
-    let slow = one
-        .transport
-        .call(two.node, Channel::Forward, Bytes::from_static(b"slow"), Duration::from_millis(200))
-        .await
-        .unwrap_err();
+    let slow = one.call_within(two.node, Channel::Forward, b"slow", SECOND / 5).await.unwrap_err();
     assert_eq!(slow.to_string(), "no answer from node 2 within 200ms");
     one.call(&two, Channel::Raft, b"still").await.unwrap();
     assert!(link.connection().close_reason().is_none());
@@ -342,9 +348,7 @@ fn with_blocking_member(test: impl AsyncFnOnce(&Member, NodeId)) {
 #[test]
 fn a_member_that_stalls_keeps_its_link_and_what_is_under_way_on_it() {
     with_blocking_member(async |one, two| {
-        let call = async |request: &'static [u8], deadline: Duration| {
-            one.transport.call(two, Channel::Raft, Bytes::from_static(request), deadline).await
-        };
+        let call = async |request, deadline| one.call_within(two, Channel::Raft, request, deadline).await;
         call(b"warm", DEADLINE).await.unwrap();
         let mut stream =
             one.transport.open_stream(two, Channel::Image, Bytes::new(), DEADLINE).await.unwrap();
@@ -363,9 +367,7 @@ fn a_member_that_stalls_keeps_its_link_and_what_is_under_way_on_it() {
 #[test]
 fn a_member_silent_for_long_is_redialled() {
     with_blocking_member(async |one, two| {
-        let call = async |request: &'static [u8], deadline: Duration| {
-            one.transport.call(two, Channel::Raft, Bytes::from_static(request), deadline).await
-        };
+        let call = async |request, deadline| one.call_within(two, Channel::Raft, request, deadline).await;
         call(b"warm", DEADLINE).await.unwrap();
         let link = one.transport.shared.slot(two).unwrap().link().unwrap();
         call(b"hang", DEADLINE).await.unwrap_err();
