@@ -1,5 +1,6 @@
 //! The `blixard` binary: `blixard node` runs the daemon, everything else asks one over its API.
 
+mod args;
 mod bundle;
 mod cli;
 mod client;

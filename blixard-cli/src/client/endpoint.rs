@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::Upload;
-use crate::cli::Connection;
+use crate::args::Connection;
 use crate::failure::{Cause, Failure};
 
 /// The API's socket in a data directory.

@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 pub(crate) use self::body::{Upload, file};
 pub(crate) use self::endpoint::Endpoint;
 pub(crate) use self::lines::Lines;
-use crate::cli::Connection;
+use crate::args::Connection;
 use crate::failure::{self, Cause, Failure};
 
 /// How long a write is repeated while the node itself is away, as during a restart.

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
 use super::{Client, segment};
-use crate::cli::Connection;
+use crate::args::Connection;
 
 /// What a canned server answers a connection with.
 enum Canned {

@@ -9,7 +9,7 @@ use blixard_core::api::{List, WriteAnswer};
 use blixard_core::id::{NodeId, TokenId};
 use clap::{Subcommand, ValueEnum};
 
-use crate::cli::{Output, OutputArgs, time};
+use crate::args::{Output, OutputArgs, time};
 use crate::client::Client;
 use crate::render::color::{self, Paint, Style};
 use crate::render::table::Table;

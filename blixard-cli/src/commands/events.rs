@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use blixard_core::cluster::{Event, EventId};
 use http::Method;
 
-use crate::cli::{Output, OutputArgs};
+use crate::args::{Output, OutputArgs};
 use crate::client::Client;
 use crate::render::color::{self, Style};
 use crate::render::{self, text};

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use http::Method;
 use tokio::sync::mpsc;
 
-use crate::cli::{Output, OutputArgs};
+use crate::args::{Output, OutputArgs};
 use crate::client::{self, Client};
 use crate::failure::Failure;
 use crate::render::progress::{Item, Progress};

@@ -15,7 +15,8 @@ pub(crate) mod stop;
 
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, Connection};
+use crate::args::Connection;
+use crate::cli::{Cli, Command};
 use crate::client::Client;
 
 /// Runs the command and gives the process's exit code.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use blixard_core::api::List;
 use blixard_core::api::replica::ReplicaRow;
 
-use crate::cli::{Output, OutputArgs};
+use crate::args::{Output, OutputArgs};
 use crate::client::Client;
 use crate::render::{self, color, replica, text};
 

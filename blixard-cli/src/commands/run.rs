@@ -13,8 +13,8 @@ use blixard_core::spec::ServiceSpec;
 use http::Method;
 use tokio::time::sleep;
 
+use crate::args::time;
 use crate::bundle;
-use crate::cli::time;
 use crate::client::{Client, Lines};
 use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};

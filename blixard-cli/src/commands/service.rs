@@ -6,7 +6,7 @@ use blixard_core::api::service::{ScaleRequest, ServiceDetail, ServiceRow, Servic
 use blixard_core::api::{List, WriteAnswer};
 use clap::Subcommand;
 
-use crate::cli::{Output, OutputArgs};
+use crate::args::{Output, OutputArgs};
 use crate::client::{Client, segment};
 use crate::render::color::{self, Paint, Style};
 use crate::render::table::Table;

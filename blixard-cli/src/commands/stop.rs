@@ -12,7 +12,7 @@ use http::StatusCode;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
-use crate::cli::WaitArgs;
+use crate::args::WaitArgs;
 use crate::client::{Client, segment};
 use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};

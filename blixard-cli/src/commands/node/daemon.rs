@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use blixard_node::config::NodeOptions;
 
-use crate::cli::Connection;
+use crate::args::Connection;
 
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Options of the daemon")]

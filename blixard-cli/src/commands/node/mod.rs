@@ -14,7 +14,7 @@ use blixard_node::config::NodeOptions;
 use clap::Subcommand;
 
 use self::daemon::DaemonArgs;
-use crate::cli::{Connection, Output, OutputArgs, WaitArgs};
+use crate::args::{Connection, Output, OutputArgs, WaitArgs};
 use crate::client::{Client, segment};
 use crate::render::color::{self, Paint, Style};
 use crate::render::table::Table;

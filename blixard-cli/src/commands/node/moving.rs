@@ -11,7 +11,7 @@ use blixard_core::id::NodeId;
 use http::StatusCode;
 use tokio::time::{Instant, sleep};
 
-use crate::cli::WaitArgs;
+use crate::args::WaitArgs;
 use crate::client::{Client, segment};
 use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};

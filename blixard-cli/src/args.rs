@@ -1,0 +1,70 @@
+//! Options that several commands share: which node is asked, how long is waited, how is printed.
+//! Knows no command.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use blixard_core::bundle::parse_duration;
+use clap::ValueEnum;
+
+/// Which node is asked.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Which node")]
+pub(crate) struct Connection {
+    /// The node's API: unix:///path/to/blixard.sock or http://127.0.0.1:8082
+    #[arg(long, global = true, env = "BLIXARD_HOST", value_name = "URL")]
+    pub(crate) host: Option<String>,
+    /// The node's data directory [default: /var/lib/blixard, else the one ./data/node*]
+    #[arg(long, global = true, env = "BLIXARD_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// An API token, needed to change anything over http://
+    #[arg(long, global = true, env = "BLIXARD_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+}
+
+impl Connection {
+    /// The data directory, when one is named; an empty variable names none.
+    pub(crate) fn data_dir(&self) -> Option<&Path> {
+        self.data_dir.as_deref().filter(|dir| !dir.as_os_str().is_empty())
+    }
+}
+
+/// Whether and how long to wait until containers are gone.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct WaitArgs {
+    /// Do not wait until the containers are gone
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// How long to wait, in seconds or as 1m30s
+    #[arg(long, default_value = "120s", value_name = "TIME", value_parser = time)]
+    pub(crate) timeout: Duration,
+}
+
+/// Reads a time: `90` seconds, or with units, `1m30s`.
+///
+/// # Errors
+/// Why it is none.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    parse_duration(text).map_err(|why| format!("{why}; for example 90 (seconds), 90s or 1m30s"))
+}
+
+/// How a command prints what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    #[default]
+    Table,
+    /// The API's JSON, whose fields are only ever added to
+    Json,
+}
+
+/// The option for [`Output`].
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// How to print: for people, or the API's JSON (see docs/reference; fields are only ever added)
+    #[arg(short, long, visible_alias = "format", value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Output,
+}
