@@ -52,6 +52,25 @@ async fn create(
     network.create(id, ports).await?.connect().await
 }
 
+/// What a program of the machine prints, run where the node is.
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = std::process::Command::new(program).args(arguments).output().expect("it is installed");
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The node's only bridge.
+fn bridge() -> String {
+    let listed = run("ip", &["-o", "link", "show", "type", "bridge"]);
+    listed.split([':', '@']).nth(1).expect("there is one").trim().to_owned()
+}
+
+/// The hardware address of a device of the node.
+fn hardware_address(device: &str) -> String {
+    let shown = run("ip", &["-o", "link", "show", device]);
+    shown.split("link/ether ").nth(1).expect("it has one").split(' ').next().expect("a word").to_owned()
+}
+
 fn container(letter: char) -> ContainerId {
     ContainerId(letter.to_string().repeat(64))
 }
@@ -141,6 +160,38 @@ fn containers_that_share_a_port_take_turns() {
             (0..2).map(|_| ask((Ipv4Addr::LOCALHOST, 8080)).expect("one answers")).collect();
         answers.sort();
         assert_eq!(answers, ["first", "third"]);
+        network.purge().await.expect("everything goes");
+    });
+}
+
+#[test]
+fn hardware_addresses_follow_from_addresses_and_stay() {
+    in_own_namespace(|network, directory| async move {
+        let bridge = bridge();
+        assert_eq!(hardware_address(&bridge), "02:42:0a:d2:07:01");
+        // What the node believes of an address before anybody has it is wrong at once.
+        let wrong = ["10.210.7.2", "lladdr", "02:00:00:00:00:01", "nud", "reachable", "dev", &bridge];
+        run("ip", &[&["neigh", "replace"], wrong.as_slice()].concat());
+        let web = create(&network, &container('a'), &published(80, 8080)).await.expect("it connects");
+        answer_inside(&web, 80, "web");
+        assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("the node knows where it is"), "web");
+        let known = run("ip", &["neigh", "show", "dev", &bridge]);
+        assert!(known.contains("10.210.7.2 lladdr 02:42:0a:d2:07:02 PERMANENT"), "{known}");
+        for letter in ['b', 'c', 'd'] {
+            create(&network, &container(letter), &[]).await.expect("it connects");
+            network.remove(&container(letter)).await.expect("it goes");
+            assert_eq!(hardware_address(&bridge), "02:42:0a:d2:07:01");
+        }
+        network.remove(&container('a')).await.expect("it goes");
+        assert_eq!(run("ip", &["neigh", "show", "dev", &bridge]), "");
+        network.purge().await.expect("everything goes");
+        // A bridge of a release that gave it none keeps the one that its containers know.
+        run("ip", &["link", "add", &bridge, "type", "bridge"]);
+        run("ip", &["link", "add", "port5", "address", "02:00:00:00:00:05", "type", "veth"]);
+        run("ip", &["link", "set", "port5", "master", &bridge]);
+        let network = open(&directory).await.expect("it opens again");
+        run("ip", &["link", "del", "port5"]);
+        assert_eq!(hardware_address(&bridge), "02:00:00:00:00:05");
         network.purge().await.expect("everything goes");
     });
 }

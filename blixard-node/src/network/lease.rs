@@ -22,18 +22,27 @@ pub struct Lease {
     pub ports: Vec<PortSpec>,
 }
 
+/// The file that holds the address last given out.
+const LAST: &str = "last-address";
+/// The last parts of the addresses of a /24 that containers get; the first is the bridge's.
+const HOSTS: std::ops::RangeInclusive<u8> = 2..=254;
+
 /// The leases of a node: a JSON file each, named by the container.
 #[derive(Debug)]
 pub(super) struct Leases {
     directory: PathBuf,
     by_id: BTreeMap<ContainerId, Lease>,
+    /// The last part of the address last given out.
+    last: u8,
 }
 
 impl Leases {
     /// Reads the leases in `directory`; those that cannot be read or whose namespace is gone are
     /// removed.
     pub(super) fn load(directory: &Path) -> Result<Self, NetworkError> {
-        let mut leases = Self { directory: directory.to_owned(), by_id: BTreeMap::new() };
+        let last = std::fs::read_to_string(directory.join(LAST)).ok();
+        let last = last.and_then(|text| text.trim().parse().ok()).unwrap_or(*HOSTS.start() - 1);
+        let mut leases = Self { directory: directory.to_owned(), by_id: BTreeMap::new(), last };
         let listing = NetworkError::io(format!("list {}", directory.display()));
         for entry in std::fs::read_dir(directory).map_err(listing)?.flatten() {
             let path = entry.path();
@@ -66,13 +75,19 @@ impl Leases {
         self.by_id.iter()
     }
 
-    /// The lowest address of the /24 that no lease has; the first is the bridge's.
-    pub(super) fn free_address(&self, subnet: Ipv4Addr) -> Result<Ipv4Addr, NetworkError> {
+    /// Gives out the next address of the /24 that no lease has, after the one last given out: one
+    /// that was just given up is still in the minds of clients, neighbours and connections.
+    pub(super) fn take_address(&mut self, subnet: Ipv4Addr) -> Result<Ipv4Addr, NetworkError> {
         let taken: BTreeSet<Ipv4Addr> = self.by_id.values().map(|lease| lease.address).collect();
-        (2..=254)
-            .map(|host| Ipv4Addr::from(u32::from(subnet) | host))
-            .find(|address| !taken.contains(address))
-            .ok_or(NetworkError::AddressesExhausted { subnet })
+        let address = |host: u8| Ipv4Addr::from(u32::from(subnet) | u32::from(host));
+        let (before, after): (Vec<u8>, Vec<u8>) = HOSTS.partition(|host| *host <= self.last);
+        let free = after.into_iter().chain(before).find(|host| !taken.contains(&address(*host)));
+        let free = free.ok_or(NetworkError::AddressesExhausted { subnet })?;
+        let path = self.directory.join(LAST);
+        std::fs::write(&path, free.to_string())
+            .map_err(NetworkError::io(format!("write {}", path.display())))?;
+        self.last = free;
+        Ok(address(free))
     }
 
     pub(super) fn insert(&mut self, id: ContainerId, lease: Lease) -> Result<(), NetworkError> {
@@ -106,20 +121,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_given_from_the_lowest_and_run_out() {
+    fn addresses_are_given_in_turn_and_run_out() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut leases = Leases::load(directory.path()).expect("an empty directory");
         let subnet = Ipv4Addr::new(10, 210, 3, 0);
-        for host in 2..=254 {
-            let address = leases.free_address(subnet).expect("not all are taken");
-            assert_eq!(address, Ipv4Addr::new(10, 210, 3, host));
+        let id = |host: u8| ContainerId(format!("{host:064x}"));
+        let take = |leases: &mut Leases, expect: u8| {
+            let address = leases.take_address(subnet).expect("not all are taken");
+            assert_eq!(address, Ipv4Addr::new(10, 210, 3, expect));
             let lease = Lease { netns_path: PathBuf::new(), address, ports: Vec::new() };
-            leases.insert(ContainerId(format!("{host:064x}")), lease).expect("the directory takes files");
+            leases.insert(id(expect), lease).expect("the directory takes files");
+        };
+        take(&mut leases, 2);
+        take(&mut leases, 3);
+        leases.remove(&id(2)).expect("it has one");
+        take(&mut leases, 4);
+        leases.remove(&id(4)).expect("it has one");
+        // A daemon that starts again goes on where the one before was.
+        let mut leases = Leases { by_id: leases.by_id, ..Leases::load(directory.path()).expect("readable") };
+        for host in 5..=254 {
+            take(&mut leases, host);
         }
-        let error = leases.free_address(subnet).expect_err("all are taken");
+        take(&mut leases, 2);
+        take(&mut leases, 4);
+        let error = leases.take_address(subnet).expect_err("all are taken");
         assert!(error.to_string().contains("10.210.3.0/24 has no free address"), "{error}");
-        leases.remove(&ContainerId(format!("{:064x}", 7))).expect("it has one");
-        assert_eq!(leases.free_address(subnet).expect("one is free"), Ipv4Addr::new(10, 210, 3, 7));
+        leases.remove(&id(7)).expect("it has one");
+        take(&mut leases, 7);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
 };
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use rtnetlink::packet_route::{AddressFamily, route::RouteType};
 use rtnetlink::{Error, Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::namespace::Namespace;
@@ -27,6 +29,12 @@ fn netlink() -> Result<Handle, NetworkError> {
         rtnetlink::new_connection().map_err(NetworkError::io("open a netlink socket"))?;
     namespace::spawn(connection);
     Ok(handle)
+}
+
+/// The hardware address of whoever has `address`: locally administered, and the same whenever the
+/// address is given out again, so that nobody's memory of it is ever wrong.
+fn hardware_address(address: Ipv4Addr) -> Vec<u8> {
+    [&[0x02, 0x42], address.octets().as_slice()].concat()
 }
 
 /// The index of the device `name`; absent when there is none.
@@ -49,9 +57,13 @@ pub(super) async fn ensure_bridge(name: &str, subnet: Ipv4Addr) -> Result<(), Ne
         return Err(NetworkError::Overlap { subnet, device });
     }
     let index = match index_of(&netlink, name).await.map_err(failed(what()))? {
-        Some(index) => index,
+        Some(index) => {
+            keep_hardware_address(&netlink, index).await.map_err(failed(what()))?;
+            index
+        }
         None => {
-            netlink.link().add(LinkBridge::new(name).build()).execute().await.map_err(failed(what()))?;
+            let bridge = LinkBridge::new(name).address(hardware_address(first_host(subnet)));
+            netlink.link().add(bridge.build()).execute().await.map_err(failed(what()))?;
             let made = index_of(&netlink, name).await.map_err(failed(what()))?;
             made.ok_or_else(|| failed(what())(Error::RequestFailed))?
         }
@@ -59,6 +71,19 @@ pub(super) async fn ensure_bridge(name: &str, subnet: Ipv4Addr) -> Result<(), Ne
     let address = IpAddr::V4(first_host(subnet));
     netlink.address().add(index, address, 24).replace().execute().await.map_err(failed(what()))?;
     netlink.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.map_err(failed(what()))
+}
+
+/// Gives a bridge the hardware address that it has. One that was never given any has the lowest of
+/// its ports', and a change of it cuts every container off from its gateway until it asks again.
+async fn keep_hardware_address(netlink: &Handle, index: u32) -> Result<(), Error> {
+    let link = netlink.link().get().match_index(index).execute().try_next().await?;
+    let address = link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| match attribute {
+        LinkAttribute::Address(address) => Some(address),
+        _ => None,
+    });
+    let Some(address) = address else { return Ok(()) };
+    let kept = LinkUnspec::new_with_index(index).address(address).build();
+    netlink.link().set(kept).execute().await
 }
 
 /// The device other than `bridge` whose network holds or lies in the /24, if any.
@@ -93,7 +118,8 @@ async fn name_of(netlink: &Handle, index: u32) -> Result<String, Error> {
     Ok(name.unwrap_or_else(|| format!("device {index}")))
 }
 
-/// Links a namespace to the bridge and gives it an address and a way out.
+/// Links a namespace to the bridge and gives it an address and a way out. The node knows from then on
+/// where the address is, without having to ask.
 pub(super) async fn connect(
     bridge: &str,
     outside: &str,
@@ -103,17 +129,28 @@ pub(super) async fn connect(
 ) -> Result<(), NetworkError> {
     let what = || format!("link a container to the bridge {bridge}");
     let netlink = netlink()?;
-    plug(&netlink, bridge, outside, &inside).await.map_err(failed(what()))?;
-    set_up(&inside.netlink, address, gateway).await.map_err(failed(what()))
+    let bridge = index_of(&netlink, bridge).await.map_err(failed(what()))?;
+    let bridge = bridge.ok_or_else(|| failed(what())(Error::RequestFailed))?;
+    plug(&netlink, bridge, outside, &inside, address).await.map_err(failed(what()))?;
+    set_up(&inside.netlink, address, gateway).await.map_err(failed(what()))?;
+    let known = netlink.neighbours().add(bridge, address.into());
+    let known = known.link_local_address(&hardware_address(address)).replace();
+    known.execute().await.map_err(failed(what()))
 }
 
-async fn plug(netlink: &Handle, bridge: &str, outside: &str, inside: &Namespace) -> Result<(), Error> {
-    let bridge = index_of(netlink, bridge).await?.ok_or(Error::RequestFailed)?;
+async fn plug(
+    netlink: &Handle,
+    bridge: u32,
+    outside: &str,
+    inside: &Namespace,
+    address: Ipv4Addr,
+) -> Result<(), Error> {
     if let Some(left) = index_of(netlink, outside).await? {
         netlink.link().del(left).execute().await?;
     }
     // The other end is made inside: moving a device to another namespace waits for every CPU.
-    let peer = LinkUnspec::new_with_name(INSIDE).setns_by_fd(inside.descriptor.as_raw_fd()).build();
+    let peer = LinkUnspec::new_with_name(INSIDE).address(hardware_address(address));
+    let peer = peer.setns_by_fd(inside.descriptor.as_raw_fd()).build();
     let pair = LinkVeth::new(outside, INSIDE).set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
     netlink.link().add(pair.controller(bridge).up().build()).execute().await?;
     let index = index_of(netlink, outside).await?.ok_or(Error::RequestFailed)?;
@@ -134,6 +171,25 @@ async fn set_up(netlink: &Handle, address: Ipv4Addr, gateway: Ipv4Addr) -> Resul
     }
     let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
     netlink.route().add(route).execute().await
+}
+
+/// Deletes a container's link pair, and what the node knows of its address.
+pub(super) async fn disconnect(bridge: &str, outside: &str, address: Ipv4Addr) -> Result<(), NetworkError> {
+    delete(outside).await?;
+    let netlink = netlink()?;
+    let what = || format!("forget where {address} was");
+    let Some(bridge) = index_of(&netlink, bridge).await.map_err(failed(what()))? else { return Ok(()) };
+    let mut known = NeighbourMessage::default();
+    known.header.family = AddressFamily::Inet;
+    known.header.ifindex = bridge;
+    known.header.kind = RouteType::Unspec;
+    known.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+    match netlink.neighbours().del(known).execute().await {
+        Err(Error::NetlinkError(error)) if error.raw_code() == -rustix::io::Errno::NOENT.raw_os_error() => {
+            Ok(())
+        }
+        other => other.map_err(failed(what())),
+    }
 }
 
 /// Deletes the device `name`, if it is there: a link pair goes by either end.

@@ -179,7 +179,7 @@ impl ContainerNetwork {
     pub async fn create(&self, id: &ContainerId, ports: &[PortSpec]) -> Result<Opening<'_>, NetworkError> {
         let mut state = self.state.lock().await;
         self.forget(&mut state, id).await?;
-        let address = state.leases.free_address(self.subnet)?;
+        let address = state.leases.take_address(self.subnet)?;
         state.held.hold(id, ports).await?;
         let netns_path = self.directory.join(format!("{}.netns", id.short()));
         let lease = Lease { netns_path, address, ports: ports.to_vec() };
@@ -221,7 +221,7 @@ impl ContainerNetwork {
     /// Removes the link pair, the namespace, the lease and the held ports.
     async fn disconnect(&self, state: &mut State, id: &ContainerId) -> Result<(), NetworkError> {
         if let Some(lease) = state.leases.get(id) {
-            link::delete(&veth_name(id)).await?;
+            link::disconnect(&self.name, &veth_name(id), lease.address).await?;
             namespace::remove(&lease.netns_path)?;
             state.leases.remove(id)?;
         }
