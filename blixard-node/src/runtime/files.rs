@@ -3,18 +3,20 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blixard_core::id::{ContainerId, ReplicaId};
 
-/// Where the host's resolver configuration is when systemd-resolved answers on a loopback address.
-const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+use super::resolver;
 
 /// The directories of one node.
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     data: PathBuf,
+    /// Whether it was told that containers have no name server, since they last had one.
+    told_no_servers: Arc<AtomicBool>,
 }
 
 /// What is bound over files of a container's `/etc`.
@@ -30,7 +32,7 @@ pub(crate) struct ContainerFiles {
 
 impl Files {
     pub(crate) fn new(data: PathBuf) -> Self {
-        Self { data }
+        Self { data, told_no_servers: Arc::default() }
     }
 
     /// Where generated files of all containers are.
@@ -75,8 +77,21 @@ impl Files {
         };
         std::fs::write(&files.hosts, hosts(hostname, address))?;
         std::fs::write(&files.hostname, format!("{hostname}\n"))?;
-        std::fs::write(&files.resolv, resolver(address.is_some())?)?;
+        let resolv = if address.is_some() { self.resolver()? } else { resolver::host_file()? };
+        std::fs::write(&files.resolv, resolv)?;
         Ok(files)
+    }
+
+    /// The name servers of a container on the container network; that there are none is told once.
+    fn resolver(&self) -> io::Result<String> {
+        let found = resolver::of_host()?;
+        if !self.told_no_servers.swap(!found.reachable, Ordering::Relaxed) && !found.reachable {
+            tracing::warn!(
+                "containers have no name server: those of the host's /etc/resolv.conf answer on the host \
+                 alone; name one there that the container network reaches"
+            );
+        }
+        Ok(found.text)
     }
 
     /// Removes a container's files; its log stays.
@@ -101,48 +116,9 @@ fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
     )
 }
 
-fn resolver(isolated: bool) -> io::Result<String> {
-    let read = |path: &str| match std::fs::read_to_string(Path::new(path)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        other => other,
-    };
-    let host = read(RESOLV_CONF)?;
-    if !isolated {
-        return Ok(host);
-    }
-    let filtered = without_loopback(&host);
-    if filtered.contains("nameserver") {
-        return Ok(filtered);
-    }
-    Ok(without_loopback(&read(RESOLVED)?))
-}
-
-/// Drops name servers on loopback addresses: from another network namespace nobody answers there.
-fn without_loopback(text: &str) -> String {
-    let mut kept = String::new();
-    for line in text.lines() {
-        let loopback = line
-            .trim()
-            .strip_prefix("nameserver")
-            .and_then(|rest| rest.trim().parse::<std::net::IpAddr>().ok())
-            .is_some_and(|address| address.is_loopback());
-        if !loopback {
-            kept.push_str(line);
-            kept.push('\n');
-        }
-    }
-    kept
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{hosts, without_loopback};
-
-    #[test]
-    fn loopback_name_servers_are_dropped() {
-        let text = "search lan\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 192.0.2.1\noptions edns0\n";
-        assert_eq!(without_loopback(text), "search lan\nnameserver 192.0.2.1\noptions edns0\n");
-    }
+    use super::hosts;
 
     #[test]
     fn a_container_finds_itself_by_name() {

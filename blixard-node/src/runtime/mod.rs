@@ -30,6 +30,7 @@ mod logs;
 mod networks;
 mod probe;
 mod record;
+mod resolver;
 mod rootfs;
 mod runc;
 mod seccomp;
