@@ -49,6 +49,9 @@ pub const RESTART_BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// A run this long forgives the failures before it.
 pub const RESTART_RESET_AFTER: Duration = Duration::from_secs(10);
 
+/// The longest time that a bundle may have a replica be ready at a stretch to be proven.
+pub const MIN_HEALTHY_TIME_MAX: Duration = Duration::from_secs(3_600);
+
 /// Images that one node downloads at a time; more would only slow each other down.
 pub const PULLS_MAX: usize = 3;
 /// A download without progress for this long has failed. Unpacking a large layer reports none.

@@ -50,6 +50,10 @@ pub struct ServiceSpec {
     /// Which network its containers live in.
     #[serde(default)]
     pub network: NetworkMode,
+    /// How long a replica must be ready at a stretch before it counts as proven, in milliseconds;
+    /// absent: [`MIN_HEALTHY_MS`]. Of the second feature level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_healthy_ms: Option<u64>,
 }
 
 impl ServiceSpec {
@@ -57,7 +61,15 @@ impl ServiceSpec {
     pub fn differs_in_replicas_only(&self, other: &Self) -> bool {
         self.replicas != other.replicas && Self { replicas: other.replicas, ..self.clone() } == *other
     }
+
+    /// How long a replica must be ready at a stretch before it counts as proven, in milliseconds.
+    pub fn min_healthy_ms(&self) -> u64 {
+        self.min_healthy_ms.unwrap_or(MIN_HEALTHY_MS)
+    }
 }
+
+/// [`ServiceSpec::min_healthy_ms`] when a bundle does not say.
+pub const MIN_HEALTHY_MS: u64 = 5_000;
 
 fn stop_timeout() -> u32 {
     crate::limits::STOP_TIMEOUT_S
@@ -194,9 +206,14 @@ pub struct Reservations {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
-    /// Never: exit 0 is Completed, another code is Failed.
+    /// The bundle says nothing: the service is kept within its bounds. Exit 0 is Completed, another
+    /// code is Failed and the slot is filled anew. Written `no`, which is what the first feature
+    /// level called it.
     #[default]
-    No,
+    #[serde(rename = "no")]
+    Unsaid,
+    /// Never: whatever ended stays ended. A bundle says `no`. Of the second feature level.
+    Never,
     /// However it ended.
     Always,
     /// When it ended with a code other than 0, at most `maximum_retry_count` times.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
-use blixard_core::cluster::command::LEVEL;
+use blixard_core::cluster::level::LEVEL;
 use blixard_core::cluster::node::NodeFacts;
 
 use crate::config::{BIND_PORT, HttpListen, NodeConfig};

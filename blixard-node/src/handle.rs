@@ -141,6 +141,13 @@ impl NodeHandle {
         write: Write,
         limit: Duration,
     ) -> Result<(u64, Outcome), WriteError> {
+        // What this node knows of the level may be old, and the level is only ever raised.
+        if self.state().check_level(&write).is_err() {
+            let state = self.state_latest(limit).await?;
+            if let Err(refusal) = state.check_level(&write) {
+                return Ok((state.applied, Outcome::Refused(refusal)));
+            }
+        }
         let now = self.stamp();
         let mut forward = ForwardRequest { request, made_at: made_at.map_or(now, |at| at.min(now)), write };
         // The rest is for finding out who is missing.

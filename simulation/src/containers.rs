@@ -328,7 +328,7 @@ impl ContainerRuntime for SimContainers {
             let pid = inner.next_pid;
             let address = inner.free_address();
             let image = config.spec.image.reference.clone();
-            let fails_only = config.spec.restart.policy == RestartPolicy::No;
+            let fails_only = config.spec.restart.policy == RestartPolicy::Unsaid;
             let container = Container { pid, state: ObservedState::Running, address, image, fails_only };
             inner.containers.insert(key, container);
             inner.counts.started += 1;

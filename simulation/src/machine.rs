@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
 use blixard_core::cluster::SubnetRange;
-use blixard_core::cluster::command::LEVEL;
+use blixard_core::cluster::level::LEVEL;
 use blixard_core::cluster::node::NodeFacts;
 use blixard_core::discovery::target::JoinTarget;
 use blixard_core::discovery::ticket::Ticket;

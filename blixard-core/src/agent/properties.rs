@@ -313,7 +313,7 @@ fn nth<T>(items: impl ExactSizeIterator<Item = T>, which: usize) -> Option<T> {
 
 fn rows() -> impl Strategy<Value = BTreeMap<ReplicaId, Assignment>> {
     let policy = prop_oneof![
-        Just(RestartPolicy::No),
+        Just(RestartPolicy::Unsaid),
         Just(RestartPolicy::OnFailure),
         Just(RestartPolicy::Always),
         Just(RestartPolicy::UnlessStopped),

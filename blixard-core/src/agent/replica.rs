@@ -290,7 +290,8 @@ impl Replica {
                 self.status.message.clear();
             }
             Verdict::Unhealthy { failures } => {
-                let restarts = own.spec.restart.policy != RestartPolicy::No;
+                let restarts =
+                    !matches!(own.spec.restart.policy, RestartPolicy::Unsaid | RestartPolicy::Never);
                 let ran = match (health.has_passed(), self.containers.get(&attempt)) {
                     (true, Some(&Container::Running { since, .. })) => at.now.since(since),
                     _ => Duration::ZERO,
@@ -342,7 +343,7 @@ impl Replica {
         let well = code == Some(0);
         let failures = self.runs.failures();
         let again = match restart.policy {
-            RestartPolicy::No => false,
+            RestartPolicy::Unsaid | RestartPolicy::Never => false,
             RestartPolicy::OnFailure => !well && restart.maximum_retry_count.is_none_or(|max| failures < max),
             RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
         };

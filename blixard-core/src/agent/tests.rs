@@ -31,6 +31,7 @@ pub(super) fn spec(policy: RestartPolicy, maximum_retry_count: Option<u32>) -> S
         stop_timeout_s: 7,
         placement: PlacementSpec::default(),
         network: NetworkMode::Bridge,
+        min_healthy_ms: None,
     }
 }
 
@@ -200,7 +201,7 @@ fn words(actions: &[Action]) -> String {
 
 #[test]
 fn a_placed_replica_is_pulled_started_and_runs() {
-    let bench = Bench::running(RestartPolicy::No, None);
+    let bench = Bench::running(RestartPolicy::Unsaid, None);
     let status = &bench.assignments[&ReplicaId(1)].status;
     assert_eq!(status.address, Some(ADDRESS));
     assert_eq!(status.message, "");
@@ -210,14 +211,14 @@ fn a_placed_replica_is_pulled_started_and_runs() {
 #[test]
 fn nothing_happens_before_both_truths_are_known() {
     let stray = [seen(9, 0, ObservedState::Running)];
-    let mut bench = Bench::new([assignment(spec(RestartPolicy::No, None))]);
+    let mut bench = Bench::new([assignment(spec(RestartPolicy::Unsaid, None))]);
     bench.check_listed(stray.clone(), "");
     bench.check("exited 9 0", "");
     bench.check_event(Event::Tick, "");
     bench.check_event(Event::ReportAll, "");
     bench.check_assigned("pull 1; remove 9 0 within 10s; report 1 0:pulling");
 
-    let mut bench = Bench::new([assignment(spec(RestartPolicy::No, None))]);
+    let mut bench = Bench::new([assignment(spec(RestartPolicy::Unsaid, None))]);
     bench.check_assigned("");
     bench.check_event(Event::Tick, "");
     bench.check_listed(stray, "pull 1; remove 9 0 within 10s; report 1 0:pulling");
@@ -230,8 +231,8 @@ fn the_policy_decides_what_an_exit_leads_to() {
         let mut bench = Bench::running(policy, max);
         bench.check(&format!("exited 1 0 {code}"), expect);
     }
-    check(RestartPolicy::No, None, 0, "report 1 0:completed code 0");
-    check(RestartPolicy::No, None, 3, "report 1 0:failed code 3");
+    check(RestartPolicy::Unsaid, None, 0, "report 1 0:completed code 0");
+    check(RestartPolicy::Unsaid, None, 3, "report 1 0:failed code 3");
     check(RestartPolicy::OnFailure, None, 0, "report 1 0:completed code 0");
     check(RestartPolicy::OnFailure, None, 3, "remove 1 0 within 7s; report 1 0:waiting code 3");
     check(RestartPolicy::OnFailure, Some(0), 3, "report 1 0:failed code 3");
@@ -283,7 +284,7 @@ fn a_long_run_forgives_the_failures_before_it() {
 
 #[test]
 fn an_ended_container_is_kept_until_the_state_has_its_end() {
-    let mut bench = Bench::running(RestartPolicy::No, None);
+    let mut bench = Bench::running(RestartPolicy::Unsaid, None);
     let old = bench.assignments.clone();
     bench.check("exited 1 0 5", "report 1 0:failed code 5");
     bench.check_event(Event::Assigned(old), "");
@@ -295,7 +296,7 @@ fn an_ended_container_is_kept_until_the_state_has_its_end() {
 
 #[test]
 fn an_exit_that_overtakes_its_start_counts() {
-    let mut bench = Bench::fresh(RestartPolicy::No, None);
+    let mut bench = Bench::fresh(RestartPolicy::Unsaid, None);
     bench.check("ready 1", "start 1 0; report 1 0:starting");
     bench.check("exited 1 0", "");
     bench.check("started 1 0", "report 1 0:completed code 0");
@@ -303,7 +304,7 @@ fn an_exit_that_overtakes_its_start_counts() {
 
 #[test]
 fn a_failed_pull_is_tried_again_with_back_off_for_ever() {
-    let mut bench = Bench::fresh(RestartPolicy::No, None);
+    let mut bench = Bench::fresh(RestartPolicy::Unsaid, None);
     for seconds in [1, 2, 4, 8, 16, 32] {
         bench.check("unready 1", "report 1 0:pulling");
         assert!(
@@ -320,7 +321,7 @@ fn a_failed_pull_is_tried_again_with_back_off_for_ever() {
 
 #[test]
 fn a_container_that_cannot_start_fails_after_five_tries() {
-    for policy in [RestartPolicy::No, RestartPolicy::Always] {
+    for policy in [RestartPolicy::Unsaid, RestartPolicy::Always] {
         let mut bench = Bench::fresh(policy, None);
         bench.check("ready 1", "start 1 0; report 1 0:starting");
         for seconds in [1, 2, 4, 8] {
@@ -340,9 +341,9 @@ fn a_container_that_cannot_start_fails_after_five_tries() {
 
 #[test]
 fn replicas_of_one_image_share_a_pull() {
-    let mut other = spec(RestartPolicy::No, None);
+    let mut other = spec(RestartPolicy::Unsaid, None);
     other.image.reference = "redis".to_owned();
-    let web = || assignment(spec(RestartPolicy::No, None));
+    let web = || assignment(spec(RestartPolicy::Unsaid, None));
     let mut bench = Bench::new([web(), web(), assignment(other)]);
     bench.check_listed([], "");
     bench.check_assigned("pull 1; pull 3; report 1 0:pulling; report 2 0:pulling; report 3 0:pulling");
@@ -356,7 +357,7 @@ fn replicas_of_one_image_share_a_pull() {
 
 #[test]
 fn only_so_many_containers_start_at_a_time() {
-    let mut bench = Bench::new((0..6).map(|_| assignment(spec(RestartPolicy::No, None))));
+    let mut bench = Bench::new((0..6).map(|_| assignment(spec(RestartPolicy::Unsaid, None))));
     bench.check_listed([], "");
     bench.step(Event::Assigned(bench.assignments.clone()));
     let actions = bench.step(Event::ImageReady { replica: ReplicaId(1) });
@@ -368,7 +369,7 @@ fn only_so_many_containers_start_at_a_time() {
 
 #[test]
 fn a_blocked_replica_says_why_and_starts_when_it_may() {
-    let mut bench = Bench::new([assignment(spec(RestartPolicy::No, None))]);
+    let mut bench = Bench::new([assignment(spec(RestartPolicy::Unsaid, None))]);
     bench.set(|own| own.blocked = Some("waits for replica 7 on node 2 to stop".to_owned()));
     bench.check_listed([], "");
     bench.check_assigned("report 1 0:assigned");
@@ -451,7 +452,7 @@ fn a_restarted_agent_goes_on_from_state_and_containers() {
         bench.check_assigned("");
         bench.check_listed(listed, expect);
     }
-    let (no, always) = (RestartPolicy::No, RestartPolicy::Always);
+    let (no, always) = (RestartPolicy::Unsaid, RestartPolicy::Always);
     check(no, (0, Phase::Running), &[(0, Running)], "");
     check(no, (0, Phase::Starting), &[(0, Running)], "report 1 0:running");
     check(no, (0, Phase::Assigned), &[(3, Running)], "report 1 3:running");
@@ -473,7 +474,7 @@ fn a_restarted_agent_goes_on_from_state_and_containers() {
 
 #[test]
 fn a_container_lost_with_its_machine_fails_its_replica_by_name() {
-    let lost = Assignment { status: at(0, Phase::Running), ..assignment(spec(RestartPolicy::No, None)) };
+    let lost = Assignment { status: at(0, Phase::Running), ..assignment(spec(RestartPolicy::Unsaid, None)) };
     let mut bench = Bench::new([lost]);
     bench.check_listed([], "");
     bench.check_assigned("report 1 0:failed code 137");
@@ -498,7 +499,7 @@ fn a_later_list_finds_what_was_missed() {
 
 #[test]
 fn a_list_taken_during_a_start_or_removal_is_not_believed() {
-    let mut bench = Bench::fresh(RestartPolicy::No, None);
+    let mut bench = Bench::fresh(RestartPolicy::Unsaid, None);
     bench.check("ready 1", "start 1 0; report 1 0:starting");
     bench.check_listed([], "");
     bench.check_listed([seen(1, 0, ObservedState::Running)], "");
@@ -511,7 +512,7 @@ fn a_list_taken_during_a_start_or_removal_is_not_believed() {
 
 #[test]
 fn everything_is_told_again_on_request() {
-    let mut bench = Bench::running(RestartPolicy::No, None);
+    let mut bench = Bench::running(RestartPolicy::Unsaid, None);
     bench.check_assigned("");
     bench.check_event(Event::ReportAll, "report 1 0:running");
     bench.check_event(Event::Tick, "");
@@ -519,7 +520,7 @@ fn everything_is_told_again_on_request() {
 
 #[test]
 fn a_final_status_that_the_state_has_and_the_agent_lacks_is_taken_over() {
-    let mut bench = Bench::new([assignment(spec(RestartPolicy::No, None))]);
+    let mut bench = Bench::new([assignment(spec(RestartPolicy::Unsaid, None))]);
     bench.set(|own| own.blocked = Some("waits".to_owned()));
     bench.check_listed([], "");
     bench.check_assigned("report 1 0:assigned");
@@ -561,7 +562,7 @@ fn an_unhealthy_container_is_restarted() {
 
 #[test]
 fn an_unhealthy_container_that_is_never_restarted_is_only_reported() {
-    let mut bench = probed(RestartPolicy::No);
+    let mut bench = probed(RestartPolicy::Unsaid);
     for expect in ["", "report 1 0:running unhealthy", ""] {
         bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
         bench.check("ill 1 0", expect);

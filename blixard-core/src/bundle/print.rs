@@ -31,10 +31,12 @@ pub fn to_bundle(spec: &ServiceSpec) -> String {
     out.number(1, "min", spec.replicas.min);
     out.number(1, "max", spec.replicas.max);
     resources(&mut out, &spec.limits, spec.reservations);
-    out.line(0, "restart_policy:");
-    out.entry(1, "name", policy(spec.restart.policy));
-    if let Some(count) = spec.restart.maximum_retry_count {
-        out.number(1, "maximum_retry_count", count);
+    if let Some(policy) = policy(spec.restart.policy) {
+        out.line(0, "restart_policy:");
+        out.entry(1, "name", policy);
+        if let Some(count) = spec.restart.maximum_retry_count {
+            out.number(1, "maximum_retry_count", count);
+        }
     }
     if !spec.depends_on.is_empty() {
         out.line(0, "depends_on:");
@@ -47,6 +49,7 @@ pub fn to_bundle(spec: &ServiceSpec) -> String {
         NetworkMode::Host => "host",
     };
     out.entry(0, "network", network);
+    out.line(0, &format!("min_healthy_time: {}", duration::show(spec.min_healthy_ms())));
     out.text
 }
 
@@ -126,12 +129,13 @@ fn placement(out: &mut Printer, spec: &ServiceSpec) {
     }
 }
 
-fn policy(policy: RestartPolicy) -> &'static str {
+fn policy(policy: RestartPolicy) -> Option<&'static str> {
     match policy {
-        RestartPolicy::No => "no",
-        RestartPolicy::Always => "always",
-        RestartPolicy::OnFailure => "on-failure",
-        RestartPolicy::UnlessStopped => "unless-stopped",
+        RestartPolicy::Unsaid => None,
+        RestartPolicy::Never => Some("no"),
+        RestartPolicy::Always => Some("always"),
+        RestartPolicy::OnFailure => Some("on-failure"),
+        RestartPolicy::UnlessStopped => Some("unless-stopped"),
     }
 }
 

@@ -12,15 +12,15 @@ use super::{Context, command, duration, environment, placement, ports, resources
 use crate::id::ServiceName;
 use crate::image_reference::ImageReference;
 use crate::limits::{
-    PROBE_INTERVAL, PROBE_INTERVAL_MIN, PROBE_MAX, PROBE_RETRIES, PROBE_RETRIES_MAX, PROBE_TIMEOUT,
-    REPLICAS_PER_SERVICE_MAX, STOP_TIMEOUT_S, STOP_TIMEOUT_S_MAX,
+    MIN_HEALTHY_TIME_MAX, PROBE_INTERVAL, PROBE_INTERVAL_MIN, PROBE_MAX, PROBE_RETRIES, PROBE_RETRIES_MAX,
+    PROBE_TIMEOUT, REPLICAS_PER_SERVICE_MAX, STOP_TIMEOUT_S, STOP_TIMEOUT_S_MAX,
 };
 use crate::spec::{
-    HealthSpec, ImageSpec, NetworkMode, PortSpec, Protocol, ReplicaBounds, RestartPolicy, RestartSpec,
-    ServiceSpec,
+    HealthSpec, ImageSpec, MIN_HEALTHY_MS, NetworkMode, PortSpec, Protocol, ReplicaBounds, RestartPolicy,
+    RestartSpec, ServiceSpec,
 };
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "version",
     "name",
     "image",
@@ -36,6 +36,7 @@ const KEYS: [&str; 15] = [
     "stop_timeout",
     "placement",
     "network",
+    "min_healthy_time",
 ];
 const SMALLEST: &str = "the smallest bundle is `version: \"1.0\"` and `image: {docker_image: nginx}`";
 /// The longest path of a health check, in bytes.
@@ -71,6 +72,8 @@ pub(super) fn read(walk: &mut Walk<'_>, source: &Source<'_>, context: &Context<'
     let depends_on = depends_on(walk, &root, name.as_ref());
     let stop_timeout_s = walk.key(&root, "stop_timeout", stop_timeout).unwrap_or(STOP_TIMEOUT_S);
     let placement = placement::read(walk, &root);
+    let longest = u64::try_from(MIN_HEALTHY_TIME_MAX.as_millis()).unwrap_or(u64::MAX);
+    let min_healthy = walk.key(&root, "min_healthy_time", duration::duration(0, longest));
     Some(ServiceSpec {
         name: name?,
         image: image?,
@@ -86,6 +89,8 @@ pub(super) fn read(walk: &mut Walk<'_>, source: &Source<'_>, context: &Context<'
         stop_timeout_s,
         placement,
         network,
+        // The default written out is the same as left out: no version of its own.
+        min_healthy_ms: min_healthy.filter(|ms| *ms != MIN_HEALTHY_MS),
     })
 }
 
@@ -259,7 +264,7 @@ fn restart(walk: &mut Walk<'_>, root: &Section<'_>) -> RestartSpec {
 fn restart_policy(text: &str) -> Result<RestartPolicy, Fault> {
     match text {
         // A tool that took `no` for a truth value writes it back as `false`.
-        "no" | "No" | "NO" | "false" => Ok(RestartPolicy::No),
+        "no" | "No" | "NO" | "false" => Ok(RestartPolicy::Never),
         "always" => Ok(RestartPolicy::Always),
         "on-failure" => Ok(RestartPolicy::OnFailure),
         "unless-stopped" => Ok(RestartPolicy::UnlessStopped),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::SubnetRange;
+use super::level::FIRST_LEVEL;
 use super::node::{Availability, NodeFacts, NodeStatus, Token};
 use super::replica::{Desired, ReplicaStatus};
 use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, ServiceName, TokenId};
@@ -15,11 +16,6 @@ use crate::time::UtcMs;
 
 /// The format of encoded entries and snapshots. A reader refuses another.
 pub const FORMAT: u16 = 1;
-/// The highest feature level this software knows.
-pub const LEVEL: u16 = 1;
-
-/// The feature level of the first release.
-pub const FIRST_LEVEL: u16 = 1;
 
 /// One log entry: commands applied together, in order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,25 +120,6 @@ pub enum Command {
         /// The new level.
         level: u16,
     },
-}
-
-impl Command {
-    /// The lowest feature level whose software applies it. A leader proposes none above the
-    /// cluster's level.
-    pub const fn level(&self) -> u16 {
-        match self {
-            Self::Bootstrap { .. }
-            | Self::Join { .. }
-            | Self::Facts { .. }
-            | Self::Addresses { .. }
-            | Self::Health { .. }
-            | Self::Hold { .. }
-            | Self::Write { .. }
-            | Self::Report { .. }
-            | Self::Plan(_)
-            | Self::Level { .. } => FIRST_LEVEL,
-        }
-    }
 }
 
 /// What a client asks for.

@@ -95,6 +95,7 @@ fn spec() -> Arc<ServiceSpec> {
             spread: Some("zone".to_owned()),
         },
         network: NetworkMode::Host,
+        min_healthy_ms: None,
     })
 }
 
@@ -107,6 +108,7 @@ fn status() -> ReplicaStatus {
         exit_code: Some(137),
         message: "started".to_owned(),
         since: AT,
+        proven: false,
     }
 }
 

@@ -15,6 +15,7 @@ pub mod event;
 mod golden;
 pub mod index;
 pub mod invariants;
+pub mod level;
 pub mod node;
 #[cfg(test)]
 mod properties;
@@ -94,7 +95,7 @@ impl ClusterState {
             applied: 0,
             time: UtcMs(0),
             cluster: None,
-            level: command::FIRST_LEVEL,
+            level: level::FIRST_LEVEL,
             subnets: SubnetRange::default(),
             nodes: OrdMap::new(),
             removed_nodes: OrdMap::new(),

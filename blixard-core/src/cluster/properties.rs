@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::strategy::ValueTree;
 
+use super::level::LEVEL;
 use super::node::NodeFacts;
 use super::replica::Phase;
 use super::snapshot::{decode_entry, decode_state, digest, encode_entry, encode_state};
@@ -213,7 +214,7 @@ fn command() -> impl Strategy<Value = Command> {
             }
         ),
         4 => proptest::collection::vec(plan_step(), 0..5).prop_map(|steps| Command::Plan(Plan { steps })),
-        1 => (0..4_u16).prop_map(|level| Command::Level { level }),
+        1 => (0..=LEVEL).prop_map(|level| Command::Level { level }),
     ]
 }
 

@@ -73,6 +73,10 @@ pub struct ReplicaStatus {
     /// When the phase began, by the node's own UTC clock: for display.
     #[serde(default)]
     pub since: UtcMs,
+    /// Whether it has been ready for its `min_healthy_time` at a stretch since it was placed. Once
+    /// it is, it stays so. Of the second feature level.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proven: bool,
 }
 
 impl ReplicaStatus {
@@ -86,6 +90,7 @@ impl ReplicaStatus {
             exit_code: None,
             message: String::new(),
             since: UtcMs(0),
+            proven: false,
         }
     }
 }

@@ -14,7 +14,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::command::{FIRST_LEVEL, FORMAT, LEVEL};
+use super::command::FORMAT;
+use super::level::{FIRST_LEVEL, LEVEL};
 use super::{ClusterState, Command, Entry};
 use crate::time::UtcMs;
 
@@ -203,7 +204,7 @@ mod tests {
         check(&with_header(2, 1, &[0xc1]), "the log entry is in format 2, this software reads 1");
         check(
             &with_header(1, 7, &[0xc1]),
-            "the log entry needs feature level 7, this software knows 1: upgrade it",
+            "the log entry needs feature level 7, this software knows 2: upgrade it",
         );
         check(&[0, 1, 0], "ends after 3 bytes");
         check(&with_header(1, 1, &[0xc1]), "the log entry is damaged");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::level::LEVEL;
 use super::node::{NodeFacts, TokenScope};
 use super::{
     ClusterState, Command, Desired, Entry, NodeStatus, Outcome, Phase, Plan, PlanStep, Refusal,
@@ -35,7 +36,7 @@ pub(super) fn facts(name: &str) -> NodeFacts {
         arch: "amd64".to_owned(),
         os: "linux".to_owned(),
         version: "0.1.0".to_owned(),
-        level: 1,
+        level: LEVEL,
         reserved_ports: vec![22],
     }
 }
@@ -61,6 +62,7 @@ pub(super) fn spec(service: &str, min: u32, max: u32) -> ServiceSpec {
         stop_timeout_s: 10,
         placement: Default::default(),
         network: Default::default(),
+        min_healthy_ms: None,
     }
 }
 
@@ -130,11 +132,22 @@ pub(super) struct Cluster {
 impl Cluster {
     /// A cluster of nodes 1 to `nodes`, all up, with 4 CPUs and 8 GiB each.
     pub(super) fn of(nodes: u64) -> Self {
+        Self::of_level(nodes, LEVEL)
+    }
+
+    /// As [`Cluster::of`], of members whose software knows feature level `level`.
+    pub(super) fn of_level(nodes: u64, level: u16) -> Self {
         let mut cluster = Self { state: ClusterState::new(), now: START, requests: 0 };
-        cluster.command(bootstrap());
+        let knowing = |mut command| {
+            if let Command::Bootstrap { facts, .. } | Command::Join { facts, .. } = &mut command {
+                facts.level = level;
+            }
+            command
+        };
+        cluster.command(knowing(bootstrap()));
         for node in 2..=nodes {
             let key_byte = u8::try_from(node).expect("tests have few nodes");
-            let joined = cluster.command(join(None, key_byte));
+            let joined = cluster.command(knowing(join(None, key_byte)));
             assert_eq!(joined, Outcome::Joined { node: NodeId(node), cluster: CLUSTER });
         }
         cluster

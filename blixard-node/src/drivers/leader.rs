@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::Duration;
 
-use blixard_core::cluster::{Availability, ClusterState, Command, Entry, Outcome, Write, command};
+use blixard_core::cluster::{
+    Availability, ClusterState, Command, Entry, Outcome, ReplicaStatus, Write, command, level,
+};
 use blixard_core::id::{NodeId, RequestId};
 use blixard_core::limits;
 use blixard_core::orchestrator::health::{LOOK, Liveness};
@@ -121,6 +123,8 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
         let first_report = batch.commands.len();
         let mut report_replies = Vec::new();
         for (node, (statuses, replies)) in std::mem::take(&mut batch.reports) {
+            let known = |(id, status): (_, ReplicaStatus)| (id, status.at_level(state.level));
+            let statuses = statuses.into_iter().map(known).collect();
             batch.commands.push(Command::Report { node, statuses });
             report_replies.push(replies);
         }
@@ -216,7 +220,7 @@ fn plan_after(
 /// it, and removes members that have left.
 fn housekeeping(shared: &Shared, state: &ClusterState, now: UtcMs, commands: &mut Vec<Command>) {
     let known = state.nodes.values().map(|node| node.facts.level).min();
-    if let Some(level) = known.map(|level| level.min(command::LEVEL))
+    if let Some(level) = known.map(|level| level.min(level::LEVEL))
         && level > state.level
     {
         commands.push(Command::Level { level });

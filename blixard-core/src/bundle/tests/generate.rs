@@ -71,10 +71,13 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn restarted()(policy in 0..4usize, count in option::of(1..=u32::MAX)) -> RestartSpec {
+    fn restarted()(policy in 0..5usize, count in option::of(1..=u32::MAX)) -> RestartSpec {
         let policies =
-            [RestartPolicy::No, RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::UnlessStopped];
-        RestartSpec { policy: policies[policy], maximum_retry_count: count }
+            [RestartPolicy::Never, RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::UnlessStopped];
+        match policies.get(policy) {
+            Some(&policy) => RestartSpec { policy, maximum_retry_count: count },
+            None => RestartSpec::default(),
+        }
     }
 }
 
@@ -92,6 +95,7 @@ prop_compose! {
         (limits, reservations) in limited(),
         (restart, placement) in (restarted(), placed()),
         (depends_on, stop_timeout_s) in (btree_set(name(), 0..3), 1..=3_600u32),
+        min_healthy in option::of(0..=3_600_000u64),
     ) -> ServiceSpec {
         let healthcheck = health
             .filter(|_| ports.iter().any(|port| port.protocol == Protocol::Tcp))
@@ -119,6 +123,7 @@ prop_compose! {
             stop_timeout_s,
             placement,
             network,
+            min_healthy_ms: min_healthy.filter(|ms| *ms != MIN_HEALTHY_MS),
         }
     }
 }

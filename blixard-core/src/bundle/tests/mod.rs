@@ -113,10 +113,14 @@ fn values_mean_what_other_readers_of_yaml_might_take_otherwise() {
         let spec = spec(&format!("image: {{docker_image: a}}\n{line}\n"));
         assert!(has(&spec), "{line}: {spec:?}");
     };
-    let no = |spec: &ServiceSpec| spec.restart.policy == RestartPolicy::No;
+    let no = |spec: &ServiceSpec| spec.restart.policy == RestartPolicy::Never;
     check("version: 1.0", |_| true);
     check("version: \"1.0\"", |_| true);
     check("restart_policy: {name: no}", no);
+    check("", |s| s.restart.policy == RestartPolicy::Unsaid);
+    check("min_healthy_time: 0s", |s| s.min_healthy_ms == Some(0));
+    check("min_healthy_time: 1m30s", |s| s.min_healthy_ms == Some(90_000));
+    check("min_healthy_time: 5s", |s| s.min_healthy_ms.is_none());
     check("restart_policy: {name: \"no\"}", no);
     check("restart_policy: {name: false}", no);
     check("restart_policy: {name: on-failure, maximum_retry_count: 0}", |s| {

@@ -113,6 +113,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::cluster::level::{FIRST_LEVEL, SECOND_LEVEL};
     use crate::cluster::testing::{Cluster, START, assert_refused, facts};
     use crate::cluster::{Command, Write};
 
@@ -178,14 +179,17 @@ mod tests {
 
     #[test]
     fn the_feature_level_rises_once_every_member_knows_it() {
-        let mut cluster = Cluster::of(2);
+        let mut cluster = Cluster::of_level(2, FIRST_LEVEL);
+        let raise = || Command::Level { level: SECOND_LEVEL };
         let with_level = |node, level| Command::Facts { node, facts: NodeFacts { level, ..facts("n") } };
         cluster.command(with_level(NodeId(1), 2));
-        assert_refused(cluster.command(Command::Level { level: 2 }), "node 2 (joiner) knows feature level 1");
+        assert_refused(cluster.command(raise()), "node 2 (joiner) knows feature level 1");
         cluster.command(with_level(TWO, 4));
-        assert_eq!(cluster.command(Command::Level { level: 2 }), Outcome::Done);
-        assert_refused(cluster.command(Command::Level { level: 2 }), "only raised");
+        assert!(!cluster.state.knows(SECOND_LEVEL));
+        assert_eq!(cluster.command(raise()), Outcome::Done);
+        assert_refused(cluster.command(raise()), "only raised");
         assert_eq!(cluster.state.level, 2);
+        assert!(cluster.state.knows(FIRST_LEVEL) && cluster.state.knows(SECOND_LEVEL));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::super::{Observations, Report, ServiceReport, plan};
+use crate::cluster::level::LEVEL;
 use crate::cluster::node::NodeFacts;
 use crate::cluster::replica::Desired;
 use crate::cluster::{
@@ -50,6 +51,7 @@ pub(crate) fn spec(service: &str, change: impl FnOnce(&mut ServiceSpec)) -> Serv
         stop_timeout_s: 10,
         placement: PlacementSpec::default(),
         network: NetworkMode::Bridge,
+        min_healthy_ms: None,
     };
     change(&mut spec);
     spec
@@ -85,7 +87,7 @@ pub(crate) fn node(id: u64) -> Node {
             arch: "amd64".to_owned(),
             os: "linux".to_owned(),
             version: "0.1.0".to_owned(),
-            level: 1,
+            level: LEVEL,
             reserved_ports: Vec::new(),
         },
         subnet: Ipv4Addr::new(10, 210, u8::try_from(id).unwrap_or(0), 0),
@@ -101,7 +103,7 @@ impl World {
     /// A cluster of this many nodes (1 alpha, 2 beta, 3 gamma, …), each with 4 CPUs and 1 GiB.
     pub(crate) fn new(nodes: u64) -> Self {
         let mut state = ClusterState::new();
-        (state.applied, state.time) = (1, START);
+        (state.applied, state.time, state.level) = (1, START, LEVEL);
         state.nodes = (1..=nodes).map(|id| (NodeId(id), node(id))).collect();
         Self { state, observations: Observations::default(), now: START }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use blixard_core::cluster::level::LEVEL;
 use blixard_core::cluster::node::NodeFacts;
 use blixard_core::cluster::{
     Availability, ClusterState, Desired, Node, NodeStatus, Phase, Replica, ReplicaStatus, Service,
@@ -33,7 +34,7 @@ pub(in super::super) fn add_node(state: &mut ClusterState, id: u64, status: Node
             arch: "amd64".into(),
             os: "linux".into(),
             version: "0.1.0".into(),
-            level: 1,
+            level: LEVEL,
             reserved_ports: Vec::new(),
         },
         subnet: format!("10.210.{id}.0").parse().unwrap(),
