@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::api::{self, Access};
 use crate::config::{Containerd, HttpListen, NodeConfig, NodeOptions};
 use crate::context::NodeContext;
+use crate::database;
 use crate::discovery::join::JoinStatus;
 use crate::discovery::refresh::Refresher;
 use crate::discovery::registry;
@@ -36,7 +37,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::linux::{LinuxClock, LinuxRandom, LinuxSpawner};
 use crate::node::{Membership, NO_SUBNET, Node, NodeSettings};
 use crate::platform::{Clock, ContainerRuntime, Platform, Transport};
-use crate::raft::{self, RaftConfig};
+use crate::raft::{self, OpenError, RaftConfig};
 use crate::runtime::images::Registries;
 use crate::runtime::{ContainerdChoice, ContainerdRuntime, RuntimeConfig};
 use crate::transport::IrohTransport;
@@ -44,6 +45,9 @@ use crate::transport::IrohTransport;
 /// Why the daemon ended, or could not begin; its source says more.
 pub type Error = Box<dyn StdError + Send + Sync>;
 
+/// The daemon's exit code when starting it again cannot help: somebody must act. The unit file names
+/// it, so that systemd does not. It is the system's for bad data (sysexits.h).
+const EX_DATAERR: u8 = 65;
 /// How long a removed node has to stop its containers before the daemon ends all the same.
 const REMOVED_GRACE: Duration = Duration::from_secs(60);
 /// How long the API waits for the container runtime before it serves without.
@@ -67,11 +71,35 @@ pub fn run(options: NodeOptions) -> Result<ExitCode, Error> {
     api::check_path(&config.socket())?;
     crate::telemetry::init(&config.log, config.log_format)?;
     raise_open_files();
+    hush_guarded_panics();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(serve(config));
     // Blocking work that hangs on a dead disk must not keep the daemon from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// How a daemon ends that ended by `error`: 65 when starting it again cannot help.
+pub fn exit_code(error: &(dyn StdError + 'static)) -> ExitCode {
+    let is_final = error.downcast_ref::<OpenError>().is_some_and(OpenError::is_final)
+        || matches!(error.downcast_ref(), Some(IdentityError::Damaged { .. } | IdentityError::Other { .. }))
+        || error.is::<Unusable>();
+    if is_final { ExitCode::from(EX_DATAERR) } else { ExitCode::FAILURE }
+}
+
+/// The stores became unusable while the daemon ran.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unusable(Arc<OpenError>);
+
+/// A panic over a database becomes an error that says what to do: it is not shown as well.
+fn hush_guarded_panics() {
+    let show = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !database::is_guarded() {
+            show(panic);
+        }
+    }));
 }
 
 /// Takes as many open files as may be had: a login shell gives 1,024, which connections alone can
@@ -218,6 +246,10 @@ async fn form_and_serve(
         own,
     };
     let known = identity.membership().is_some();
+    if !known && raft::has_log(&*platform.disk)? {
+        let reason = "it names no cluster, and raft.redb is a member's".to_owned();
+        return Err(IdentityError::Damaged { reason }.into());
+    }
     let settings = NodeSettings { facts, boot: identity.boots(), raft: raft_config()? };
     let data_dir = &config.data_dir;
     let starting = async {
@@ -278,11 +310,12 @@ async fn form_and_serve(
     }
     announce(&config, token, &membership, &handle, known);
 
-    // Cancel safety: both only watch.
+    // Cancel safety: all only watch.
     let removed = tokio::select! {
         biased;
         _ = stop.wait_for(|stopping| *stopping) => false,
         () = removed(&handle) => true,
+        why = handle.unusable() => return Err(Unusable(why).into()),
     };
     if removed {
         let left = handle.platform.containers.list().await.map_or(0, |left| left.len());

@@ -12,6 +12,7 @@ use blixard_core::wire::{self, Channel, ForwardRequest, ForwardResponse, HoldReq
 use bytes::Bytes;
 
 use crate::platform::{Duplex, LinkError, Platform, PullProgress};
+use crate::raft::OpenError;
 use crate::shared::{PROBE, Shared, hold_command};
 
 /// How long a write that came to nothing waits before it is tried again with the same leader;
@@ -254,6 +255,11 @@ impl NodeHandle {
     /// Waits until this node knows that it was removed from its cluster. Cancel safe.
     pub async fn removed(&self) {
         self.shared.wait_removed().await;
+    }
+
+    /// Waits until this node's stores cannot be used any more, and says why. Cancel safe.
+    pub async fn unusable(&self) -> Arc<OpenError> {
+        self.shared.wait_unusable().await
     }
 
     /// Asks the cluster to replace nothing of this node until `until`, as before a planned stop; 0

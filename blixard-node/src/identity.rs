@@ -11,10 +11,10 @@ use blixard_core::api::token::Secret;
 use blixard_core::cluster::SubnetRange;
 use blixard_core::id::{ClusterId, NodeId, NodeKey, TokenId};
 use blixard_core::wire::{self, Peer};
-use redb::{Database, ReadableTable, ReadableTableMetadata, TableDefinition};
+use redb::{Database, ReadableTable as _, ReadableTableMetadata as _, Table, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use crate::database;
+use crate::database::{self, Mark, Opened, Values, damaged, guarded, io_error};
 use crate::node::{Founding, Membership};
 use crate::platform::{Disk, RandomSource};
 
@@ -25,7 +25,10 @@ const FORMAT: u64 = 1;
 /// The database's cache, in bytes: it holds a handful of values.
 const CACHE_BYTES: usize = 64 << 10;
 
-const VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("identity");
+/// The file that says how many commits the database has.
+const MARK_FILE: &str = "node.mark";
+
+const VALUES: Values = TableDefinition::new("identity");
 
 /// Why the identity cannot be had or changed.
 #[derive(Debug, thiserror::Error)]
@@ -35,10 +38,10 @@ pub enum IdentityError {
     InUse,
     /// The disk refuses: try again when it works.
     #[error("cannot use {IDENTITY_FILE}")]
-    Disk(#[source] Box<redb::Error>),
+    Disk(#[source] io::Error),
     /// What is there is not an identity. Nothing is overwritten.
     #[error(
-        "{IDENTITY_FILE} is damaged ({reason}): restore it from a backup, or move the data directory away and join as a new node"
+        "{IDENTITY_FILE} is damaged ({reason}), and with it who this node is: give it up: `blixard node rm ID --force` on another member, move the data directory away here, then join anew; containers go on until then"
     )]
     Damaged {
         /// What is wrong.
@@ -60,37 +63,23 @@ pub enum IdentityError {
     },
 }
 
-macro_rules! from_redb {
-    ($($error:ty),+) => {$(
-        impl From<$error> for IdentityError {
-            fn from(error: $error) -> Self {
-                match redb::Error::from(error) {
-                    redb::Error::DatabaseAlreadyOpen => Self::InUse,
-                    redb::Error::Corrupted(reason) => Self::Damaged { reason },
-                    redb::Error::UpgradeRequired(version) => {
-                        Self::Damaged { reason: format!("it has the database format {version}") }
-                    }
-                    // A file that does not begin like a database is an I/O error to redb.
-                    redb::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-                        Self::Damaged { reason: error.to_string() }
-                    }
-                    other => Self::Disk(Box::new(other)),
-                }
+impl From<io::Error> for IdentityError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => Self::InUse,
+            io::ErrorKind::InvalidData | io::ErrorKind::NotFound => {
+                Self::Damaged { reason: error.to_string() }
             }
+            _ => Self::Disk(error),
         }
-    )+};
+    }
 }
-from_redb!(
-    redb::DatabaseError,
-    redb::TransactionError,
-    redb::TableError,
-    redb::StorageError,
-    redb::CommitError
-);
 
 /// A node's identity, open.
 pub struct Identity {
     database: Database,
+    commits: u64,
+    mark: Mark,
     secret_key: [u8; 32],
     boots: u64,
     admission: Option<Admission>,
@@ -117,33 +106,29 @@ impl Identity {
     /// # Errors
     /// When the disk refuses, another process has it, or what is there is damaged.
     pub fn load_or_create(disk: &dyn Disk, rng: &dyn RandomSource) -> Result<Self, IdentityError> {
-        let database = database::open(disk, IDENTITY_FILE, CACHE_BYTES)?;
-        let transaction = database.begin_write()?;
-        let (secret_key, boots, admission, has_log) = {
-            let mut table = transaction.open_table(VALUES)?;
-            if table.is_empty()? {
-                let mut secret_key = [0; 32];
-                rng.fill(&mut secret_key);
-                table.insert("format", &FORMAT.to_be_bytes()[..])?;
-                table.insert("secret_key", &secret_key[..])?;
-                table.insert("boots", &0_u64.to_be_bytes()[..])?;
-            }
-            let format = u64::from_be_bytes(required(&table, "format")?);
-            if format != FORMAT {
-                let reason = format!("its format is {format}, this version reads {FORMAT}");
-                return Err(IdentityError::Damaged { reason });
-            }
-            let secret_key = required(&table, "secret_key")?;
-            let boots = u64::from_be_bytes(required(&table, "boots")?).saturating_add(1);
-            table.insert("boots", &boots.to_be_bytes()[..])?;
-            let admission = table.get("admission")?.map(|value| wire::decode(value.value())).transpose();
-            let admission =
-                admission.map_err(|error| IdentityError::Damaged { reason: error.to_string() })?;
-            let has_log = table.get("has_log")?.is_some();
-            (secret_key, boots, admission, has_log)
-        };
-        transaction.commit()?;
-        Ok(Self { database, secret_key, boots, admission, has_log })
+        let Opened { database, commits, mark } =
+            database::open(disk, IDENTITY_FILE, MARK_FILE, VALUES, CACHE_BYTES)?;
+        let mut identity =
+            Self { database, commits, mark, secret_key: [0; 32], boots: 0, admission: None, has_log: false };
+        let (secret_key, boots, admission, has_log) = identity.commit(|table| start(table, rng))?;
+        Ok(Self { secret_key, boots, admission, has_log, ..identity })
+    }
+
+    /// Changes what is stored, durably.
+    fn commit<T>(&mut self, change: impl FnOnce(&mut Stored<'_>) -> io::Result<T>) -> io::Result<T> {
+        let (database, commits) = (&self.database, self.commits);
+        let (changed, commits) = guarded(|| {
+            let transaction = database.begin_write().map_err(io_error)?;
+            let mut table = transaction.open_table(VALUES).map_err(io_error)?;
+            let changed = change(&mut table)?;
+            let commits = database::count_in(&mut table, commits).map_err(io_error)?;
+            drop(table);
+            transaction.commit().map_err(io_error)?;
+            Ok((changed, commits))
+        })?;
+        self.commits = commits;
+        self.mark.write(commits);
+        Ok(changed)
     }
 
     /// The secret key. Only the transport needs it.
@@ -186,9 +171,7 @@ impl Identity {
     /// When the disk refuses; then nothing changed.
     pub fn set_has_log(&mut self) -> Result<(), IdentityError> {
         if !self.has_log {
-            let transaction = self.database.begin_write()?;
-            transaction.open_table(VALUES)?.insert("has_log", &[][..])?;
-            transaction.commit()?;
+            self.commit(|table| put(table, "has_log", &[]))?;
             self.has_log = true;
         }
         Ok(())
@@ -223,26 +206,58 @@ impl Identity {
             founding: membership.founding.as_ref().map(|founding| founding.subnets),
             peers: membership.peers.clone(),
         };
-        let transaction = self.database.begin_write()?;
-        transaction.open_table(VALUES)?.insert("admission", &wire::encode(&admission)[..])?;
-        transaction.commit()?;
+        self.commit(|table| put(table, "admission", &wire::encode(&admission)))?;
         self.admission = Some(admission);
         Ok(())
     }
 }
 
-fn required<const N: usize>(
-    table: &impl ReadableTable<&'static str, &'static [u8]>,
-    name: &'static str,
-) -> Result<[u8; N], IdentityError> {
-    let damaged = |reason| IdentityError::Damaged { reason };
-    let value = table.get(name)?.ok_or_else(|| damaged(format!("`{name}` is missing")))?;
-    let bytes = value.value();
-    bytes.try_into().map_err(|_| damaged(format!("`{name}` has {} bytes instead of {N}", bytes.len())))
+type Stored<'a> = Table<'a, &'static str, &'static [u8]>;
+type Read = ([u8; 32], u64, Option<Admission>, bool);
+
+/// Counts this start; makes what a new identity has.
+fn start(table: &mut Stored<'_>, rng: &dyn RandomSource) -> io::Result<Read> {
+    if table.is_empty().map_err(io_error)? {
+        let mut secret_key = [0; 32];
+        rng.fill(&mut secret_key);
+        put(table, "format", &FORMAT.to_be_bytes())?;
+        put(table, "secret_key", &secret_key)?;
+        put(table, "boots", &0_u64.to_be_bytes())?;
+    }
+    let format = u64::from_be_bytes(required(table, "format")?);
+    if format != FORMAT {
+        return Err(damaged(format!("its format is {format}, this version reads {FORMAT}")));
+    }
+    let secret_key = required(table, "secret_key")?;
+    let boots = u64::from_be_bytes(required(table, "boots")?).saturating_add(1);
+    put(table, "boots", &boots.to_be_bytes())?;
+    let admission = match get(table, "admission")? {
+        Some(bytes) => Some(wire::decode(&bytes).map_err(|error| damaged(error.to_string()))?),
+        None => None,
+    };
+    let has_log = get(table, "has_log")?.is_some();
+    Ok((secret_key, boots, admission, has_log))
+}
+
+fn put(table: &mut Stored<'_>, name: &'static str, value: &[u8]) -> io::Result<()> {
+    table.insert(name, value).map_err(io_error)?;
+    Ok(())
+}
+
+fn get(table: &Stored<'_>, name: &'static str) -> io::Result<Option<Vec<u8>>> {
+    Ok(table.get(name).map_err(io_error)?.map(|value| value.value().to_vec()))
+}
+
+fn required<const N: usize>(table: &Stored<'_>, name: &'static str) -> io::Result<[u8; N]> {
+    let value = get(table, name)?.ok_or_else(|| damaged(format!("`{name}` is missing")))?;
+    let len = value.len();
+    value.try_into().map_err(|_| damaged(format!("`{name}` has {len} bytes instead of {N}")))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::{IDENTITY_FILE, Identity, IdentityError};
     use crate::disk::LinuxDisk;
     use crate::node::{Founding, Membership};
@@ -300,6 +315,46 @@ mod tests {
         second.set_has_log().unwrap();
         drop(second);
         assert!(open(&dir, 8).unwrap().has_log());
+    }
+
+    #[test]
+    fn a_damaged_identity_opens_as_it_was_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let token = Secret { id: TokenId([5; 8]), secret: [6; 32] };
+        let cluster = ClusterId([1; 16]);
+        let membership = Membership { cluster, node: NodeId(2), founding: None, peers: BTreeMap::new() };
+        let path = |name| dir.path().join(name);
+        for _ in 0..5 {
+            let mut identity = open(&dir, 7).unwrap();
+            identity.set_membership(&membership, &token).unwrap();
+            identity.set_has_log().unwrap();
+        }
+        let image = [IDENTITY_FILE, super::MARK_FILE].map(|name| (name, std::fs::read(path(name)).unwrap()));
+        let random = crate::raft::testing::context(3).rng;
+        let mut refused = 0;
+        for _ in 0..200 {
+            image.iter().for_each(|(name, bytes)| std::fs::write(path(*name), bytes).unwrap());
+            let mut bytes = image[0].1.clone();
+            let how = crate::damage::damage(&mut bytes, &*random);
+            std::fs::write(path(IDENTITY_FILE), bytes).unwrap();
+            match open(&dir, 8) {
+                Ok(found) => {
+                    assert_eq!((found.secret_key(), found.boots()), ([7; 32], 6), "{how}");
+                    assert_eq!(
+                        (found.membership(), found.has_log()),
+                        (Some(membership.clone()), true),
+                        "{how}"
+                    );
+                }
+                Err(error) => {
+                    assert!(matches!(error, IdentityError::Damaged { .. }), "{how}: {error}");
+                    let words = error.to_string();
+                    assert!(!words.contains('\n') && words.contains("node rm ID --force"), "{how}: {words}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 20, "only {refused} damages were found");
     }
 
     #[test]

@@ -8,6 +8,8 @@ pub mod api;
 pub mod config;
 pub mod context;
 pub mod daemon;
+#[cfg(test)]
+mod damage;
 mod database;
 pub mod discovery;
 pub mod disk;

@@ -121,7 +121,7 @@ async fn start(
 ) -> Result<Node, OpenError> {
     let Membership { cluster, node: id, founding, peers: hints } = membership;
     let (shared, queue) = Shared::new(id, cluster, platform.clone());
-    let raft = Arc::new(RaftNode::open(platform.clone(), id, settings.raft.clone()).await?);
+    let raft = Arc::new(RaftNode::open(platform.clone(), cluster, id, settings.raft.clone()).await?);
     shared.set_state(raft.state());
     platform.transport.set_peers(peers::peers_of(&raft.state(), id, &hints));
     platform.transport.serve(Dispatch::new(shared.clone()));
@@ -171,10 +171,15 @@ async fn keep_raft(context: NodeContext, shared: Shared, config: RaftConfig, fir
             delay = (delay * 2).min(REOPEN_MAX);
             let opening = async {
                 check_log(&*shared.platform.disk, shared.id)?;
-                RaftNode::open(shared.platform.clone(), shared.id, config.clone()).await
+                RaftNode::open(shared.platform.clone(), shared.cluster, shared.id, config.clone()).await
             };
             match opening.await {
                 Ok(raft) => break Arc::new(raft),
+                Err(error) if error.is_final() => {
+                    tracing::error!(node.id = %shared.id, err = %error, "this member cannot go on; its containers do");
+                    shared.set_unusable(error);
+                    return;
+                }
                 Err(error) => {
                     tracing::error!(node.id = %shared.id, err = %error, "the store cannot be opened yet");
                 }

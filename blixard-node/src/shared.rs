@@ -21,7 +21,7 @@ use crate::drivers::beats::{Beat, Beats};
 use crate::drivers::leader;
 use crate::handle::RaftStatus;
 use crate::platform::{Platform, PullProgress};
-use crate::raft::{ProposeError, RaftNode};
+use crate::raft::{OpenError, ProposeError, RaftNode};
 use crate::watch;
 
 /// How long a member has to show that it is there when a failed write looks for who is missing.
@@ -43,6 +43,8 @@ pub(crate) struct SharedInner {
     pub(crate) beats: Beats,
     /// Whether a member said that this node was removed.
     removed: watch::Sender<bool>,
+    /// Why Raft's stores are not opened again, if they are not.
+    unusable: watch::Sender<Option<Arc<OpenError>>>,
     pub(crate) pulls: Arc<Mutex<BTreeMap<ReplicaId, PullProgress>>>,
 }
 
@@ -65,6 +67,7 @@ impl Shared {
         let (state, _) = watch::channel(Arc::new(ClusterState::default()));
         let (status, _) = watch::channel(RaftStatus::default());
         let (removed, _) = watch::channel(false);
+        let (unusable, _) = watch::channel(None);
         let inner = SharedInner {
             id,
             cluster,
@@ -76,6 +79,7 @@ impl Shared {
             inputs,
             beats: Beats::default(),
             removed,
+            unusable,
             pulls: Arc::default(),
         };
         (Self(Arc::new(inner)), queue)
@@ -91,6 +95,23 @@ impl Shared {
             self.status.send(RaftStatus::default());
         }
         self.raft.store(raft);
+    }
+
+    /// Raft's stores cannot be used any more: this member agrees to nothing from now on.
+    pub(crate) fn set_unusable(&self, why: OpenError) {
+        self.unusable.send(Some(Arc::new(why)));
+    }
+
+    /// Waits until Raft's stores cannot be used any more, and says why. Cancel safe.
+    pub(crate) async fn wait_unusable(&self) -> Arc<OpenError> {
+        let mut watched = self.unusable.subscribe();
+        loop {
+            if let Some(why) = &*watched.borrow_and_update() {
+                return Arc::clone(why);
+            }
+            // The sender lives as long as `self`.
+            watched.changed().await.ok();
+        }
     }
 
     pub(crate) fn set_stopping(&self) {

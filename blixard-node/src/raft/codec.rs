@@ -4,6 +4,9 @@
 //! mirror openraft's types: those change their serialised form from release to release and are
 //! never written as they are. Commands and states are blixard_core's to encode: here they are bytes. A field added later is skipped by older software; anything older
 //! software must not skip needs a new version byte, which it refuses.
+//!
+//! What is on disk also carries a checksum, of the record and of the key it is stored under: see
+//! [`seal`]. Records without one are those of the first release.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,9 +17,14 @@ use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::types::{LogEntry, LogId, Membership, Proposal, SnapshotMeta, StoredMembership, Vote};
+use crate::database::damaged;
 
-/// The version byte. A reader refuses another.
+/// The version byte of a plain record. A reader refuses others than this and [`SEALED`].
 const VERSION: u8 = 1;
+/// The version byte of a record behind its checksum, as it is on disk.
+const SEALED: u8 = 2;
+/// The checksum: CRC-32, big-endian.
+const CHECKSUM_BYTES: usize = 4;
 
 /// Why bytes were not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +43,15 @@ pub(super) enum CodecError {
 impl CodecError {
     pub(super) fn damaged(reason: impl fmt::Display) -> Self {
         Self::Damaged(reason.to_string())
+    }
+}
+
+/// What is wrong with a record on disk: an error of the kind [`std::io::ErrorKind::InvalidData`],
+/// unless it is of newer software.
+pub(super) fn in_record(what: impl fmt::Display, error: CodecError) -> std::io::Error {
+    match error {
+        CodecError::Version { .. } => std::io::Error::other(format!("{what} is {error}")),
+        CodecError::Damaged(reason) => damaged(format!("{what}: {reason}")),
     }
 }
 
@@ -59,6 +76,35 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Codec
         Some((&found, _)) => Err(CodecError::Version { found }),
         None => Err(CodecError::damaged("empty")),
     }
+}
+
+/// Encodes a record as it is on disk under `key`: version byte, checksum of key and record, record.
+pub(super) fn seal(key: &[u8], record: &impl Serialize) -> Vec<u8> {
+    let mut bytes = vec![SEALED, 0, 0, 0, 0];
+    rmp_serde::encode::write_named(&mut bytes, record)
+        .expect("records hold nothing that MessagePack cannot, and memory takes every write");
+    let checksum = checksum(key, &bytes[1 + CHECKSUM_BYTES..]);
+    bytes[1..=CHECKSUM_BYTES].copy_from_slice(&checksum);
+    bytes
+}
+
+/// Checks and decodes what [`seal`] wrote under `key`, or what the first release wrote there.
+pub(super) fn unseal<'a, T: Deserialize<'a>>(key: &[u8], bytes: &'a [u8]) -> Result<T, CodecError> {
+    let Some((&SEALED, sealed)) = bytes.split_first() else { return decode(bytes) };
+    let Some((expect, record)) = sealed.split_first_chunk::<CHECKSUM_BYTES>() else {
+        return Err(CodecError::damaged("it ends within its checksum"));
+    };
+    if checksum(key, record) != *expect {
+        return Err(CodecError::damaged("its checksum differs"));
+    }
+    rmp_serde::from_slice(record).map_err(CodecError::damaged)
+}
+
+fn checksum(key: &[u8], record: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(key);
+    hasher.update(record);
+    hasher.finalize().to_be_bytes()
 }
 
 /// Mirrors a vote.
@@ -165,14 +211,18 @@ impl EntryRecord<'_> {
     }
 }
 
-/// Encodes an entry as the log keeps it.
-pub(super) fn encode_entry(entry: &LogEntry) -> Vec<u8> {
-    encode(&EntryRecord::from(entry))
+/// Encodes an entry as the log keeps it, under its index.
+pub(super) fn seal_entry(entry: &LogEntry) -> Vec<u8> {
+    seal(&entry.log_id.index.to_be_bytes(), &EntryRecord::from(entry))
 }
 
-/// Decodes what [`encode_entry`] wrote.
-pub(super) fn decode_entry(bytes: &[u8]) -> Result<LogEntry, CodecError> {
-    decode::<EntryRecord<'_>>(bytes)?.into_entry(Bytes::copy_from_slice)
+/// Checks and decodes the entry that the log keeps under `index`.
+pub(super) fn unseal_entry(index: u64, bytes: &[u8]) -> Result<LogEntry, CodecError> {
+    let record: EntryRecord<'_> = unseal(&index.to_be_bytes(), bytes)?;
+    if record.index != index {
+        return Err(CodecError::damaged(format!("it is entry {}", record.index)));
+    }
+    record.into_entry(Bytes::copy_from_slice)
 }
 
 /// Mirrors what a snapshot covers.

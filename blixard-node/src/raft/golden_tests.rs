@@ -30,7 +30,7 @@ fn fixture() -> PathBuf {
 async fn open(directory: &Path) -> RaftNode {
     let (platform, _spawner) = platform(NodeId(1), directory, &Links::default());
     let config = RaftConfig { snapshot_entries: 8, log_keep: 2, ..RaftConfig::default() };
-    RaftNode::open(platform, NodeId(1), config).await.expect("the stores open")
+    RaftNode::open(platform, ClusterId([7; 16]), NodeId(1), config).await.expect("the stores open")
 }
 
 /// Has a member that is alone apply `command`, once it has elected itself.

@@ -7,11 +7,12 @@ use std::io;
 use bytes::Bytes;
 use redb::{ReadableDatabase as _, StorageBackend};
 
-use super::codec::{decode_entry, encode_entry};
+use super::codec::{seal_entry, unseal_entry};
 use super::log_store::ENTRIES;
 use super::message::{Request, Response};
-use super::store::{Backend, io_error};
+use super::store::Backend;
 use super::types::LogEntry;
+use crate::database::io_error;
 
 /// The file of a member's log.
 pub const LOG_FILE: &str = super::LOG_FILE;
@@ -30,7 +31,7 @@ pub struct EntryMark {
 impl EntryMark {
     fn of(entry: &LogEntry) -> Self {
         let mut hasher = DefaultHasher::new();
-        encode_entry(entry).hash(&mut hasher);
+        seal_entry(entry).hash(&mut hasher);
         Self { index: entry.log_id.index, term: entry.log_id.leader_id.term, hash: hasher.finish() }
     }
 }
@@ -95,7 +96,8 @@ pub fn entries(log: Box<dyn StorageBackend>, from: u64) -> io::Result<Vec<EntryM
     };
     let mut marks = Vec::new();
     for row in table.range(from..).map_err(io_error)? {
-        marks.push(EntryMark::of(&decode_entry(row.map_err(io_error)?.1.value())?));
+        let (index, bytes) = row.map_err(io_error)?;
+        marks.push(EntryMark::of(&unseal_entry(index.value(), bytes.value())?));
     }
     Ok(marks)
 }

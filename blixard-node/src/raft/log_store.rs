@@ -5,6 +5,9 @@
 //! its group is durable; a vote is durable before `save_vote` returns; truncation and purge need no
 //! wait, since what is appended later is durable only after them. How far the log is committed rides
 //! along with the next write: losing it costs nothing but a wait for the leader's word.
+//!
+//! Every record has a checksum. All are verified when the log opens and each when it is read: a
+//! damaged log is an error of the kind [`io::ErrorKind::InvalidData`].
 
 use std::fmt::Debug;
 use std::io;
@@ -13,37 +16,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
-use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
+use redb::{ReadOnlyTable, ReadableTable as _, TableDefinition, WriteTransaction};
 
-use super::codec::{LogIdRecord, VoteRecord, decode, decode_entry, encode, encode_entry};
-use super::store::{Queue, Reader, Write, io_error};
+use super::codec::{LogIdRecord, VoteRecord, in_record, seal, seal_entry, unseal, unseal_entry};
+use super::owner::{Owner, StoreError};
+use super::store::{Files, Queue, Reader, Write};
 use super::tail::{Tail, next_index, size};
 use super::types::{LogEntry, LogId, Types, Vote};
 use crate::context::NodeContext;
+use crate::database::{Values, damaged, guarded, io_error};
 
 pub(super) const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
-const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
+const FACTS: Values = TableDefinition::new("facts");
+const CLUSTER: &str = "cluster";
 const NODE: &str = "node";
 const VOTE: &str = "vote";
 const PURGED: &str = "purged";
 const COMMITTED: &str = "committed";
 
+/// The files of the log.
+pub(super) const FILES: Files = Files { name: super::LOG_FILE, mark: "raft.mark", values: FACTS };
+
 /// How much one read gives openraft to send to a follower, in bytes; one entry at least.
 const READ_BYTES: usize = 1 << 20;
-
-/// Why the log cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum LogError {
-    /// It is another member's.
-    #[error("the log belongs to node {found}")]
-    OtherNode {
-        /// Whose.
-        found: u64,
-    },
-    /// It cannot be read.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
 
 /// Reads the log. Cloning shares it.
 #[derive(Clone)]
@@ -59,21 +54,26 @@ pub(super) struct LogStore {
 }
 
 impl LogStore {
-    /// Reads what `node` left in the store, and makes the store `node`'s when it is new.
-    pub(super) async fn open(database: Reader, queue: Queue, node: u64) -> Result<Self, LogError> {
-        let owner = Box::new(move |transaction: &WriteTransaction| {
+    /// Reads what `owner` left in the store, and makes the store its own when it is new.
+    ///
+    /// # Errors
+    /// Whose the store is, when it is another's.
+    pub(super) async fn open(database: Reader, queue: Queue, owner: Owner) -> Result<Self, StoreError> {
+        let claim = Box::new(move |transaction: &WriteTransaction| {
             transaction.open_table(ENTRIES)?;
             let mut facts = transaction.open_table(FACTS)?;
-            if facts.get(NODE)?.is_none() {
-                facts.insert(NODE, encode(&node).as_slice())?;
+            for (name, value) in [(NODE, seal(NODE.as_bytes(), &owner.node)), (CLUSTER, owner.seal(CLUSTER))]
+            {
+                if facts.get(name)?.is_none() {
+                    facts.insert(name, value.as_slice())?;
+                }
             }
             Ok(())
         });
-        queue.write(owner).await?;
-        let (tail, found) = load(&database)?;
-        if found != node {
-            return Err(LogError::OtherNode { found });
-        }
+        queue.write(claim).await?;
+        let reading = database.clone();
+        let (tail, found) = NodeContext::current().blocking(move || load(&reading)).await?;
+        found.check(owner)?;
         Ok(Self { reader: LogReader { tail: Arc::new(Mutex::new(tail)), database }, queue })
     }
 
@@ -92,47 +92,59 @@ fn lock(tail: &Mutex<Tail>) -> MutexGuard<'_, Tail> {
     tail.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads everything but the entries, and whose log it is.
-fn load(database: &Reader) -> io::Result<(Tail, u64)> {
-    let transaction = database.begin()?;
-    let facts = transaction.open_table(FACTS).map_err(io_error)?;
-    let fact = |name: &str| facts.get(name).map_err(io_error);
-    let node = match fact(NODE)? {
-        Some(bytes) => decode(bytes.value())?,
-        None => return Err(damaged("it names no owner".to_owned())),
-    };
-    let log_id = |name: &str| -> io::Result<Option<LogId>> {
-        Ok(match fact(name)? {
-            Some(bytes) => Some(decode::<LogIdRecord>(bytes.value())?.into()),
-            None => None,
-        })
-    };
-    let (purged, committed) = (log_id(PURGED)?, log_id(COMMITTED)?);
-    let vote = match fact(VOTE)? {
-        Some(bytes) => Some(decode::<VoteRecord>(bytes.value())?.into()),
-        None => None,
-    };
-    let entries = transaction.open_table(ENTRIES).map_err(io_error)?;
-    let (first, last) = (entries.first().map_err(io_error)?, entries.last().map_err(io_error)?);
-    if let Some((first, _)) = first
-        && first.value() != next_index(purged)
-    {
-        return Err(damaged(format!("it begins at {} after a purge up to {purged:?}", first.value())));
-    }
-    let last = match last {
-        Some((_, bytes)) => Some(decode_entry(bytes.value())?.log_id),
-        None => purged,
-    };
-    Ok((Tail::new(vote, purged, last, committed), node))
+/// Reads the log through, and whose it is.
+fn load(database: &Reader) -> io::Result<(Tail, Owner)> {
+    database.read(|transaction| {
+        let facts = transaction.open_table(FACTS).map_err(io_error)?;
+        let owner = Owner {
+            cluster: fact(&facts, CLUSTER)?.ok_or_else(|| damaged("it names no cluster".to_owned()))?,
+            node: fact(&facts, NODE)?.ok_or_else(|| damaged("it names no owner".to_owned()))?,
+        };
+        let log_id = |name| fact::<LogIdRecord>(&facts, name).map(|id| id.map(LogId::from));
+        let (purged, committed) = (log_id(PURGED)?, log_id(COMMITTED)?);
+        let vote = fact::<VoteRecord>(&facts, VOTE)?.map(Vote::from);
+        let mut last = purged;
+        for row in transaction.open_table(ENTRIES).map_err(io_error)?.range::<u64>(..).map_err(io_error)? {
+            let id = read_entry(row)?.log_id;
+            if id.index != next_index(last) || last.is_some_and(|last| last.leader_id > id.leader_id) {
+                return Err(damaged(format!("entry {id} does not follow {}", words(last))));
+            }
+            last = Some(id);
+        }
+        Ok((Tail::new(vote, purged, last, committed), owner))
+    })
 }
 
-fn damaged(reason: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the log is damaged: {reason}"))
+fn words(last: Option<LogId>) -> String {
+    last.map_or_else(|| "the beginning".to_owned(), |last| format!("entry {last}"))
 }
 
-fn put_log_id(transaction: &WriteTransaction, name: &str, id: Option<LogId>) -> Result<(), redb::Error> {
+/// A fact of the log, if it is there.
+fn fact<T: serde::de::DeserializeOwned>(
+    facts: &ReadOnlyTable<&'static str, &'static [u8]>,
+    name: &'static str,
+) -> io::Result<Option<T>> {
+    let Some(bytes) = facts.get(name).map_err(io_error)? else { return Ok(None) };
+    let read = unseal(name.as_bytes(), bytes.value());
+    read.map(Some).map_err(|error| in_record(format_args!("its {name}"), error))
+}
+
+type Row<'a> = (redb::AccessGuard<'a, u64>, redb::AccessGuard<'a, &'static [u8]>);
+
+fn read_entry(row: Result<Row<'_>, redb::StorageError>) -> io::Result<LogEntry> {
+    let (index, bytes) = row.map_err(io_error)?;
+    let index = index.value();
+    unseal_entry(index, bytes.value()).map_err(|error| in_record(format_args!("entry {index}"), error))
+}
+
+fn put_log_id(
+    transaction: &WriteTransaction,
+    name: &'static str,
+    id: Option<LogId>,
+) -> Result<(), redb::Error> {
     if let Some(id) = id {
-        transaction.open_table(FACTS)?.insert(name, encode(&LogIdRecord::from(&id)).as_slice())?;
+        let record = seal(name.as_bytes(), &LogIdRecord::from(&id));
+        transaction.open_table(FACTS)?.insert(name, record.as_slice())?;
     }
     Ok(())
 }
@@ -170,7 +182,7 @@ impl RaftLogStorage<Types> for LogStore {
         let committed = take_committed(&mut lock(&self.reader.tail));
         self.queue
             .write(Box::new(move |transaction| {
-                let record = encode(&VoteRecord::from(&vote));
+                let record = seal(VOTE.as_bytes(), &VoteRecord::from(&vote));
                 transaction.open_table(FACTS)?.insert(VOTE, record.as_slice())?;
                 put_log_id(transaction, COMMITTED, committed)
             }))
@@ -201,7 +213,7 @@ impl RaftLogStorage<Types> for LogStore {
         let write = Box::new(move |transaction: &WriteTransaction| {
             let mut table = transaction.open_table(ENTRIES)?;
             for entry in &entries {
-                table.insert(entry.log_id.index, encode_entry(entry).as_slice())?;
+                table.insert(entry.log_id.index, seal_entry(entry).as_slice())?;
             }
             put_log_id(transaction, COMMITTED, committed)
         });
@@ -257,10 +269,12 @@ impl LogReader {
             (self.database.begin()?, from_disk, cached)
         };
         let read = move || {
+            // Dropped inside as well.
+            let transaction = transaction;
             let table = transaction.open_table(ENTRIES).map_err(io_error)?;
             let (mut entries, mut taken) = (Vec::new(), 0);
             for row in table.range(from_disk.clone()).map_err(io_error)? {
-                let entry = decode_entry(row.map_err(io_error)?.1.value())?;
+                let entry = read_entry(row)?;
                 check_follows(entries.last(), entry.log_id.index)?;
                 taken += size(&entry);
                 if taken > bytes_max && !entries.is_empty() {
@@ -272,7 +286,7 @@ impl LogReader {
             entries.extend(cached);
             Ok(entries)
         };
-        NodeContext::current().blocking(read).await
+        NodeContext::current().blocking(move || guarded(read)).await
     }
 }
 

@@ -6,11 +6,14 @@
 //! acknowledged before. Nothing here decides who should be a member or lead.
 //!
 //! A failed store ends Raft, not the process: [`RaftNode::failed`] tells the composition root, which
-//! shuts this down and opens it again while containers run on.
+//! shuts this down and opens it again while containers run on. One that is damaged is not opened
+//! again: a member that forgot what it agreed to must not agree to anything.
 
 mod change;
 mod codec;
 mod config;
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod golden_tests;
 mod inbound;
@@ -18,6 +21,7 @@ pub mod inspect;
 mod log_store;
 mod message;
 mod network;
+mod owner;
 mod propose;
 mod runtime;
 mod snapshot;
@@ -28,7 +32,7 @@ mod store;
 mod store_tests;
 mod tail;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -40,20 +44,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use blixard_core::cluster::ClusterState;
-use blixard_core::id::NodeId;
+use blixard_core::id::{ClusterId, NodeId};
 use blixard_core::time::{LogClock, Mono};
 use openraft::error::{InitializeError, RaftError};
 
 pub use self::config::RaftConfig;
-use self::log_store::{LogError, LogStore};
+use self::log_store::LogStore;
+use self::owner::{Owner, StoreError};
 pub use self::propose::ProposeError;
 use self::snapshot::SnapshotStore;
 use self::state_machine::StateMachine;
 pub use self::status::StatusWatch;
 pub(crate) use self::store::Backend;
-use self::store::Closing;
+use self::store::{Closing, Files};
 use self::types::Raft;
 use crate::context::NodeContext;
+use crate::database;
 use crate::platform::{Disk, Platform};
 use crate::watch;
 
@@ -73,13 +79,31 @@ const COMPACTION_PAUSE: Duration = Duration::from_secs(1);
 /// Why Raft could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The data directory is another member's.
-    #[error("the data directory holds the log of node {found}, not of node {expected}")]
-    OtherNode {
-        /// Whose it is.
-        found: NodeId,
+    /// A store is another member's.
+    #[error(
+        "{file} belongs to {found}, not to node {node} of cluster {cluster}: put the right file back, or use another --data-dir"
+    )]
+    Other {
+        /// The store's file.
+        file: &'static str,
+        /// Whose it is, for people.
+        found: String,
         /// Who opened it.
-        expected: NodeId,
+        node: NodeId,
+        /// The opener's cluster.
+        cluster: ClusterId,
+    },
+    /// What a store holds is not what was written: it cannot be said what this member agreed to.
+    #[error(
+        "{file} is damaged ({reason}), and with it what node {node} agreed to: give the node up: `blixard node rm {node} --force` on another member, `blixard node purge --yes` here, then join anew; containers go on until then. No copy of the file helps. If this was the only member, its cluster is lost with it"
+    )]
+    Damaged {
+        /// The store's file.
+        file: &'static str,
+        /// What is wrong with it.
+        reason: String,
+        /// The member.
+        node: NodeId,
     },
     /// A store that this member has written is not there any more. Starting without it would let
     /// the member vote and acknowledge again what it has forgotten.
@@ -101,6 +125,16 @@ pub enum OpenError {
     /// The timings contradict each other.
     #[error("the Raft timings are no good: {0}")]
     Config(String),
+}
+
+impl OpenError {
+    /// Whether trying again cannot help: somebody must act.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Other { .. } | Self::Damaged { .. } | Self::Lost { .. } | Self::Config(_) => true,
+            Self::InUse(_) | Self::Store(_) => false,
+        }
+    }
 }
 
 /// One member's Raft. Cloning shares it.
@@ -129,11 +163,16 @@ struct Inner {
 /// # Errors
 /// [`OpenError::Lost`] when it is not; [`OpenError::Store`] when the disk refuses to tell.
 pub fn check_log(disk: &dyn Disk, node: NodeId) -> Result<(), OpenError> {
-    let len = disk.open(LOG_FILE).and_then(|file| file.len());
-    match len.map_err(|error| OpenError::Store(format!("cannot open {LOG_FILE}: {error}")))? {
-        0 => Err(OpenError::Lost { file: LOG_FILE, node }),
-        _ => Ok(()),
-    }
+    if has_log(disk)? { Ok(()) } else { Err(OpenError::Lost { file: LOG_FILE, node }) }
+}
+
+/// Whether there is a log on `disk`.
+///
+/// # Errors
+/// [`OpenError::Store`] when the disk refuses to tell.
+pub fn has_log(disk: &dyn Disk) -> Result<bool, OpenError> {
+    let begun = database::is_begun(disk, LOG_FILE);
+    begun.map_err(|error| OpenError::Store(format!("cannot open {LOG_FILE}: {error}")))
 }
 
 impl RaftNode {
@@ -141,31 +180,41 @@ impl RaftNode {
     /// starts Raft on what they hold.
     ///
     /// # Errors
-    /// See [`OpenError`]. All may be tried again.
-    pub async fn open(platform: Platform, id: NodeId, config: RaftConfig) -> Result<Self, OpenError> {
+    /// See [`OpenError`]; [`OpenError::is_final`] says which may be tried again.
+    pub async fn open(
+        platform: Platform,
+        cluster: ClusterId,
+        id: NodeId,
+        config: RaftConfig,
+    ) -> Result<Self, OpenError> {
         let context = NodeContext::new(&platform);
-        context.clone().run(Self::open_in(context, platform, id, config)).await
+        let owner = Owner { cluster, node: id };
+        context.clone().run(Self::open_in(context, platform, owner, config)).await
     }
 
     async fn open_in(
         context: NodeContext,
         platform: Platform,
-        id: NodeId,
+        owner: Owner,
         config: RaftConfig,
     ) -> Result<Self, OpenError> {
+        let id = owner.node;
         let openraft = config.openraft().map_err(|error| OpenError::Config(error.to_string()))?;
         let (failing, failure) = watch::channel(None);
-        let store = |error: io::Error| OpenError::Store(error.to_string());
 
-        let (reader, queue, log_closing) = open_store(&platform, LOG_FILE, &failing).await?;
-        let log = LogStore::open(reader, queue, id.0).await.map_err(|error| match error {
-            LogError::OtherNode { found } => OpenError::OtherNode { found: NodeId(found), expected: id },
-            LogError::Io(error) => store(error),
-        })?;
-        let (reader, queue, state_closing) = open_store(&platform, STATE_FILE, &failing).await?;
+        let (log, log_closing) = open_log(&platform, owner, &failing).await?;
         let (since_snapshot, uncompacted) = watch::channel(0);
-        let machine = StateMachine::open(SnapshotStore::new(reader, queue), since_snapshot, failing).await;
-        let machine = machine.map_err(store)?;
+        let opened = open_state(&platform, owner, &failing, &since_snapshot).await;
+        let (machine, state_closing) = match opened {
+            // The log begins with the cluster: the snapshot is only an abridgement of it.
+            Err(error @ (OpenError::Damaged { .. } | OpenError::Lost { .. })) if log.purged().is_none() => {
+                tracing::warn!(store = STATE_FILE, err = %error, "the snapshot is no good; the log makes it anew");
+                let reset = database::reset(&*platform.disk, STATE_FILE, snapshot::FILES.mark);
+                reset.map_err(|error| OpenError::Store(format!("cannot empty {STATE_FILE}: {error}")))?;
+                open_state(&platform, owner, &failing, &since_snapshot).await?
+            }
+            opened => opened?,
+        };
         // What the log no longer holds is in a snapshot, or nowhere.
         if log.purged() > machine.applied() {
             return Err(OpenError::Lost { file: STATE_FILE, node: id });
@@ -333,20 +382,71 @@ impl RaftNode {
     }
 }
 
+async fn open_log(
+    platform: &Platform,
+    owner: Owner,
+    failing: &watch::Sender<Option<Arc<str>>>,
+) -> Result<(LogStore, Closing), OpenError> {
+    let (reader, queue, closing) = open_store(platform, log_store::FILES, owner.node, failing).await?;
+    let log = LogStore::open(reader, queue, owner).await;
+    Ok((log.map_err(|error| refusal(LOG_FILE, owner, error))?, closing))
+}
+
+async fn open_state(
+    platform: &Platform,
+    owner: Owner,
+    failing: &watch::Sender<Option<Arc<str>>>,
+    since_snapshot: &watch::Sender<u64>,
+) -> Result<(StateMachine, Closing), OpenError> {
+    let (reader, queue, closing) = open_store(platform, snapshot::FILES, owner.node, failing).await?;
+    let opening = async {
+        let snapshots = SnapshotStore::open(reader, queue, owner).await?;
+        StateMachine::open(snapshots, owner.cluster, since_snapshot.clone(), failing.clone()).await
+    };
+    match opening.await {
+        Ok(machine) => Ok((machine, closing)),
+        Err(error) => {
+            closing.closed().await;
+            Err(refusal(STATE_FILE, owner, error))
+        }
+    }
+}
+
+fn refusal(file: &'static str, owner: Owner, error: StoreError) -> OpenError {
+    let Owner { cluster, node } = owner;
+    match error {
+        StoreError::Other { found } => OpenError::Other { file, found, node, cluster },
+        StoreError::Io(error) => unusable(file, node, &error),
+    }
+}
+
+fn unusable(file: &'static str, node: NodeId, error: &io::Error) -> OpenError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => OpenError::Damaged { file, reason: error.to_string(), node },
+        io::ErrorKind::NotFound => OpenError::Lost { file, node },
+        _ => OpenError::Store(format!("cannot open {file}: {error}")),
+    }
+}
+
 /// Opens a store, waiting a little for one of this process, shut down a moment ago, to let go of it.
 async fn open_store(
     platform: &Platform,
-    name: &'static str,
+    files: Files,
+    node: NodeId,
     failing: &watch::Sender<Option<Arc<str>>>,
 ) -> Result<(store::Reader, store::Queue, Closing), OpenError> {
+    let name = files.name;
     let give_up = platform.clock.now() + LOCK_WAIT;
     loop {
-        match store::open(&*platform.disk, name, failing.clone()) {
+        let (disk, failing) = (Arc::clone(&platform.disk), failing.clone());
+        match NodeContext::current().blocking(move || store::open(&*disk, files, failing)).await {
             Ok(parts) => return Ok(parts),
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                return Err(OpenError::Store(format!("cannot open {name}: {error}")));
+                return Err(unusable(name, node, &error));
             }
-            Err(error) if platform.clock.now() >= give_up => return Err(OpenError::InUse(error.to_string())),
+            Err(error) if platform.clock.now() >= give_up => {
+                return Err(OpenError::InUse(format!("{name}: {error}")));
+            }
             Err(_) => platform.clock.sleep_until(platform.clock.now() + LOCK_POLL).await,
         }
     }

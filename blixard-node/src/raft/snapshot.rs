@@ -10,18 +10,25 @@ use blixard_core::cluster::ClusterState;
 use blixard_core::cluster::snapshot::encode_state;
 use bytes::Bytes;
 use openraft::RaftSnapshotBuilder;
-use redb::{ReadableTable as _, TableDefinition, TableError};
+use redb::{ReadableTable as _, TableDefinition};
 use sha2::{Digest, Sha256};
 
-use super::codec::{CodecError, SnapshotMetaRecord, decode, encode};
-use super::store::{Queue, Reader, io_error};
+use super::codec::{CodecError, SnapshotMetaRecord, in_record, seal, unseal};
+use super::owner::{Owner, StoreError};
+use super::store::{Files, Queue, Reader};
 use super::types::{Snapshot, SnapshotMeta, Types};
 use crate::context::NodeContext;
+use crate::database::{Values, damaged, io_error};
 
-const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot");
+const SNAPSHOT: Values = TableDefinition::new("snapshot");
+const CLUSTER: &str = "cluster";
+const NODE: &str = "node";
 const META: &str = "meta";
 const DATA: &str = "data";
 const SHA256: &str = "sha256";
+
+/// The files of the snapshot.
+pub(super) const FILES: Files = Files { name: super::STATE_FILE, mark: "state.mark", values: SNAPSHOT };
 
 /// Keeps the latest snapshot. Cloning shares it.
 #[derive(Clone)]
@@ -31,8 +38,28 @@ pub(super) struct SnapshotStore {
 }
 
 impl SnapshotStore {
-    pub(super) fn new(database: Reader, queue: Queue) -> Self {
-        Self { database, queue }
+    /// The store of `owner`, which becomes its own when it is new.
+    ///
+    /// # Errors
+    /// Whose the store is, when it is another's.
+    pub(super) async fn open(database: Reader, queue: Queue, owner: Owner) -> Result<Self, StoreError> {
+        let claim = Box::new(move |transaction: &redb::WriteTransaction| {
+            let mut table = transaction.open_table(SNAPSHOT)?;
+            for (name, value) in [(NODE, seal(NODE.as_bytes(), &owner.node)), (CLUSTER, owner.seal(CLUSTER))]
+            {
+                if table.get(name)?.is_none() {
+                    table.insert(name, value.as_slice())?;
+                }
+            }
+            Ok(())
+        });
+        queue.write(claim).await?;
+        let found = database.read(|transaction| {
+            let table = transaction.open_table(SNAPSHOT).map_err(io_error)?;
+            Ok(Owner { cluster: value(&table, CLUSTER)?, node: value(&table, NODE)? })
+        });
+        found?.check(owner)?;
+        Ok(Self { database, queue })
     }
 
     /// Makes a snapshot the latest, durably. One that covers less than the latest is ignored.
@@ -40,13 +67,14 @@ impl SnapshotStore {
         let (meta, last) = (meta.clone(), meta.last_log_id);
         let write = move |transaction: &redb::WriteTransaction| {
             let mut table = transaction.open_table(SNAPSHOT)?;
-            let kept = table.get(META)?.map(|bytes| decode_meta(bytes.value()));
+            let kept = table.get(META)?.map(|bytes| unseal_meta(bytes.value()));
             if let Some(Ok(kept)) = kept
                 && kept.last_log_id > last
             {
                 return Ok(());
             }
-            table.insert(META, encode(&SnapshotMetaRecord::from(&meta)).as_slice())?;
+            let record = seal(META.as_bytes(), &SnapshotMetaRecord::from(&meta));
+            table.insert(META, record.as_slice())?;
             table.insert(SHA256, Sha256::digest(&data).as_slice())?;
             table.insert(DATA, &data[..])?;
             Ok(())
@@ -61,31 +89,35 @@ impl SnapshotStore {
     }
 }
 
-fn decode_meta(bytes: &[u8]) -> Result<SnapshotMeta, CodecError> {
-    decode::<SnapshotMetaRecord>(bytes)?.try_into()
+fn unseal_meta(bytes: &[u8]) -> Result<SnapshotMeta, CodecError> {
+    unseal::<SnapshotMetaRecord>(META.as_bytes(), bytes)?.try_into()
+}
+
+type Table = redb::ReadOnlyTable<&'static str, &'static [u8]>;
+
+fn part(table: &Table, name: &'static str) -> io::Result<redb::AccessGuard<'static, &'static [u8]>> {
+    let part = table.get(name).map_err(io_error)?;
+    part.ok_or_else(|| damaged(format!("it has no {name}")))
+}
+
+fn value<T: serde::de::DeserializeOwned>(table: &Table, name: &'static str) -> io::Result<T> {
+    unseal(name.as_bytes(), part(table, name)?.value())
+        .map_err(|error| in_record(format_args!("its {name}"), error))
 }
 
 fn read(database: &Reader) -> io::Result<Option<Snapshot>> {
-    let transaction = database.begin()?;
-    let table = match transaction.open_table(SNAPSHOT) {
-        Ok(table) => table,
-        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
-        Err(error) => return Err(io_error(error)),
-    };
-    let part = |name: &str| {
-        let part = table.get(name).map_err(io_error)?;
-        part.ok_or_else(|| damaged(format!("it has no {name}")))
-    };
-    let (meta, sha256, data) = (part(META)?, part(SHA256)?, part(DATA)?);
-    if Sha256::digest(data.value()).as_slice() != sha256.value() {
-        return Err(damaged("its digest differs".to_owned()));
-    }
-    let meta = decode_meta(meta.value()).map_err(|error| damaged(error.to_string()))?;
-    Ok(Some(Snapshot { meta, snapshot: Bytes::copy_from_slice(data.value()) }))
-}
-
-fn damaged(reason: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot cannot be used: {reason}"))
+    database.read(|transaction| {
+        let table = transaction.open_table(SNAPSHOT).map_err(io_error)?;
+        if table.get(META).map_err(io_error)?.is_none() {
+            return Ok(None);
+        }
+        let (meta, sha256, data) = (part(&table, META)?, part(&table, SHA256)?, part(&table, DATA)?);
+        if Sha256::digest(data.value()).as_slice() != sha256.value() {
+            return Err(damaged("the digest of the snapshot differs".to_owned()));
+        }
+        let meta = unseal_meta(meta.value()).map_err(|error| in_record("its meta", error))?;
+        Ok(Some(Snapshot { meta, snapshot: Bytes::copy_from_slice(data.value()) }))
+    })
 }
 
 /// A state as it was when openraft asked for a snapshot of it.

@@ -9,14 +9,17 @@ use std::io;
 use std::sync::Arc;
 
 use blixard_core::cluster::ClusterState;
-use blixard_core::cluster::snapshot::{decode_entry, decode_state};
+use blixard_core::cluster::snapshot::{DecodeError, decode_entry, decode_state};
+use blixard_core::id::ClusterId;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 
+use super::owner::StoreError;
 use super::snapshot::{SnapshotBuilder, SnapshotStore};
 use super::types::{LogEntry, LogId, Outcomes, Snapshot, SnapshotMeta, StoredMembership, Types};
+use crate::database::damaged;
 use crate::watch;
 
 /// How many entries are applied at most before their outcomes are answered.
@@ -35,12 +38,16 @@ pub(super) struct StateMachine {
 }
 
 impl StateMachine {
-    /// Starts from the latest snapshot, or from an empty state when there is none.
+    /// Starts from the latest snapshot of `cluster`, or from an empty state when there is none.
+    ///
+    /// # Errors
+    /// When the snapshot is damaged or another cluster's, or cannot be read.
     pub(super) async fn open(
         snapshots: SnapshotStore,
+        cluster: ClusterId,
         since_snapshot: watch::Sender<u64>,
         failure: watch::Sender<Option<Arc<str>>>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, StoreError> {
         let (published, _) = watch::channel(Arc::new(ClusterState::new()));
         let mut machine = Self {
             state: ClusterState::new(),
@@ -52,7 +59,19 @@ impl StateMachine {
             failure,
         };
         if let Some(snapshot) = machine.snapshots.load().await? {
-            let state = machine.decode(&snapshot.snapshot)?;
+            let state = decode_state(&snapshot.snapshot).map_err(|error| match error {
+                DecodeError::Corrupt { .. } => damaged(error.to_string()),
+                DecodeError::Format { .. } | DecodeError::Level { .. } => io::Error::other(error),
+            })?;
+            let last = snapshot.meta.last_log_id.map_or(0, |last| last.index);
+            if state.applied != last {
+                let reason = format!("it holds the state at {} as that at {last}", state.applied);
+                return Err(damaged(reason).into());
+            }
+            // What the first release wrote names its cluster nowhere else.
+            if let Some(other) = state.cluster.filter(|other| *other != cluster) {
+                return Err(StoreError::Other { found: format!("cluster {other}") });
+            }
             machine.replace(&snapshot.meta, state);
         }
         Ok(machine)

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use redb::{
-    BackendError, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _,
-    StorageBackend, WriteTransaction,
+    BackendError, Database, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend,
+    WriteTransaction,
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::database;
+use crate::database::{self, Mark, Opened, Values, guarded, io_error};
 use crate::platform::{Disk, DurableWriter};
 use crate::watch;
 
@@ -38,9 +38,15 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Starts to read the last commit. Later commits do not show in it.
+    /// Starts to read the last commit. Later commits do not show in it. What is read of it is read
+    /// in [`guarded`].
     pub(super) fn begin(&self) -> io::Result<ReadTransaction> {
-        self.database.begin_read().map_err(io_error)
+        guarded(|| self.database.begin_read().map_err(io_error))
+    }
+
+    /// Reads the last commit.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&ReadTransaction) -> io::Result<T>) -> io::Result<T> {
+        guarded(|| read(&self.database.begin_read().map_err(io_error)?))
     }
 }
 
@@ -77,30 +83,44 @@ impl Queue {
     }
 }
 
-/// Opens the database file `name`, making it when absent, and starts its writer. `failure` gets the
+/// The files of a store: a database, the mark beside it, and the database's table of named values.
+#[derive(Clone, Copy)]
+pub(super) struct Files {
+    pub(super) name: &'static str,
+    pub(super) mark: &'static str,
+    pub(super) values: Values,
+}
+
+/// Opens a store's database, making it when absent, and starts its writer. `failure` gets the
 /// words of the first failed commit; the last part returned ends when the writer has closed.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] when someone else has the file open; else what failed.
+/// [`io::ErrorKind::WouldBlock`] when someone else has the file open, [`io::ErrorKind::InvalidData`]
+/// when it is damaged; else what failed.
 pub(super) fn open(
     disk: &dyn Disk,
-    name: &'static str,
+    files: Files,
     failure: watch::Sender<Option<Arc<str>>>,
 ) -> io::Result<(Reader, Queue, Closing)> {
-    let database = database::open(disk, name, CACHE_BYTES);
-    let database = Arc::new(database.map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => {
-            io::Error::new(io::ErrorKind::WouldBlock, format!("{name} is in use by another process"))
-        }
-        other => io_error(other),
-    })?);
+    let Files { name, mark, values } = files;
+    let Opened { database, commits, mark } = database::open(disk, name, mark, values, CACHE_BYTES)?;
     let (jobs, queued) = mpsc::channel(QUEUE_MAX);
     let (open, closing) = watch::channel(());
+    let database = Arc::new(database);
     let reader = Reader { database: Arc::clone(&database) };
-    disk.start_writer(
+    let writer = Writer {
         name,
-        Box::new(Writer { name, waiting: Vec::new(), queued, database, failed: None, failure, _open: open }),
-    )?;
+        values,
+        commits,
+        mark: Arc::new(mark),
+        waiting: Vec::new(),
+        queued,
+        database,
+        failed: None,
+        failure,
+        _open: open,
+    };
+    disk.start_writer(name, Box::new(writer))?;
     Ok((reader, Queue { jobs }, Closing(closing)))
 }
 
@@ -112,14 +132,6 @@ impl Closing {
     /// Waits until everything queued is written and the writer is gone.
     pub(super) async fn closed(mut self) {
         while self.0.changed().await.is_ok() {}
-    }
-}
-
-/// Any of redb's errors as the one openraft takes.
-pub(super) fn io_error(error: impl Into<redb::Error>) -> io::Error {
-    match error.into() {
-        redb::Error::Io(error) => error,
-        other => io::Error::other(other),
     }
 }
 
@@ -143,6 +155,10 @@ impl Drop for Job {
 
 struct Writer {
     name: &'static str,
+    values: Values,
+    /// How many commits were made, since the database was.
+    commits: u64,
+    mark: Arc<Mark>,
     waiting: Vec<Job>,
     queued: mpsc::Receiver<Job>,
     database: Arc<Database>,
@@ -153,14 +169,28 @@ struct Writer {
 }
 
 impl Writer {
-    fn write_all(&self, jobs: &mut [Job]) -> Result<(), redb::Error> {
+    /// Commits what `jobs` write. Returns how many commits there are now.
+    fn write_all(&self, jobs: &mut [Job]) -> Result<u64, redb::Error> {
         let mut transaction = self.database.begin_write()?;
         transaction.set_durability(Durability::Immediate)?;
         for write in jobs.iter_mut().filter_map(|job| job.write.take()) {
             write(&transaction)?;
         }
+        let commits = database::count(&transaction, self.values, self.commits)?;
         transaction.commit()?;
-        Ok(())
+        Ok(commits)
+    }
+
+    /// Ends the store: it takes no more writes.
+    fn fail(&mut self, error: &io::Error) {
+        let words: Arc<str> = format!("cannot write {}: {error}", self.name).into();
+        tracing::error!(store = self.name, err = %error, "the store failed and takes no more writes");
+        self.failed = Some(Arc::clone(&words));
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            failure.get_or_insert(words);
+            first
+        });
     }
 }
 
@@ -183,28 +213,26 @@ impl DurableWriter for Writer {
             self.waiting.push(job);
         }
         let mut jobs = std::mem::take(&mut self.waiting);
-        if self.failed.is_none()
-            && let Err(error) = self.write_all(&mut jobs)
-        {
-            let words: Arc<str> = format!("cannot write {}: {error}", self.name).into();
-            tracing::error!(store = self.name, err = %error, "the store failed and takes no more writes");
-            self.failed = Some(Arc::clone(&words));
-            self.failure.send_if_modified(|failure| {
-                let first = failure.is_none();
-                failure.get_or_insert(words);
-                first
-            });
+        let mut completions: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
+        if self.failed.is_none() {
+            match guarded(|| self.write_all(&mut jobs).map_err(io_error)) {
+                Ok(commits) => {
+                    self.commits = commits;
+                    let mark = Arc::clone(&self.mark);
+                    // Before anyone is told: what was acknowledged is marked.
+                    completions.push(Box::new(move || mark.write(commits)));
+                }
+                Err(error) => self.fail(&error),
+            }
         }
         let failed = self.failed.clone();
-        jobs.iter_mut()
-            .filter_map(|job| job.done.take())
-            .map(|done| {
-                let failed = failed.clone();
-                let completion: Box<dyn FnOnce() + Send> =
-                    Box::new(move || done(failed.map_or(Ok(()), |words| Err(io::Error::other(&*words)))));
-                completion
-            })
-            .collect()
+        completions.extend(jobs.iter_mut().filter_map(|job| job.done.take()).map(|done| {
+            let failed = failed.clone();
+            let completion: Box<dyn FnOnce() + Send> =
+                Box::new(move || done(failed.map_or(Ok(()), |words| Err(io::Error::other(&*words)))));
+            completion
+        }));
+        completions
     }
 }
 

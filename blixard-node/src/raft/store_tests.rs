@@ -1,11 +1,13 @@
 //! openraft's own suite on the stores, and what it does not ask.
 
+use blixard_core::id::{ClusterId, NodeId};
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
-use super::log_store::LogStore;
-use super::snapshot::SnapshotStore;
+use super::log_store::{self, LogStore};
+use super::owner::Owner;
+use super::snapshot::{self, SnapshotStore};
 use super::state_machine::StateMachine;
 use super::types::Types;
 use super::{store, testing};
@@ -18,12 +20,14 @@ impl StoreBuilder<Types, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<Types>> {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let disk = LinuxDisk::new(directory.path());
+        let owner = Owner { cluster: ClusterId([7; 16]), node: NodeId(1) };
         let (failing, _) = watch::channel(None);
-        let (reader, queue, _) = store::open(&disk, "raft.redb", failing.clone()).expect("a new log");
-        let log = LogStore::open(reader, queue, 1).await.expect("a new log");
-        let (reader, queue, _) = store::open(&disk, "state.redb", failing.clone()).expect("a new state");
+        let (reader, queue, _) = store::open(&disk, log_store::FILES, failing.clone()).expect("a new log");
+        let log = LogStore::open(reader, queue, owner).await.expect("a new log");
+        let (reader, queue, _) = store::open(&disk, snapshot::FILES, failing.clone()).expect("a new state");
         let (since_snapshot, _) = watch::channel(0);
-        let machine = StateMachine::open(SnapshotStore::new(reader, queue), since_snapshot, failing).await;
+        let snapshots = SnapshotStore::open(reader, queue, owner).await.expect("a new state");
+        let machine = StateMachine::open(snapshots, owner.cluster, since_snapshot, failing).await;
         Ok((directory, log, machine.expect("a new state")))
     }
 }

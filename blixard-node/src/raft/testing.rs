@@ -29,7 +29,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A context on the real clock whose randomness begins at `seed`.
-pub(super) fn context(seed: u64) -> NodeContext {
+pub(crate) fn context(seed: u64) -> NodeContext {
     NodeContext {
         clock: Arc::new(TestClock(tokio::time::Instant::now())),
         rng: Arc::new(TestRandom(AtomicU64::new(seed))),

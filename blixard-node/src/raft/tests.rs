@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use blixard_core::cluster::snapshot::digest;
 use blixard_core::cluster::{Command, Write};
-use blixard_core::id::{NodeId, RequestId, TokenId};
+use blixard_core::id::{ClusterId, NodeId, RequestId, TokenId};
 use blixard_core::time::UtcMs;
 use tempfile::TempDir;
 
@@ -17,6 +17,7 @@ use super::{OpenError, ProposeError, RaftConfig, RaftNode};
 use crate::platform::{Disk, DurableWriter, Platform};
 
 /// How long anything here may take on a busy machine.
+const CLUSTER: ClusterId = ClusterId([7; 16]);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Member {
@@ -56,7 +57,7 @@ impl Cluster {
         let directory =
             self.directories.entry(id).or_insert_with(|| tempfile::tempdir().expect("a directory"));
         let (platform, spawner) = platform(id, directory.path(), &self.links);
-        let node = RaftNode::open(platform, id, self.config.clone()).await.expect("the stores open");
+        let node = RaftNode::open(platform, CLUSTER, id, self.config.clone()).await.expect("the stores open");
         self.links.connect(id, node.clone());
         self.members.insert(id, Member { node: node.clone(), spawner });
         node
@@ -376,13 +377,13 @@ async fn a_data_directory_is_one_members_and_one_process() {
     let mut cluster = Cluster::start(1, RaftConfig::default()).await;
     let directory = cluster.directories[&NodeId(1)].path().to_owned();
     let (again, _) = platform(NodeId(1), &directory, &cluster.links);
-    let error = RaftNode::open(again, NodeId(1), RaftConfig::default()).await.err();
+    let error = RaftNode::open(again, CLUSTER, NodeId(1), RaftConfig::default()).await.err();
     assert!(matches!(error, Some(OpenError::InUse(_))), "{error:?}");
 
     cluster.stop(1).await;
     let (other, _) = platform(NodeId(2), &directory, &cluster.links);
-    let error = RaftNode::open(other, NodeId(2), RaftConfig::default()).await.err();
-    assert!(matches!(error, Some(OpenError::OtherNode { found: NodeId(1), .. })), "{error:?}");
+    let error = RaftNode::open(other, CLUSTER, NodeId(2), RaftConfig::default()).await.err();
+    assert!(matches!(error, Some(OpenError::Other { file: "raft.redb", .. })), "{error:?}");
     cluster.open(1).await;
 }
 
@@ -455,7 +456,8 @@ async fn a_full_disk_stops_raft_which_opens_again_once_there_is_space() {
     let open = || {
         let (platform, _) = platform(NodeId(1), directory.path(), &links);
         let disk = FullDisk { inner: Arc::clone(&platform.disk), full: Arc::clone(&full) };
-        RaftNode::open(Platform { disk: Arc::new(disk), ..platform }, NodeId(1), RaftConfig::default())
+        let platform = Platform { disk: Arc::new(disk), ..platform };
+        RaftNode::open(platform, CLUSTER, NodeId(1), RaftConfig::default())
     };
     let node = open().await.expect("the stores open");
     node.initialize().await.expect("Raft runs");

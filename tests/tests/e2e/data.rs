@@ -4,13 +4,16 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
+use blixard_tests::host::Host;
 use blixard_tests::{image, wait};
 
 /// How long a daemon that cannot start has to say so and end.
 const REFUSAL: Duration = Duration::from_secs(20);
+/// The exit code that says that starting it again cannot help: the unit file names it.
+const FOR_GOOD: i32 = 65;
 
 #[test]
 fn a_node_that_lost_its_log_or_snapshot_refuses_to_start_and_says_what_to_do() -> Result<()> {
@@ -43,7 +46,7 @@ fn a_node_that_lost_its_log_or_snapshot_refuses_to_start_and_says_what_to_do() -
             host.spawn(&[])?;
             let code = host.wait_exit(REFUSAL)?;
             let log = host.log().split_off(said);
-            ensure!(code.is_some_and(|code| code != 0), "{name}: it ended with {code:?}: {log}");
+            ensure!(code == Some(FOR_GOOD), "{name}: it ended with {code:?}: {log}");
             for word in [name, "node rm 1 --force", "purge"] {
                 ensure!(log.contains(word), "{name}: `{word}` is not said: {log}");
             }
@@ -52,8 +55,29 @@ fn a_node_that_lost_its_log_or_snapshot_refuses_to_start_and_says_what_to_do() -
         host.start(&[])?;
         let after = host.status()?;
         ensure!(after.id == before.id && after.services == before.services, "{before:?} became {after:?}");
-        Ok(())
+        host.interrupt()?;
+        a_damaged_log_is_refused(host)
     })
+}
+
+/// Flips one bit in every page of the log: the daemon refuses it in one line.
+fn a_damaged_log_is_refused(host: &mut Host) -> Result<()> {
+    let path = host.data_dir().join("raft.redb");
+    let mut bytes = fs::read(&path)?;
+    bytes.iter_mut().skip(4096 + 100).step_by(4096).for_each(|byte| *byte ^= 4);
+    fs::write(&path, bytes)?;
+    for _ in 0..2 {
+        let said = host.log().len();
+        host.spawn(&[])?;
+        let code = host.wait_exit(REFUSAL)?;
+        let log = host.log().split_off(said);
+        ensure!(code == Some(FOR_GOOD), "it ended with {code:?}: {log}");
+        ensure!(!log.contains("panicked"), "a panic is shown: {log}");
+        let line = log.lines().find(|line| line.contains("raft.redb is damaged ("));
+        let line = line.with_context(|| format!("the damage is not said: {log}"))?;
+        ensure!(line.contains("node rm 1 --force") && line.contains("purge"), "no advice: {line}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -131,7 +131,11 @@ impl Local {
     /// Runs it to its end.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Daemon(options) => blixard_node::daemon::run(*options).map_err(|error| anyhow!(error)),
+            Self::Daemon(options) => blixard_node::daemon::run(*options).or_else(|error| {
+                let code = blixard_node::daemon::exit_code(&*error);
+                crate::report(&anyhow!(error));
+                Ok(code)
+            }),
             Self::Purge { yes: false, .. } => Err(crate::failure::Failure::new(
                 "purge removes this node's containers, networks and data for good",
                 "say --yes when you mean it",

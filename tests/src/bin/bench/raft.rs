@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use blixard_core::cluster::{Command, Outcome, Write};
-use blixard_core::id::{NodeId, NodeKey, RequestId};
+use blixard_core::id::{ClusterId, NodeId, NodeKey, RequestId};
 use blixard_core::spec::ServiceSpec;
 use blixard_core::time::UtcMs;
 use blixard_core::wire::{Channel, Peer};
@@ -27,6 +27,7 @@ use crate::report::{Figure, Section};
 use crate::sample::Samples;
 use crate::{Plan, api, disk};
 
+const CLUSTER: ClusterId = ClusterId([7; 16]);
 const MEMBERS: u64 = 3;
 const PROPOSERS: [usize; 3] = [1, 64, 1024];
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -96,7 +97,7 @@ async fn members(directory: &std::path::Path) -> Result<Vec<RaftNode>> {
     }
     let mut members = Vec::new();
     for (id, platform) in (1..).zip(platforms) {
-        let member = RaftNode::open(platform.clone(), NodeId(id), RaftConfig::default()).await?;
+        let member = RaftNode::open(platform.clone(), CLUSTER, NodeId(id), RaftConfig::default()).await?;
         let others = peers.iter().filter(|(other, _)| other.0 != id);
         platform.transport.set_peers(others.map(|(other, peer)| (*other, peer.clone())).collect());
         platform.transport.serve(Arc::new(Dispatch(member.clone())));
