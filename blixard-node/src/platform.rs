@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use blixard_core::agent::{Observed, ObservedState};
+use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, ContainerId, NodeId, NodeKey, ReplicaId};
 use blixard_core::spec::{PortSpec, ServiceSpec};
 use blixard_core::time::{Mono, UtcMs};
@@ -372,14 +372,20 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// [`RuntimeEvent::Resync`], never as an end.
     fn events(&self) -> Pin<Box<dyn Stream<Item = RuntimeEvent> + Send>>;
 
-    /// Creates, connects, publishes and starts a container whose image is here.
+    /// Creates, connects and starts a container whose image is here. No published port leads to it
+    /// before [`ContainerRuntime::publish`] says so.
     async fn start(&self, config: &ContainerConfig) -> Result<Started, RuntimeError>;
 
     /// Whether a container's process runs.
     async fn state(&self, replica: ReplicaId, attempt: u32) -> Result<ObservedState, RuntimeError>;
 
-    /// Stops a container (the image's STOPSIGNAL or SIGTERM, then SIGKILL after `timeout`) and
-    /// removes everything of it but its log.
+    /// Makes the published ports of this node lead to these containers and to no others. What was
+    /// said last holds, also after a restart of the daemon; connections that are established go on.
+    async fn publish(&self, ready: &Ready) -> Result<(), RuntimeError>;
+
+    /// Stops a container and removes everything of it but its log: no published port leads to it any
+    /// more, then connections to it end, at most half of `timeout`, then come the image's STOPSIGNAL
+    /// or SIGTERM and, when `timeout` is over, SIGKILL.
     async fn remove(&self, replica: ReplicaId, attempt: u32, timeout: Duration) -> Result<(), RuntimeError>;
 
     /// Probes a container once by HTTP; true when it answered 200 to 399 within `timeout`.

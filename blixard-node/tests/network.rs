@@ -3,8 +3,10 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests of the Linux implementation of a seam")]
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::time::Duration;
 
 use blixard_core::id::{ClusterId, ContainerId, NodeId};
@@ -43,13 +45,23 @@ async fn open(directory: &std::path::Path) -> Result<ContainerNetwork, NetworkEr
     ContainerNetwork::open(&directory.join("net"), ClusterId([7; 16]), NodeId(1), SUBNET).await
 }
 
-/// Makes a namespace and connects it.
+/// Makes a namespace, connects it, and publishes its ports beside those of all others.
 async fn create(
     network: &ContainerNetwork,
     id: &ContainerId,
     ports: &[PortSpec],
 ) -> Result<Lease, NetworkError> {
-    network.create(id, ports).await?.connect().await
+    let lease = network.create(id, ports).await?.connect().await?;
+    publish(network, network.list().await).await?;
+    Ok(lease)
+}
+
+/// Makes the published ports lead to these containers.
+async fn publish(
+    network: &ContainerNetwork,
+    containers: impl IntoIterator<Item = ContainerId>,
+) -> Result<(), NetworkError> {
+    network.publish(containers.into_iter().collect(), BTreeSet::new()).await
 }
 
 /// What a program of the machine prints, run where the node is.
@@ -84,9 +96,7 @@ fn answer_inside(lease: &Lease, port: u16, word: &'static str) {
     let path = lease.netns_path.clone();
     let (ready, listening) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let namespace = std::fs::File::open(path).expect("the lease's namespace exists");
-        move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), Some(LinkNameSpaceType::Network))
-            .expect("root may enter namespaces");
+        enter(&path);
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("nobody else is there");
         ready.send(()).expect("the test waits");
         for stream in listener.incoming().flatten() {
@@ -107,13 +117,108 @@ fn ask(address: impl Into<SocketAddr>) -> std::io::Result<String> {
 
 fn ask_from_inside(lease: &Lease, address: impl Into<SocketAddr>) -> std::io::Result<String> {
     let address = address.into();
+    inside(&lease.netns_path, move || ask(address))
+}
+
+/// Moves this thread into a network namespace.
+fn enter(namespace: &Path) {
+    let namespace = std::fs::File::open(namespace).expect("the namespace exists");
+    move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), Some(LinkNameSpaceType::Network))
+        .expect("root may enter namespaces");
+}
+
+/// What `work` gives in another network namespace.
+fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            enter(namespace);
+            work()
+        });
+        thread.join().expect("it does not panic")
+    })
+}
+
+/// A host on a link of its own with the node: the node is `NETWORK.1`, the host `NETWORK.2`.
+struct Neighbour {
+    name: String,
+}
+
+impl Neighbour {
+    fn new(network: &str) -> Self {
+        let name = format!("bxn{}-{}", std::process::id(), network.replace('.', "-"));
+        let device = format!("n{}", network.replace('.', "-"));
+        run("ip", &["netns", "add", &name]);
+        run("ip", &["link", "add", &device, "type", "veth", "peer", "name", "eth0", "netns", &name]);
+        run("ip", &["addr", "add", &format!("{network}.1/24"), "dev", &device]);
+        run("ip", &["link", "set", &device, "up"]);
+        let host = Self { name };
+        host.ip(&["addr", "add", &format!("{network}.2/24"), "dev", "eth0"]);
+        host.ip(&["link", "set", "eth0", "up"]);
+        host.ip(&["route", "add", "default", "via", &format!("{network}.1")]);
+        host
+    }
+
+    fn ip(&self, arguments: &[&str]) {
+        run("ip", &[&["-n", &self.name], arguments].concat());
+    }
+
+    fn lease(&self) -> Lease {
+        let netns_path = Path::new("/run/netns").join(&self.name);
+        Lease { netns_path, address: Ipv4Addr::UNSPECIFIED, ports: Vec::new() }
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        run("ip", &["netns", "del", &self.name]);
+    }
+}
+
+/// A server of datagrams in the container's namespace that answers each with `word`.
+fn echo_inside(lease: &Lease, port: u16, word: &'static str) {
     let path = lease.netns_path.clone();
-    let thread = std::thread::spawn(move || {
-        let namespace = std::fs::File::open(path)?;
-        move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), Some(LinkNameSpaceType::Network))?;
-        ask(address)
+    let (ready, listening) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        enter(&path);
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("nobody else is there");
+        ready.send(()).expect("the test waits");
+        let mut datagram = [0; 64];
+        while let Ok((_, from)) = socket.recv_from(&mut datagram) {
+            socket.send_to(word.as_bytes(), from).expect("the asker is there");
+        }
     });
-    thread.join().expect("it does not panic")
+    listening.recv().expect("the server starts");
+}
+
+/// What is answered to a datagram; nothing when nobody answers for a while.
+fn asked(socket: &UdpSocket, address: (Ipv4Addr, u16)) -> Option<String> {
+    let mut datagram = [0; 64];
+    // The first one may be answered that there is nobody, by an error of the next call.
+    for _ in 0..3 {
+        if socket.send_to(b"?", address).is_err() {
+            continue;
+        }
+        return match socket.recv_from(&mut datagram) {
+            Ok((length, _)) => Some(String::from_utf8_lossy(&datagram[..length]).into_owned()),
+            Err(_) => None,
+        };
+    }
+    None
+}
+
+fn datagrams() -> UdpSocket {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("free ports");
+    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("it takes a time");
+    socket
+}
+
+fn published_udp(container_port: u16, host_port: u16) -> Vec<PortSpec> {
+    vec![PortSpec { container_port, host_port: Some(host_port), protocol: Protocol::Udp }]
+}
+
+fn forwards(interface: &str) -> bool {
+    let path = format!("/proc/sys/net/ipv4/conf/{interface}/forwarding");
+    std::fs::read_to_string(path).expect("the interface exists").trim() == "1"
 }
 
 #[test]
@@ -156,10 +261,30 @@ fn containers_that_share_a_port_take_turns() {
         }
         let third = third.connect().await.expect("it connects");
         answer_inside(&third, 80, "third");
+        for _ in 0..3 {
+            assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("it answers"), "first");
+        }
+        publish(&network, [container('a'), container('c')]).await.expect("it is published");
         let mut answers: Vec<String> =
             (0..2).map(|_| ask((Ipv4Addr::LOCALHOST, 8080)).expect("one answers")).collect();
         answers.sort();
         assert_eq!(answers, ["first", "third"]);
+
+        // Connections that are established go on, and are counted until they end.
+        let mut open = TcpStream::connect((Ipv4Addr::LOCALHOST, 8080)).expect("one answers");
+        let count = async |letter| network.connections(&container(letter)).await.expect("they are counted");
+        network.withdraw(&container('a')).await.expect("it is withdrawn");
+        network.withdraw(&container('c')).await.expect("it is withdrawn");
+        assert_eq!(count('a').await + count('c').await, 1);
+        let refused = ask((Ipv4Addr::LOCALHOST, 8080)).expect_err("nobody is left");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        let mut answer = String::new();
+        open.read_to_string(&mut answer).expect("it goes on");
+        assert!(["first", "third"].contains(&&*answer), "{answer}");
+        drop(open);
+        while count('a').await + count('c').await > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         network.purge().await.expect("everything goes");
     });
 }
@@ -201,11 +326,14 @@ fn a_restarted_daemon_finds_its_network_again() {
     in_own_namespace(|network, directory| async move {
         let web = create(&network, &container('a'), &published(80, 8080)).await.expect("it connects");
         answer_inside(&web, 80, "web");
+        network.create(&container('b'), &published(80, 8080)).await.expect("it is made");
         drop(network);
         let network = open(&directory).await.expect("it opens again");
-        assert_eq!(network.list().await, [container('a')]);
+        assert_eq!(network.list().await, [container('a'), container('b')]);
         assert_eq!(network.address_of(&container('a')).await, Some(web.address));
-        assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("the port still answers"), "web");
+        for _ in 0..2 {
+            assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("the port still answers"), "web");
+        }
         network.purge().await.expect("everything goes");
         assert!(!directory.join("net").exists());
         let links = std::process::Command::new("ip").args(["-o", "link"]).output().expect("iproute2");
@@ -255,5 +383,143 @@ fn a_network_the_machine_reaches_otherwise_is_refused() {
         assert!(std::process::Command::new("ip").args(taken).status().expect("iproute2").success());
         let error = open(&directory).await.expect_err("it overlaps");
         assert!(matches!(&error, NetworkError::Overlap { device, .. } if device == "lo"), "{error}");
+    });
+}
+
+#[test]
+fn a_container_reaches_of_the_node_what_it_serves_and_nothing_else() {
+    in_own_namespace(|network, _directory| async move {
+        let own = TcpListener::bind("0.0.0.0:9000").expect("it is free");
+        let local = TcpListener::bind("127.0.0.1:9001").expect("it is free");
+        for listener in [own, local] {
+            std::thread::spawn(move || {
+                for mut stream in listener.incoming().flatten() {
+                    stream.write_all(b"node").expect("the asker reads");
+                }
+            });
+        }
+        let web = create(&network, &container('a'), &published(80, 8080)).await.expect("it connects");
+        answer_inside(&web, 80, "web");
+        let other = create(&network, &container('b'), &[]).await.expect("it connects");
+        let gateway = Ipv4Addr::new(10, 210, 7, 1);
+        let refused = ask_from_inside(&other, (gateway, 9000)).expect_err("nothing serves it to containers");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        let published: BTreeSet<_> = network.list().await.into_iter().collect();
+        let served = BTreeSet::from([(Protocol::Tcp, 9000)]);
+        network.publish(published.clone(), served).await.expect("it is published");
+        assert_eq!(ask_from_inside(&other, (gateway, 9000)).expect("it is served"), "node");
+        network.publish(published, BTreeSet::new()).await.expect("it is published");
+        ask_from_inside(&other, (gateway, 9000)).expect_err("it is served no more");
+
+        // A container that sends the node packets for the node's loopback.
+        let route = |arguments: &str| {
+            let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
+            inside(&other.netns_path, || {
+                run("ip", &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+            });
+        };
+        inside(&other.netns_path, || {
+            std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").expect("root may");
+        });
+        route("link set lo down");
+        route("route flush table local dev lo");
+        route("route add 127.0.0.1/32 via 10.210.7.1 src 10.210.7.3");
+        for port in [9001, 8080] {
+            let from_inside = || ask((Ipv4Addr::LOCALHOST, port));
+            let unreached = inside(&other.netns_path, from_inside).expect_err("it is the node's alone");
+            assert_ne!(unreached.kind(), std::io::ErrorKind::ConnectionRefused, "the node answered");
+        }
+        assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("the node's own localhost answers"), "web");
+        // Nor is there a way by IPv6.
+        let addresses = run("ip", &["-6", "addr", "show", "dev", &bridge()]);
+        assert_eq!(addresses, "");
+        network.purge().await.expect("everything goes");
+    });
+}
+
+#[test]
+fn a_neighbour_reaches_published_ports_alone_and_the_node_is_no_router() {
+    in_own_namespace(|network, directory| async move {
+        assert!(!forwards("all"), "a new namespace is no router");
+        let (lan, far) = (Neighbour::new("10.99.1"), Neighbour::new("10.99.2"));
+        let web = create(&network, &container('a'), &published(80, 8080)).await.expect("it connects");
+        answer_inside(&web, 80, "web");
+        answer_inside(&web, 81, "unpublished");
+        answer_inside(&lan.lease(), 70, "lan");
+        answer_inside(&far.lease(), 70, "far");
+        let node = Ipv4Addr::new(10, 99, 1, 1);
+        let (lan_address, far_address) = (Ipv4Addr::new(10, 99, 1, 2), Ipv4Addr::new(10, 99, 2, 2));
+        assert_eq!(ask_from_inside(&lan.lease(), (node, 8080)).expect("it is published"), "web");
+        assert_eq!(ask_from_inside(&web, (lan_address, 70)).expect("containers reach the world"), "lan");
+        ask_from_inside(&lan.lease(), (web.address, 80)).expect_err("by its published port alone");
+        ask_from_inside(&lan.lease(), (web.address, 81)).expect_err("it is not published");
+        ask_from_inside(&lan.lease(), (far_address, 70)).expect_err("the node is no router");
+        assert!(!forwards("all") && forwards("default"));
+
+        // Somebody makes it one, before a daemon starts or after.
+        run("sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+        drop(network);
+        let network = open(&directory).await.expect("it opens again");
+        assert_eq!(ask_from_inside(&lan.lease(), (far_address, 70)).expect("it is one"), "far");
+        ask_from_inside(&lan.lease(), (web.address, 81)).expect_err("it is not published");
+        network.purge().await.expect("everything goes");
+        assert!(forwards("all") && forwards("default"), "somebody else wants it");
+    });
+}
+
+#[test]
+fn forwarding_ends_with_the_network_that_turned_it_on() {
+    in_own_namespace(|network, _directory| async move {
+        assert!(forwards("default") && !forwards("all"));
+        network.purge().await.expect("everything goes");
+        assert!(!forwards("default") && !forwards("all"));
+    });
+}
+
+#[test]
+fn datagrams_follow_the_rules_of_their_port() {
+    in_own_namespace(|network, directory| async move {
+        let lan = Neighbour::new("10.99.3");
+        let node = (Ipv4Addr::new(10, 99, 3, 1), 5300);
+        let client = inside(&lan.lease().netns_path, datagrams);
+        assert_eq!(asked(&client, node), None, "nobody is there yet");
+        let first = create(&network, &container('a'), &published_udp(53, 5300)).await.expect("it connects");
+        echo_inside(&first, 53, "first");
+        assert_eq!(asked(&client, node).as_deref(), Some("first"), "who asked too early is answered");
+        let second = create(&network, &container('b'), &published_udp(53, 5300)).await.expect("it connects");
+        echo_inside(&second, 53, "second");
+        assert_eq!(asked(&client, node).as_deref(), Some("first"), "a client stays where it was");
+        network.withdraw(&container('a')).await.expect("it is withdrawn");
+        assert_eq!(asked(&client, node).as_deref(), Some("second"), "it goes to who is left");
+        network.remove(&container('b')).await.expect("it goes");
+        assert_eq!(asked(&client, node), None, "nobody is left");
+        network.remove(&container('a')).await.expect("it goes");
+        // Another takes the address, which publishes nothing.
+        std::fs::write(directory.join("net/last-address"), "1").expect("root may");
+        drop(network);
+        let network = open(&directory).await.expect("it opens again");
+        let other = create(&network, &container('c'), &[]).await.expect("it connects");
+        assert_eq!(other.address, first.address);
+        echo_inside(&other, 53, "other");
+        assert_eq!(asked(&client, node), None, "it is nobody's port any more");
+        network.purge().await.expect("everything goes");
+    });
+}
+
+#[test]
+fn a_refused_connection_is_dealt_to_another_container() {
+    in_own_namespace(|network, _directory| async move {
+        let first = create(&network, &container('a'), &published(80, 8080)).await.expect("it connects");
+        let refused = ask((Ipv4Addr::LOCALHOST, 8080)).expect_err("it does not listen");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "at once, there being no other");
+        create(&network, &container('b'), &published(80, 8080)).await.expect("it connects");
+        answer_inside(&first, 80, "first");
+        let lan = Neighbour::new("10.99.4");
+        for _ in 0..4 {
+            assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("another answers"), "first");
+            let node = (Ipv4Addr::new(10, 99, 4, 1), 8080);
+            assert_eq!(ask_from_inside(&lan.lease(), node).expect("another answers"), "first");
+        }
+        network.purge().await.expect("everything goes");
     });
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use blixard_core::agent::{Observed, ObservedState};
+use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
 use blixard_core::spec::RestartPolicy;
 use blixard_node::platform::{
@@ -35,6 +35,8 @@ struct Inner {
     cluster: Option<ClusterId>,
     subnet: Ipv4Addr,
     containers: BTreeMap<(ReplicaId, u32), Container>,
+    /// Whom published ports lead to.
+    published: BTreeSet<(ReplicaId, u32)>,
     images: BTreeSet<String>,
     subscriber: Option<mpsc::UnboundedSender<RuntimeEvent>>,
     next_pid: u32,
@@ -106,6 +108,7 @@ impl SimContainers {
             cluster: None,
             subnet: Ipv4Addr::UNSPECIFIED,
             containers: BTreeMap::new(),
+            published: BTreeSet::new(),
             images: BTreeSet::new(),
             subscriber: None,
             next_pid: 100,
@@ -152,6 +155,7 @@ impl SimContainers {
     pub fn wipe(&self) {
         let mut inner = self.lock();
         inner.containers.clear();
+        inner.published.clear();
         inner.images.clear();
         inner.cluster = None;
     }
@@ -359,12 +363,28 @@ impl ContainerRuntime for SimContainers {
     async fn remove(&self, replica: ReplicaId, attempt: u32, _: Duration) -> Result<(), RuntimeError> {
         self.take(20).await;
         let mut inner = self.lock();
+        inner.published.remove(&(replica, attempt));
         inner.fails(|trouble| trouble.remove, "remove a container")?;
         let removed = inner.containers.remove(&(replica, attempt));
         if removed.is_some_and(|container| container.state == ObservedState::Running) {
             inner.checks.ended(replica, attempt);
         }
         inner.record("container remove", replica, attempt);
+        Ok(())
+    }
+
+    async fn publish(&self, ready: &Ready) -> Result<(), RuntimeError> {
+        self.take(5).await;
+        let mut inner = self.lock();
+        inner.up()?;
+        for (replica, attempt) in ready.keys() {
+            if !inner.containers.contains_key(&(*replica, *attempt)) {
+                let detail = format!("replica {replica} attempt {attempt} on machine {}", inner.machine);
+                inner.checks.violated("published_containers_exist", detail);
+            }
+            inner.record("publish", *replica, *attempt);
+        }
+        inner.published = ready.keys().copied().collect();
         Ok(())
     }
 

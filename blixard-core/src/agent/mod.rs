@@ -13,6 +13,7 @@
 mod assignments;
 mod backoff;
 mod health;
+mod ready;
 mod replica;
 mod step;
 
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 pub use self::assignments::assignments;
 pub use self::health::probe_port;
+pub use self::ready::Ready;
 use self::replica::Replica;
 use crate::cluster::ReplicaStatus;
 use crate::cluster::replica::Desired;
@@ -196,6 +198,10 @@ pub enum Action {
         /// What it runs: its health check and ports.
         spec: Arc<ServiceSpec>,
     },
+    /// Make published ports lead to these and to nobody else; replaces an earlier wish. To be done
+    /// before the reports and removals that follow it begin, and again while it fails: what a report
+    /// says of a replica, and what its removal takes away, clients are to have noticed by then.
+    Publish(Ready),
     /// Tell the cluster of a replica's status.
     Report {
         /// Whose.
@@ -221,6 +227,8 @@ pub struct Agent {
     replicas: BTreeMap<ReplicaId, Replica>,
     /// Images being fetched, by the replica whose [`Action::Pull`] fetches them.
     pulls: BTreeMap<ReplicaId, Image>,
+    /// The last [`Action::Publish`].
+    published: Option<Ready>,
     assigned: bool,
     listed: bool,
     /// The last [`Action::WakeAt`], until it has passed.

@@ -72,6 +72,7 @@ struct World {
     reported: BTreeMap<ReplicaId, ReplicaStatus>,
     containers: BTreeMap<(ReplicaId, u32), ObservedState>,
     under_way: Vec<Action>,
+    published: Ready,
     now: Mono,
     wake: Option<Mono>,
 }
@@ -85,6 +86,7 @@ impl World {
             reported: BTreeMap::new(),
             containers: strays.iter().map(stray).collect(),
             under_way: Vec::new(),
+            published: unpublished(),
             now: Mono(Duration::from_secs(1)),
             wake: None,
         }
@@ -100,6 +102,10 @@ impl World {
                 Action::WakeAt(at) => {
                     assert!(at > self.now, "a wish for the past is a hot loop");
                     self.wake = Some(at);
+                }
+                Action::Publish(ready) => {
+                    assert_ne!(self.published, ready, "nothing changed");
+                    self.published = ready;
                 }
                 action => {
                     self.check_begins(&action);
@@ -124,6 +130,8 @@ impl World {
         let Some((replica, attempt)) = subject(action) else { return };
         let busy = self.under_way.iter().filter_map(subject).any(|(other, _)| other == replica);
         assert!(!busy, "two actions on containers of replica {replica}: {action:?}");
+        let published = self.published.keys().any(|(other, _)| *other == replica);
+        assert!(!published, "ports lead to replica {replica} while this begins: {action:?}");
         if matches!(action, Action::Start { .. }) {
             let left: Vec<u32> = self.containers_of(replica);
             assert_eq!(left, [0; 0], "replica {replica} starts {attempt} while others are left");
@@ -161,7 +169,9 @@ impl World {
                 Event::RemoveFailed { replica, attempt, error }
             }
             (Action::Probe { replica, attempt, .. }, healthy) => Event::Probed { replica, attempt, healthy },
-            (Action::Report { .. } | Action::WakeAt(_), _) => unreachable!("never under way"),
+            (Action::Report { .. } | Action::Publish(_) | Action::WakeAt(_), _) => {
+                unreachable!("never under way")
+            }
         };
         self.feed(event);
     }
@@ -263,6 +273,8 @@ impl World {
             }
         }
         self.agent = Agent::default();
+        // It says so again, be it the same.
+        self.published = unpublished();
         self.wake = None;
         self.reported.clear();
         self.list();
@@ -294,6 +306,11 @@ impl World {
         }
         self.happen(Happening::Acknowledge);
     }
+}
+
+/// What no agent publishes.
+fn unpublished() -> Ready {
+    [((ReplicaId(u64::MAX), 0), Arc::new(spec(RestartPolicy::Never, None)))].into()
 }
 
 /// Whose container an action is about, when it is about one exclusively.
@@ -365,6 +382,7 @@ proptest! {
             } else if row.status.phase.is_final() {
                 prop_assert!(containers.is_empty());
             } else {
+                prop_assert!(world.published.contains_key(&(*id, row.status.attempt)), "replica {}", id);
                 prop_assert_eq!(row.status.phase, Phase::Running, "replica {}: {:?}", id, row.status);
                 prop_assert_eq!(containers, vec![row.status.attempt]);
             }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::backoff::Backoff;
@@ -14,7 +15,7 @@ use crate::cluster::replica::Desired;
 use crate::cluster::{Phase, ReplicaStatus};
 use crate::id::ReplicaId;
 use crate::limits::{RESTART_RESET_AFTER, START_FAILURES_MAX, STARTS_MAX, STOP_TIMEOUT_S};
-use crate::spec::{NetworkMode, RestartPolicy};
+use crate::spec::{NetworkMode, RestartPolicy, ServiceSpec};
 use crate::time::{Mono, UtcMs};
 
 /// The exit code of a process of which nothing is left to ask.
@@ -145,6 +146,17 @@ impl Replica {
     /// Whether nothing is left of it anywhere.
     pub(super) fn is_forgotten(&self) -> bool {
         self.assignment.is_none() && self.containers.is_empty() && self.busy.is_none()
+    }
+
+    /// The attempt that takes connections, and what it runs; absent when none should.
+    pub(super) fn ready(&self) -> Option<(u32, Arc<ServiceSpec>)> {
+        let own = self.assignment.as_ref()?;
+        let attempt = self.status.attempt;
+        let runs = self.status.phase == Phase::Running
+            && matches!(self.containers.get(&attempt), Some(Container::Running { .. }));
+        let probed = self.health.is_some() && probe_port(&own.spec).is_some();
+        let well = !probed || self.status.healthy == Some(true);
+        (runs && well && !self.should_go()).then(|| (attempt, own.spec.clone()))
     }
 
     /// Whether its container is being started.

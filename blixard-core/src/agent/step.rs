@@ -17,7 +17,9 @@ impl Agent {
         let report_all = event == Event::ReportAll;
         self.take_in(at, event);
         if self.assigned && self.listed {
+            let first = actions.len();
             self.advance(at, starting, actions);
+            self.publish(first, actions);
             self.report(report_all, actions);
             self.wake(now, actions);
         }

@@ -60,13 +60,16 @@ struct Bench {
     assignments: BTreeMap<ReplicaId, Assignment>,
     now: Mono,
     wake: Option<Mono>,
+    /// Whom published ports lead to: `replica/attempt` each.
+    published: String,
 }
 
 impl Bench {
     /// Replicas 1, 2, 3, … of the given assignments, not yet told to the agent.
     fn new(assignments: impl IntoIterator<Item = Assignment>) -> Self {
         let assignments = (1..).map(ReplicaId).zip(assignments).collect();
-        Self { agent: Agent::default(), assignments, now: Mono(Duration::from_secs(1000)), wake: None }
+        let now = Mono(Duration::from_secs(1000));
+        Self { agent: Agent::default(), assignments, now, wake: None, published: "unknown".to_owned() }
     }
 
     /// One replica of this policy that the agent knows and has no container of.
@@ -99,6 +102,10 @@ impl Bench {
                     if let Some(own) = self.assignments.get_mut(replica) {
                         own.status = status.clone();
                     }
+                }
+                Action::Publish(ready) => {
+                    let ready = ready.keys().map(|(replica, attempt)| format!("{replica}/{attempt}"));
+                    self.published = ready.collect::<Vec<_>>().join(" ");
                 }
                 _ => {}
             }
@@ -194,7 +201,7 @@ fn words(actions: &[Action]) -> String {
             };
             Some(format!("report {replica} {}:{phase}{code}{healthy}", status.attempt))
         }
-        Action::WakeAt(_) => None,
+        Action::WakeAt(_) | Action::Publish(_) => None,
     });
     words.collect::<Vec<_>>().join("; ")
 }
@@ -206,6 +213,56 @@ fn a_placed_replica_is_pulled_started_and_runs() {
     assert_eq!(status.address, Some(ADDRESS));
     assert_eq!(status.message, "");
     assert_eq!(bench.wake, None, "nothing is waited for");
+}
+
+#[test]
+fn published_ports_lead_to_what_runs_and_is_not_to_stop() {
+    let mut bench = Bench::fresh(RestartPolicy::Always, None);
+    assert_eq!(bench.published, "");
+    bench.check("ready 1", "start 1 0; report 1 0:starting");
+    assert_eq!(bench.published, "");
+    bench.check("started 1 0", "report 1 0:running");
+    assert_eq!(bench.published, "1/0");
+    bench.check("exited 1 0 3", "remove 1 0 within 7s; report 1 0:waiting code 3");
+    assert_eq!(bench.published, "");
+    bench.check("removed 1 0", "");
+    bench.check_wakes_after(1, "pull 1; report 1 1:starting");
+    bench.check("ready 1", "start 1 1");
+    bench.check("started 1 1", "report 1 1:running");
+    assert_eq!(bench.published, "1/1");
+    bench.set(|own| own.desired = Desired::Retire);
+    bench.check_assigned("");
+    assert_eq!(bench.published, "1/1", "until its replacement has made it stop");
+    bench.set(|own| own.desired = Desired::Stop);
+    let actions = bench.step(Event::Assigned(bench.assignments.clone()));
+    assert_eq!(words(&actions), "remove 1 1 within 7s; report 1 1:stopping");
+    assert_eq!(actions.first(), Some(&Action::Publish(Ready::new())), "before it is told to stop");
+}
+
+#[test]
+fn published_ports_lead_to_what_passes_its_probes() {
+    let mut spec = spec(RestartPolicy::Never, None);
+    spec.healthcheck =
+        Some(HealthSpec { path: "/".to_owned(), interval_ms: 1_000, timeout_ms: 500, retries: 1 });
+    let mut bench = Bench::new([assignment(spec)]);
+    bench.step(Event::Listed(Vec::new()));
+    bench.check_assigned("pull 1; report 1 0:pulling");
+    bench.check("ready 1", "start 1 0; report 1 0:starting");
+    bench.check("started 1 0", "report 1 0:running");
+    assert_eq!(bench.published, "", "nobody knows yet");
+    bench.check_wakes_after(1, "probe 1 0 10.210.1.2");
+    bench.check("well 1 0", "report 1 0:running healthy");
+    assert_eq!(bench.published, "1/0");
+    // A daemon that starts again knows it from the state.
+    let (assignments, running) = (bench.assignments.clone(), [seen(1, 0, ObservedState::Running)]);
+    let mut again = Bench::new(assignments.into_values());
+    again.check_assigned("");
+    assert_eq!(again.published, "unknown", "what is published stays until both truths are known");
+    again.check_listed(running, "");
+    assert_eq!(again.published, "1/0");
+    bench.check_wakes_after(1, "probe 1 0 10.210.1.2");
+    bench.check("ill 1 0", "report 1 0:running unhealthy");
+    assert_eq!(bench.published, "");
 }
 
 #[test]

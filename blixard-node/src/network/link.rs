@@ -1,5 +1,6 @@
 //! Bridges and link pairs, over netlink.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 
@@ -107,6 +108,25 @@ async fn overlapping(netlink: &Handle, bridge: &str, subnet: Ipv4Addr) -> Result
         }
     }
     Ok(None)
+}
+
+/// Every IPv4 address of the node.
+pub(super) async fn addresses() -> Result<BTreeSet<Ipv4Addr>, NetworkError> {
+    let netlink = netlink()?;
+    let list = async {
+        let mut found = BTreeSet::new();
+        let mut addresses = netlink.address().get().execute();
+        while let Some(address) = addresses.try_next().await? {
+            found.extend(address.attributes.iter().filter_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(own)) | AddressAttribute::Address(IpAddr::V4(own)) => {
+                    Some(*own)
+                }
+                _ => None,
+            }));
+        }
+        Ok(found)
+    };
+    list.await.map_err(failed("list addresses"))
 }
 
 async fn name_of(netlink: &Handle, index: u32) -> Result<String, Error> {

@@ -5,24 +5,33 @@
 //! restarts finds it all again. Links and addresses are made over netlink; translation is one
 //! nftables table that is replaced as a whole, so a half-made rule set never exists. Both live in
 //! whatever network namespace the daemon runs in: several nodes on one machine do not meet.
+//!
+//! The network is a boundary: containers reach the world, each other and what the node serves them;
+//! what reaches them is what is published. Which containers a published port leads to is told by
+//! [`ContainerNetwork::publish`], and is on disk as well.
 
+mod conntrack;
 mod firewall;
+mod forwarding;
 mod lease;
 mod link;
 mod namespace;
 mod ports;
+mod published;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use blixard_core::id::{ClusterId, ContainerId, NodeId};
-use blixard_core::spec::PortSpec;
+use blixard_core::spec::{PortSpec, Protocol};
 use tokio::sync::Mutex;
 
+use self::firewall::{Rules, Targets};
 pub use self::lease::Lease;
 use self::lease::Leases;
 use self::ports::HeldPorts;
+use self::published::Published;
 
 /// Why a container could not be connected.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +110,8 @@ impl Opening<'_> {
         &self.lease
     }
 
-    /// Links the namespace to the bridge and publishes the ports.
+    /// Links the namespace to the bridge. Its ports are published later, by
+    /// [`ContainerNetwork::publish`].
     ///
     /// # Errors
     /// When the kernel refuses; what was made is left for [`ContainerNetwork::remove`].
@@ -109,13 +119,10 @@ impl Opening<'_> {
         let Self { network, id, lease, inside } = self;
         let (name, gateway) = (veth_name(&id), first_host(network.subnet));
         link::connect(&network.name, &name, inside, lease.address, gateway).await?;
-        // A connection that is dealt to an address that nobody has yet waits for seconds.
-        let mut state = network.state.lock().await;
+        let state = network.state.lock().await;
         if state.leases.get(&id) != Some(&lease) {
             return Err(NetworkError::Removed);
         }
-        state.unlinked.remove(&id);
-        network.load_rules(&state, None).await?;
         Ok(lease)
     }
 }
@@ -133,9 +140,10 @@ pub struct ContainerNetwork {
 #[derive(Debug)]
 struct State {
     leases: Leases,
-    /// Whose address nobody has yet: nothing is sent there.
-    unlinked: BTreeSet<ContainerId>,
+    published: Published,
     held: HeldPorts,
+    /// What the loaded rules are made of; absent before the first were, or when they may be others.
+    loaded: Option<(Targets, BTreeSet<(Protocol, u16)>)>,
 }
 
 impl ContainerNetwork {
@@ -157,17 +165,17 @@ impl ContainerNetwork {
         std::fs::create_dir_all(directory)
             .map_err(NetworkError::io(format!("make {}", directory.display())))?;
         let leases = Leases::load(directory)?;
+        let published = Published::load(directory, || leases.iter().map(|(id, _)| id.clone()).collect());
         link::ensure_bridge(&name, subnet).await?;
-        enable_forwarding(&name)?;
         let mut held = HeldPorts::default();
         for (id, lease) in leases.iter() {
             if let Err(error) = held.hold(id, &lease.ports).await {
                 tracing::warn!(container.id = id.short(), err = %error, "a published port is no longer ours");
             }
         }
-        let state = State { leases, unlinked: BTreeSet::new(), held };
+        let state = State { leases, published, held, loaded: None };
         let network = Self { directory: directory.to_owned(), name, subnet, state: Mutex::new(state) };
-        network.load_rules(&*network.state.lock().await, None).await?;
+        network.load_rules(&mut *network.state.lock().await).await?;
         Ok(network)
     }
 
@@ -184,7 +192,6 @@ impl ContainerNetwork {
         let netns_path = self.directory.join(format!("{}.netns", id.short()));
         let lease = Lease { netns_path, address, ports: ports.to_vec() };
         // Written first: whatever is made is found again by its lease.
-        state.unlinked.insert(id.clone());
         let made = match state.leases.insert(id.clone(), lease.clone()) {
             Ok(()) => namespace::create(&lease.netns_path).await,
             Err(error) => Err(error),
@@ -200,6 +207,50 @@ impl ContainerNetwork {
         }
     }
 
+    /// Makes the published ports lead to these containers, and to no others; and lets containers
+    /// reach these ports of the node itself, which services on the host's network have. Connections
+    /// that are established go on.
+    ///
+    /// # Errors
+    /// When nftables refuses the rules; they are as before then, and it can be tried again.
+    pub async fn publish(
+        &self,
+        containers: BTreeSet<ContainerId>,
+        served: BTreeSet<(Protocol, u16)>,
+    ) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        let wanted = Published { containers, served };
+        if state.published == wanted && state.loaded.is_some() {
+            return Ok(());
+        }
+        state.published = wanted;
+        self.load_rules(&mut state).await
+    }
+
+    /// Takes a container out of the published ports. Its connections go on.
+    ///
+    /// # Errors
+    /// As [`ContainerNetwork::publish`].
+    pub async fn withdraw(&self, id: &ContainerId) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        if state.published.containers.remove(id) {
+            self.load_rules(&mut state).await?;
+        }
+        Ok(())
+    }
+
+    /// How many connections to a container's published ports are open.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub async fn connections(&self, id: &ContainerId) -> Result<usize, NetworkError> {
+        let Some(address) = self.address_of(id).await else { return Ok(0) };
+        let counts = move |flow: &conntrack::Flow| {
+            flow.protocol == Protocol::Tcp && flow.open && flow.is_translated_to(address)
+        };
+        conntrack::count(counts).await
+    }
+
     /// Takes everything of a container away again, also what a start that was cut off left.
     ///
     /// # Errors
@@ -212,20 +263,23 @@ impl ContainerNetwork {
     /// Removes what a container has: first the rules, so that no port is free while packets to it
     /// still go elsewhere, last the lease, so that what failed is tried again.
     async fn forget(&self, state: &mut State, id: &ContainerId) -> Result<(), NetworkError> {
-        if state.leases.get(id).is_some() {
-            self.load_rules(state, Some(id)).await?;
+        let published = state.published.containers.remove(id);
+        if published && state.leases.get(id).is_some() {
+            self.load_rules(state).await?;
         }
         self.disconnect(state, id).await
     }
 
-    /// Removes the link pair, the namespace, the lease and the held ports.
+    /// Removes the link pair, the namespace, the lease and the held ports, and makes the kernel
+    /// forget whom the address was connected with: it will be somebody else's.
     async fn disconnect(&self, state: &mut State, id: &ContainerId) -> Result<(), NetworkError> {
         if let Some(lease) = state.leases.get(id) {
             link::disconnect(&self.name, &veth_name(id), lease.address).await?;
+            let address = lease.address;
+            conntrack::forget(move |flow| flow.involves(address)).await?;
             namespace::remove(&lease.netns_path)?;
             state.leases.remove(id)?;
         }
-        state.unlinked.remove(id);
         // Held without a lease when a start was cut off while it waited for another port.
         state.held.release(id);
         Ok(())
@@ -253,6 +307,7 @@ impl ContainerNetwork {
             self.disconnect(&mut state, &id).await?;
         }
         link::delete(&self.name).await?;
+        forwarding::restore(&self.directory)?;
         match std::fs::remove_dir_all(&self.directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(NetworkError::io(format!("remove {}", self.directory.display()))(error))
@@ -261,10 +316,61 @@ impl ContainerNetwork {
         }
     }
 
-    /// Publishes the ports of every container that is linked, but for one.
-    async fn load_rules(&self, state: &State, but: Option<&ContainerId>) -> Result<(), NetworkError> {
-        let linked = state.leases.iter().filter(|(id, _)| Some(*id) != but && !state.unlinked.contains(*id));
-        firewall::load(&firewall::ruleset(&self.name, self.subnet, linked.map(|(_, lease)| lease))).await
+    /// Loads the rules that the leases and what is published ask for.
+    async fn load_rules(&self, state: &mut State) -> Result<(), NetworkError> {
+        let leads_to = |id| state.published.containers.contains(id);
+        let targets = firewall::targets(state.leases.iter().map(|(id, lease)| (lease, leads_to(id))));
+        // What a daemon that starts again finds is never less than what the rules lead to by then.
+        state.published.save(&self.directory)?;
+        let wanted = (targets, state.published.served.clone());
+        if state.loaded.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        let before = state.loaded.take();
+        let (targets, served) = &wanted;
+        let closed = forwarding::enable(&self.directory, &self.name)?;
+        let rules = Rules { name: &self.name, subnet: self.subnet, targets, served, closed };
+        firewall::load(&rules.text()).await?;
+        self.forget_datagrams(before.map(|(targets, _)| targets).unwrap_or_default(), targets).await;
+        state.loaded = Some(wanted);
+        Ok(())
+    }
+
+    /// Makes the kernel forget where datagrams of ports go whose rules changed: a client that goes on
+    /// sending from the same port would be sent to where its first one went for ever.
+    async fn forget_datagrams(&self, before: Targets, now: &Targets) {
+        let ports = before.keys().chain(now.keys()).filter(|published| published.protocol == Protocol::Udp);
+        let changed = ports.filter(|published| before.get(published) != now.get(published));
+        let changed: BTreeSet<u16> = changed.map(|published| published.port).collect();
+        if changed.is_empty() {
+            return;
+        }
+        let leads: BTreeSet<_> = now
+            .iter()
+            .filter(|(published, _)| published.protocol == Protocol::Udp)
+            .flat_map(|(published, to)| to.iter().map(|target| (published.port, *target)))
+            .collect();
+        let forgotten = async {
+            let own = link::addresses().await?;
+            let subnet = self.subnet;
+            let is_ours = move |flow: &conntrack::Flow| {
+                own.contains(flow.original.destination.ip()) || is_in(subnet, *flow.reply.source.ip())
+            };
+            let stale = move |flow: &conntrack::Flow| {
+                let port = flow.original.destination.port();
+                flow.protocol == Protocol::Udp
+                    && changed.contains(&port)
+                    && is_ours(flow)
+                    && !is_in(subnet, *flow.original.destination.ip())
+                    && !leads.contains(&(port, flow.reply.source))
+            };
+            conntrack::forget(stale).await
+        };
+        match forgotten.await {
+            Ok(0) => {}
+            Ok(flows) => tracing::debug!(flows, "datagrams of published ports are dealt out anew"),
+            Err(error) => tracing::warn!(err = %error, "datagrams may go on to where they went"),
+        }
     }
 }
 
@@ -283,14 +389,7 @@ fn first_host(subnet: Ipv4Addr) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(subnet) | 1)
 }
 
-/// Lets packets pass between the bridge and the world, and from the node's localhost to
-/// containers.
-fn enable_forwarding(bridge: &str) -> Result<(), NetworkError> {
-    for path in [
-        "/proc/sys/net/ipv4/ip_forward".to_owned(),
-        format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"),
-    ] {
-        std::fs::write(&path, "1").map_err(NetworkError::io(format!("write 1 to {path}")))?;
-    }
-    Ok(())
+/// Whether `address` is of the /24, and not the bridge's.
+fn is_in(subnet: Ipv4Addr, address: Ipv4Addr) -> bool {
+    u32::from(address) & !0xff == u32::from(subnet) && address != first_host(subnet)
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use blixard_core::agent::{Observed, ObservedState};
+use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, NodeId, NodeKey, ReplicaId};
 use blixard_core::time::{Mono, UtcMs};
 use blixard_core::wire::{Channel, Peer};
@@ -255,6 +255,10 @@ impl ContainerRuntime for NoContainers {
     }
 
     async fn remove(&self, _: ReplicaId, _: u32, _: Duration) -> Result<(), RuntimeError> {
+        unreachable!("Raft runs no containers")
+    }
+
+    async fn publish(&self, _: &Ready) -> Result<(), RuntimeError> {
         unreachable!("Raft runs no containers")
     }
 

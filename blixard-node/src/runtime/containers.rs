@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use blixard_core::agent::Ready;
 use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
+use blixard_core::spec::NetworkMode;
 use containerd_client::services::v1::snapshots::RemoveSnapshotRequest;
 use containerd_client::services::v1::{DeleteContainerRequest, DeleteTaskRequest, KillRequest, WaitRequest};
 use containerd_client::tonic::Code;
 use containerd_client::types::v1::Status as ProcessStatus;
+use tokio::time::Instant;
 
 use super::cgroups::{self, CgroupSupport};
 use super::client::{Client, disk, failed, found};
@@ -22,6 +25,9 @@ use crate::platform::RuntimeError;
 
 /// How long a process may take to end after SIGKILL: longer is a process stuck in the kernel.
 const KILL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long it is waited before connections are looked for again: first, and at most.
+const DRAIN_PAUSE_MIN: Duration = Duration::from_millis(20);
+const DRAIN_PAUSE_MAX: Duration = Duration::from_millis(250);
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
 
@@ -60,6 +66,20 @@ impl Containers {
         ContainerId::new(self.cluster, replica, attempt)
     }
 
+    /// Makes the published ports lead to these attempts of replicas alone.
+    pub(crate) async fn publish(&self, ready: &Ready) -> Result<(), RuntimeError> {
+        let (mut containers, mut served) = (BTreeSet::new(), BTreeSet::new());
+        for ((replica, attempt), spec) in ready {
+            match spec.network {
+                NetworkMode::Bridge => drop(containers.insert(self.id(*replica, *attempt))),
+                NetworkMode::Host => {
+                    served.extend(spec.ports.iter().map(|port| (port.protocol, port.container_port)));
+                }
+            }
+        }
+        self.networks.publish(containers, served).await
+    }
+
     /// The cgroup of all containers of this node, below the machine's.
     pub(crate) fn node_cgroup(&self) -> String {
         format!("{}/{}", cgroups::PARENT, self.node)
@@ -79,7 +99,8 @@ impl Containers {
         Starting { containers: self, id: id.clone() }
     }
 
-    /// Stops a container gracefully and removes everything of it but its log.
+    /// Stops a container gracefully and removes everything of it but its log. In that order: no new
+    /// connections, the end of those it has, the signal, SIGKILL when `timeout` is over.
     pub(crate) async fn remove(&self, id: &ContainerId, timeout: Duration) -> Result<(), RuntimeError> {
         let record = self.client.container(&id.0).await?.as_ref().and_then(Record::read);
         let process = self.client.process(&id.0).await?;
@@ -88,18 +109,44 @@ impl Containers {
             let ended = self.ended(id);
             tokio::pin!(ended);
             let signal = record.map_or(SIGTERM, |record| record.stop_signal);
+            let asked = async {
+                let left = timeout.saturating_sub(self.drain(id, timeout / 2).await);
+                self.kill(id, signal, false).await.map(|()| left)
+            };
             tokio::select! {
                 biased;
                 ended = &mut ended => ended?,
-                killed = self.kill(id, signal, false) => {
-                    killed?;
-                    if let Ok(ended) = tokio::time::timeout(timeout, &mut ended).await {
+                left = asked => {
+                    if let Ok(ended) = tokio::time::timeout(left?, &mut ended).await {
                         ended?;
                     }
                 }
             }
         }
         self.erase(id).await
+    }
+
+    /// Takes a container out of the published ports, then waits until nobody is connected to them any
+    /// more, at most `longest`, so that its end cuts nobody off. How long that took.
+    async fn drain(&self, id: &ContainerId, longest: Duration) -> Duration {
+        let began = Instant::now();
+        if let Err(error) = self.networks.withdraw(id).await {
+            tracing::warn!(container = %id, err = %error, "published ports lead to a container that stops");
+        }
+        let mut pause = DRAIN_PAUSE_MIN;
+        while began.elapsed() < longest {
+            match self.networks.connections(id).await {
+                Ok(0) => break,
+                Ok(open) => tracing::debug!(container = %id, open, "waiting for connections to end"),
+                Err(error) => {
+                    tracing::warn!(container = %id, err = %error, "connections are not waited for");
+                    break;
+                }
+            }
+            tokio::time::sleep(pause.min(longest.saturating_sub(began.elapsed()))).await;
+            pause = (pause * 2).min(DRAIN_PAUSE_MAX);
+        }
+        began.elapsed()
     }
 
     /// Kills what runs and removes everything of a container but its log, in whatever state it is.

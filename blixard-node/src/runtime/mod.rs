@@ -47,7 +47,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use blixard_core::agent::{Observed, ObservedState};
+use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId};
 use containerd_client::tonic::transport::Channel;
 use futures_util::Stream;
@@ -312,6 +312,10 @@ impl ContainerRuntime for ContainerdRuntime {
     async fn remove(&self, replica: ReplicaId, attempt: u32, timeout: Duration) -> Result<(), RuntimeError> {
         let containers = self.attached()?;
         containers.remove(&containers.id(replica, attempt), timeout).await
+    }
+
+    async fn publish(&self, ready: &Ready) -> Result<(), RuntimeError> {
+        self.attached()?.publish(ready).await
     }
 
     async fn probe(&self, address: SocketAddr, path: &str, timeout: Duration) -> bool {

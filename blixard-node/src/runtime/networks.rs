@@ -1,6 +1,7 @@
 //! What the runtime asks of the container network: a namespace to run in, made before the
 //! container and removed after it.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use std::pin::Pin;
 
 use async_trait::async_trait;
 use blixard_core::id::{ClusterId, ContainerId, NodeId};
-use blixard_core::spec::PortSpec;
+use blixard_core::spec::{PortSpec, Protocol};
 use tokio::sync::OnceCell;
 
 use crate::network::{ContainerNetwork, Lease, NetworkError};
@@ -27,7 +28,7 @@ pub struct NetworkLease {
 pub struct NetworkOpening<'a> {
     /// Its place; the namespace is there.
     pub lease: NetworkLease,
-    /// Connects it: links, addresses, published ports.
+    /// Connects it: links and addresses. Its ports are published by [`Networks::publish`].
     pub connect: Pin<Box<dyn Future<Output = Result<(), RuntimeError>> + Send + 'a>>,
 }
 
@@ -45,6 +46,17 @@ pub trait Networks: Send + Sync + 'static {
         id: &ContainerId,
         ports: &[PortSpec],
     ) -> Result<NetworkOpening<'a>, RuntimeError>;
+    /// Makes the published ports lead to these containers alone, and lets containers reach these ports
+    /// of the node itself.
+    async fn publish(
+        &self,
+        containers: BTreeSet<ContainerId>,
+        served: BTreeSet<(Protocol, u16)>,
+    ) -> Result<(), RuntimeError>;
+    /// Takes a container out of the published ports; its connections go on.
+    async fn withdraw(&self, id: &ContainerId) -> Result<(), RuntimeError>;
+    /// How many connections to a container's published ports are open.
+    async fn connections(&self, id: &ContainerId) -> Result<usize, RuntimeError>;
     /// Removes all of a container's, also when it was never connected.
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError>;
     /// A container's address, when it has one.
@@ -91,6 +103,22 @@ impl Networks for Bridge {
         let Lease { netns_path, address, .. } = opening.lease().clone();
         let connect = async { opening.connect().await.map(|_| ()).map_err(|error| failed(&error)) };
         Ok(NetworkOpening { lease: NetworkLease { netns_path, address }, connect: Box::pin(connect) })
+    }
+
+    async fn publish(
+        &self,
+        containers: BTreeSet<ContainerId>,
+        served: BTreeSet<(Protocol, u16)>,
+    ) -> Result<(), RuntimeError> {
+        self.open()?.publish(containers, served).await.map_err(|error| failed(&error))
+    }
+
+    async fn withdraw(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.open()?.withdraw(id).await.map_err(|error| failed(&error))
+    }
+
+    async fn connections(&self, id: &ContainerId) -> Result<usize, RuntimeError> {
+        self.open()?.connections(id).await.map_err(|error| failed(&error))
     }
 
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
@@ -140,6 +168,22 @@ impl Networks for HostOnly {
         _: &[PortSpec],
     ) -> Result<NetworkOpening<'a>, RuntimeError> {
         Err(RuntimeError::Invalid("this node has no container network: use `network: host`".to_owned()))
+    }
+
+    async fn publish(
+        &self,
+        _: BTreeSet<ContainerId>,
+        _: BTreeSet<(Protocol, u16)>,
+    ) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn withdraw(&self, _: &ContainerId) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn connections(&self, _: &ContainerId) -> Result<usize, RuntimeError> {
+        Ok(0)
     }
 
     async fn remove(&self, _: &ContainerId) -> Result<(), RuntimeError> {

@@ -10,6 +10,7 @@ mod durability;
 mod failover;
 mod formation;
 mod images;
+mod network;
 mod quorum;
 mod reboot;
 mod run;

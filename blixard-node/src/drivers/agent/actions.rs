@@ -80,7 +80,7 @@ impl Doing {
                 let healthy = self.probe(address, &spec).await;
                 Event::Probed { replica, attempt, healthy }
             }
-            Action::Report { .. } | Action::WakeAt(_) => return None,
+            Action::Publish(_) | Action::Report { .. } | Action::WakeAt(_) => return None,
         }))
     }
 

@@ -4,6 +4,8 @@
 //! task of its own. It decides nothing about replicas. Whoever composes the node starts it, feeds
 //! it with [`feed`] and hands on what it reports.
 //!
+//! Reports and removals wait for the publishing of ports that was decided on before them.
+//!
 //! While the runtime is asked for its list, answers of actions and the runtime's own events wait:
 //! the agent takes them to be newer than the list. A runtime that does not answer is asked again,
 //! with back-off, for as long as it takes.
@@ -12,6 +14,7 @@ mod actions;
 mod feed;
 mod images;
 mod listing;
+mod publishing;
 
 #[cfg(test)]
 mod tests;
@@ -30,6 +33,7 @@ use self::actions::{Actions, Answer};
 pub use self::feed::feed;
 pub use self::images::ImageSource;
 use self::listing::{Listing, Seen};
+use self::publishing::Publishing;
 use crate::platform::{Platform, PullProgress, RuntimeEvent};
 
 /// Answers that wait for the agent; tasks with more to say wait with them.
@@ -82,12 +86,14 @@ impl AgentDriver {
             node: self.node,
             agent: Agent::default(),
             actions: Actions::new(self.platform.clone(), self.images, self.pulls, answers_in),
+            publishing: Publishing::new(self.platform.clone()),
             platform: self.platform,
             on_report: self.on_report,
             wake: None,
         };
         loop {
-            let deadline = [driving.wake, listing.retry_at()].into_iter().flatten().min();
+            let deadlines = [driving.wake, listing.retry_at(), driving.publishing.retry_at()];
+            let deadline = deadlines.into_iter().flatten().min();
             let listed = !listing.is_asked();
             // Every arm is cancel safe: channels and streams lose nothing, and a question to the
             // runtime that is under way is kept and polled on.
@@ -113,8 +119,10 @@ impl AgentDriver {
                         listing.ask();
                     }
                 },
+                () = driving.publishing.done() => driving.go_on(),
                 () = clock.sleep_until(deadline.unwrap_or_default()), if deadline.is_some() => {
                     listing.woken();
+                    driving.publishing.woken();
                     driving.woken();
                 }
             }
@@ -128,6 +136,7 @@ struct Driving {
     platform: Platform,
     agent: Agent,
     actions: Actions,
+    publishing: Publishing,
     on_report: OnReport,
     wake: Option<Mono>,
 }
@@ -146,8 +155,21 @@ impl Driving {
         self.agent.step(clock.now(), clock.utc(), event, &mut decided);
         for action in decided {
             match action {
-                Action::Report { replica, status } => self.report(replica, status),
+                Action::Publish(_) | Action::Report { .. } | Action::Remove { .. } => {
+                    self.publishing.push(action);
+                }
                 Action::WakeAt(at) => self.wake = Some(at),
+                action => self.actions.begin(action),
+            }
+        }
+        self.go_on();
+    }
+
+    /// Does what need not wait for a publishing any longer.
+    fn go_on(&mut self) {
+        while let Some(action) = self.publishing.next_action() {
+            match action {
+                Action::Report { replica, status } => self.report(replica, status),
                 action => self.actions.begin(action),
             }
         }

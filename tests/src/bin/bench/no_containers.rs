@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use blixard_core::agent::{Observed, ObservedState};
+use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId};
 use blixard_node::platform::{
     ContainerConfig, ContainerInfo, ContainerRuntime, ExecConfig, ExecSession, ImageInfo, LogLine, LogQuery,
@@ -40,6 +40,10 @@ impl ContainerRuntime for NoContainers {
     }
 
     async fn remove(&self, _: ReplicaId, _: u32, _: Duration) -> Result<(), RuntimeError> {
+        unreachable!("Raft runs no containers")
+    }
+
+    async fn publish(&self, _: &Ready) -> Result<(), RuntimeError> {
         unreachable!("Raft runs no containers")
     }
 
