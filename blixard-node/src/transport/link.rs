@@ -214,10 +214,13 @@ impl Link {
         close(&self.connection, code, reason);
     }
 
-    /// Closes a superseded link when what was under way on it is done.
+    /// Closes a superseded link when what was under way on it is done, unless it has ended before.
     pub(super) async fn retire(self: Arc<Self>) {
         loop {
             tokio::time::sleep(RETIRE_AFTER).await;
+            if self.connection.close_reason().is_some() {
+                return;
+            }
             if Arc::strong_count(&self.busy) == 1 && self.calls().waiting.is_empty() {
                 return self.close(CloseCode::Superseded, "another link took over");
             }

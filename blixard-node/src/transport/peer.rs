@@ -12,13 +12,16 @@ use tokio_util::sync::CancellationToken;
 use super::endpoint::ALPN_MEMBER;
 use super::hello;
 use super::link::{CloseCode, Link};
-use super::shared::Shared;
+use super::shared::{REMOVED, Shared};
 
 /// How long one dial may take, hello included.
 const DIAL_DEADLINE: Duration = Duration::from_secs(2);
 /// How long the side with the higher key leaves the first dial to the other, so that two members
 /// that start together rarely make two links.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// Superseded links of one member that live on for what is under way on them. Two sides that dial
+/// at once make one; a member that makes more of them loses its oldest.
+pub(super) const SUPERSEDED_MAX: usize = 4;
 
 /// A member, as this node links to it.
 pub(super) struct Slot {
@@ -36,6 +39,8 @@ pub(super) struct Slot {
 #[derive(Default)]
 struct State {
     link: Option<Arc<Link>>,
+    /// Those that it, or one before it, took over from and that live on for a while; oldest first.
+    superseded: Vec<Arc<Link>>,
     dial: Dial,
     /// Counts failed dials, so that a caller sees the end of the one it waited for.
     failures: u64,
@@ -96,13 +101,18 @@ impl Slot {
     }
 
     /// Takes in a new link. Of two from the same endpoint of the other side the one dialled by the
-    /// lower key stays, which both sides judge alike; otherwise the newer one does, because the
+    /// lower key stays, which both sides judge alike; otherwise the newer one does, because every
     /// older one leads to an endpoint that is gone: what is under way there gets no answer.
     pub(super) fn adopt(self: &Arc<Self>, shared: &Shared, link: Arc<Link>) {
-        let boot = link.boot;
         let by_lower = |link: &Link| link.dialled == (shared.key < link.key);
+        let mut removed = false;
         let mut superseded = None;
+        let mut gone = Vec::new();
         self.state.send_modify(|state| {
+            removed = self.removed.is_cancelled();
+            if removed {
+                return;
+            }
             state.dial.succeeded();
             match state.link.take() {
                 Some(old) if old.boot == link.boot && by_lower(&old) && !by_lower(&link) => {
@@ -114,19 +124,29 @@ impl Slot {
                     state.link = Some(link.clone());
                 }
             }
+            state.superseded.extend(superseded.clone());
+            let anew = |old: &mut Arc<Link>| old.boot != link.boot;
+            gone.extend(state.superseded.extract_if(.., anew).map(|old| (old, "it has started anew")));
+            let too_many = state.superseded.len().saturating_sub(SUPERSEDED_MAX);
+            gone.extend(state.superseded.drain(..too_many).map(|old| (old, "too many links took over")));
         });
-        match superseded {
-            Some(gone) if gone.boot != boot => gone.close(CloseCode::Superseded, "it has started anew"),
-            Some(superseded) => shared.tasks.spawn(superseded.retire()),
-            None => {}
+        if removed {
+            return link.close(CloseCode::NotMember, REMOVED);
+        }
+        for (old, reason) in gone {
+            old.close(CloseCode::Superseded, reason);
+        }
+        if let Some(old) = superseded {
+            shared.tasks.spawn(old.retire());
         }
         shared.tasks.spawn(self.clone().watch(link));
     }
 
-    /// Ends the link and its supervisor.
+    /// Ends the links and their supervisor.
     pub(super) fn remove(&self, code: CloseCode, reason: &str) {
         self.removed.cancel();
-        if let Some(link) = self.state.send_replace(State::default()).link {
+        let state = self.state.send_replace(State::default());
+        for link in state.link.iter().chain(&state.superseded) {
             link.close(code, reason);
         }
     }
@@ -138,6 +158,7 @@ impl Slot {
             if current {
                 state.link = None;
             }
+            state.superseded.retain(|old| !Arc::ptr_eq(old, &link));
             current
         });
         tracing::info!(peer.id = %self.node, reason, was_current, "link down");

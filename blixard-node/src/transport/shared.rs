@@ -23,6 +23,8 @@ use crate::platform::{Inbound, RandomSource};
 
 /// How long another member has to take in addresses; without an answer the next link tells again.
 const ADDRESSES_DEADLINE: Duration = Duration::from_secs(5);
+/// What a member is told that was removed while it had a link, or while one came up.
+pub(super) const REMOVED: &str = "this node is no longer a member of the cluster";
 
 /// The transport, as its tasks see it.
 pub(super) struct Shared {
@@ -126,7 +128,7 @@ impl Shared {
             *by_key = slots.iter().map(|(node, slot)| (slot.key, *node)).collect();
         }
         for slot in gone {
-            slot.remove(CloseCode::NotMember, "this node is no longer a member of the cluster");
+            slot.remove(CloseCode::NotMember, REMOVED);
         }
         for slot in new {
             self.tasks.spawn(peer::supervise(self.clone(), slot));

@@ -475,22 +475,67 @@ async fn an_endpoint_that_ended_is_replaced_at_the_same_address() {
     eventually("linked", async || two.call(&one, Channel::Raft, b"").await.is_ok()).await;
 }
 
+/// Two members with the one link that `dialler` makes: the other knows no address of it.
+async fn pair_dialled_by(dialler: u64) -> (Member, Member) {
+    let (one, two) = (Member::start(1).await, Member::start(2).await);
+    let (dials, waits) = if dialler == 1 { (&one, &two) } else { (&two, &one) };
+    let hidden = Peer { addresses: Vec::new(), ..dials.peer() };
+    waits.transport.set_peers([(dials.node, hidden)].into());
+    dials.transport.set_peers(peers(&[waits]));
+    eventually("linked", async || waits.call(dials, Channel::Raft, b"").await.is_ok()).await;
+    (one, two)
+}
+
+/// Another connection that `there` makes to `here`, as an endpoint with this boot number would.
+async fn connect(there: &Member, here: &Member, boot: u64) -> iroh::endpoint::Connection {
+    let before = here.echo.linked.lock().unwrap().len();
+    let target = endpoint_addr(here.transport.key(), &here.transport.addresses(), None).unwrap();
+    let endpoint = there.transport.shared.listener.endpoint().expect("it listens");
+    let connection = endpoint.connect(target, super::endpoint::ALPN_MEMBER).await.unwrap();
+    let hello = Hello { boot, ..there.transport.shared.hello() };
+    super::hello::say(&connection, &hello).await.unwrap();
+    eventually("heard", async || here.echo.linked.lock().unwrap().len() > before).await;
+    connection
+}
+
+async fn closes(connection: &iroh::endpoint::Connection) -> String {
+    let closed = tokio::time::timeout(DEADLINE / 2, connection.closed()).await;
+    super::link::close_reason(&closed.expect("what is under way there does not wait for an answer"))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_from_another_endpoint_of_the_member_takes_over_whoever_dialled() {
-    let (one, two) = pair().await;
-    for (here, there) in [(&one, &two), (&two, &one)] {
-        let link = || here.transport.shared.slot(there.node).unwrap().link();
-        let old = link().expect("linked");
-        // As if the endpoint there had ended without a word: the link here is still up.
-        let target = endpoint_addr(here.transport.key(), &here.transport.addresses(), None).unwrap();
-        let endpoint = there.transport.shared.listener.endpoint().expect("it listens");
-        let connection = endpoint.connect(target, super::endpoint::ALPN_MEMBER).await.unwrap();
-        let hello = Hello { boot: old.boot + 1, ..there.transport.shared.hello() };
-        super::hello::say(&connection, &hello).await.unwrap();
-        eventually("taken over", async || link().is_some_and(|link| link.boot == hello.boot)).await;
-        let closed = tokio::time::timeout(DEADLINE / 2, old.connection().closed()).await;
-        closed.expect("what is under way there does not wait for an answer");
-        connection.close(0_u32.into(), b"done");
-        eventually("linked again", async || here.call(there, Channel::Raft, b"").await.is_ok()).await;
+    for dialler in [1, 2] {
+        let (one, two) = pair_dialled_by(dialler).await;
+        let old = one.transport.shared.slot(two.node).unwrap().link().expect("linked");
+        // As both sides make when they dial at once: either of the two is superseded by the other.
+        let twin = connect(&two, &one, old.boot).await;
+        // As if the endpoint there had ended without a word: the links here are still up.
+        let new = connect(&two, &one, old.boot + 1).await;
+        closes(old.connection()).await;
+        assert_eq!(closes(&twin).await, "it has started anew", "dialled by {dialler}");
+        new.close(0_u32.into(), b"done");
+        eventually("linked again", async || one.call(&two, Channel::Raft, b"").await.is_ok()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_removed_keeps_none_of_its_links() {
+    let (one, two) = pair_dialled_by(2).await;
+    let old = one.transport.shared.slot(two.node).unwrap().link().expect("linked");
+    let boot = two.transport.shared.hello().boot;
+    let twin = connect(&two, &one, boot).await;
+    let mut more = Vec::new();
+    for _ in 0..super::peer::SUPERSEDED_MAX {
+        more.push(connect(&two, &one, boot).await);
+    }
+    // The oldest makes room; the others live on for what is under way on them. The other side may
+    // dial again, which takes more room.
+    closes(old.connection()).await;
+    assert!(more.last().is_some_and(|newest| newest.close_reason().is_none()));
+    one.transport.set_peers(BTreeMap::new());
+    more.push(twin);
+    for connection in &more {
+        closes(connection).await;
     }
 }
