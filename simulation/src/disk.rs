@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use blixard_node::platform::{Disk, DurableWriter};
+use blixard_node::raft::inspect::LOG_FILE;
 
+use crate::held::Held;
 use crate::random::Stream;
 use crate::tasks::SimSpawner;
 use crate::trace::Trace;
@@ -81,17 +83,35 @@ struct File {
     /// Not synced.
     open: Vec<Op>,
     locked: bool,
+    /// Which entries the durable bytes hold, when it is a member's log.
+    held: Option<Held>,
 }
 
 impl File {
+    fn new(name: &str) -> Self {
+        Self { held: (name == LOG_FILE).then(Held::default), ..Self::default() }
+    }
+
+    fn keep(&mut self, op: &Op) {
+        op.apply(&mut self.durable);
+        if let (Some(held), Op::Write(_, data)) = (&mut self.held, op) {
+            held.flushed(data);
+        }
+    }
+
+    /// What the durable bytes hold is not what was flushed: it is to be read from them.
+    fn reread(&mut self) {
+        self.held.iter_mut().for_each(Held::forget);
+    }
+
     fn write(&mut self, op: Op) {
         op.apply(&mut self.current);
         self.open.push(op);
     }
 
     fn settle(&mut self) {
-        for op in self.batches.drain(..).flatten() {
-            op.apply(&mut self.durable);
+        for op in std::mem::take(&mut self.batches).iter().flatten() {
+            self.keep(op);
         }
     }
 
@@ -123,6 +143,7 @@ impl File {
             }
         }
         self.current.clone_from(&self.durable);
+        self.reread();
     }
 }
 
@@ -183,7 +204,7 @@ impl SimDisk {
         for file in self.lock().files.values_mut() {
             file.settle();
             for op in std::mem::take(&mut file.open) {
-                op.apply(&mut file.durable);
+                file.keep(&op);
             }
             file.locked = false;
         }
@@ -223,6 +244,13 @@ impl SimDisk {
         self.lock().files.get(name).map(|file| file.durable.clone())
     }
 
+    /// The hash of the entry of an index that a loss of power would leave in the log for certain.
+    pub fn holds(&self, index: u64) -> Option<u64> {
+        let mut inner = self.lock();
+        let File { held, durable, .. } = inner.files.get_mut(LOG_FILE)?;
+        held.as_mut()?.entry(index, durable)
+    }
+
     /// Makes each flush take `times` as long.
     pub fn set_slowness(&self, times: u64) {
         self.lock().slowness = times;
@@ -259,7 +287,7 @@ impl Disk for LifeDisk {
             return Err(io::Error::other("the process has ended"));
         }
         let mut inner = self.disk.lock();
-        let file = inner.files.entry(name.to_owned()).or_default();
+        let file = inner.files.entry(name.to_owned()).or_insert_with(|| File::new(name));
         if file.locked {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, format!("{name} is open already")));
         }
@@ -366,6 +394,7 @@ impl Inner {
         let file = self.file(name);
         let kept = std::mem::take(&mut file.open).into_iter().filter(|_| random.chance(500)).collect();
         file.batches.push(kept);
+        file.reread();
         file.current.clone_from(&file.durable);
         for op in file.batches.iter().flatten() {
             op.apply(&mut file.current);

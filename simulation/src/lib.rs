@@ -10,6 +10,7 @@ pub mod clients;
 pub mod containers;
 pub mod disk;
 pub mod faults;
+mod held;
 pub mod machine;
 pub mod mutants;
 pub mod net;

@@ -40,6 +40,11 @@ use crate::trace::Trace;
 /// How far apart the ids of the nodes of one place are: more than there are machines.
 const REBORN: u64 = 100;
 
+/// The number of the machine that a node is on.
+pub fn number_of(node: NodeId) -> u64 {
+    node.0 % REBORN
+}
+
 /// A machine of a world.
 pub struct Machine {
     /// Its number, which is also the node id that it asks for first.

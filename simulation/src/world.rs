@@ -7,7 +7,7 @@ use blixard_core::discovery::target::JoinTarget;
 use blixard_core::discovery::ticket::Ticket;
 use blixard_node::raft::RaftConfig;
 
-use crate::checks::{Checks, durable};
+use crate::checks::Checks;
 use crate::disk::{FAILING, FULL, Loss};
 use crate::machine::{Machine, Running};
 use crate::net::Net;
@@ -43,7 +43,8 @@ impl World {
         let checks = Arc::new(Checks::new(trace.clone()));
         let net = Net::new(seed, trace.clone(), checks.clone());
         let machine = |number| Machine::new(number, seed, &net, &trace, &checks, raft.clone());
-        let machines = (1..=machines).map(machine).collect();
+        let machines: Vec<Machine> = (1..=machines).map(machine).collect();
+        checks.know_disks(machines.iter().map(|machine| machine.disk.clone()).collect());
         let tickets = Stream::new(seed, "world").chance(300);
         Arc::new(Self { seed, trace, net, machines, checks, registries: Registries::new(), tickets })
     }
@@ -132,13 +133,9 @@ async fn watch(running: Running, world: Weak<World>, checks: Arc<Checks>) {
         let state = running.handle.state();
         if seen != Some(state.applied) {
             seen = Some(state.applied);
-            let first = checks.state(running.machine, &state);
-            if first
-                && checks.is_durability_due(state.applied)
-                && let Some(world) = world.upgrade()
-                && let Err(detail) = durable(&world, state.applied, running.handle.raft().voters.len())
-            {
-                checks.violated("committed_entries_are_durable", detail);
+            let new = checks.state(running.machine, &state);
+            if let Some(world) = world.upgrade() {
+                checks.applied(&world, new);
             }
         }
         running.handle.state_after(state.applied, LOOK).await;

@@ -10,7 +10,7 @@ use blixard_node::raft::RaftConfig;
 use http::{Method, Request};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use simulation::checks::settled;
+use simulation::checks::{members_agree_who_votes, settled};
 use simulation::disk::Loss;
 use simulation::machine::Running;
 use simulation::trace::Show;
@@ -31,17 +31,22 @@ fn with<F: Future<Output = ()>>(machines: u64, history: impl FnOnce(Arc<World>) 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime without I/O needs nothing").block_on(async {
         let world = World::new(7, machines, &RaftConfig::default(), Show::Hash);
-        until("the cluster forms", || {
-            for machine in &world.machines {
-                world.start(machine.number);
-            }
-            settled(&world).is_ok()
-        })
-        .await;
+        form(&world).await;
         history(world.clone()).await;
         assert!(world.checks.first().is_none(), "{:?}", world.checks.first());
         world.end();
     });
+}
+
+/// Starts every daemon and waits until they are a cluster.
+async fn form(world: &Arc<World>) {
+    until("the cluster forms", || {
+        for machine in &world.machines {
+            world.start(machine.number);
+        }
+        settled(world).is_ok()
+    })
+    .await;
 }
 
 async fn until(what: &str, holds: impl Fn() -> bool) {
@@ -268,5 +273,41 @@ fn the_only_voter_removed_by_force_hands_over() {
         remove(&world, voter).await;
         let left = 3 - voter;
         assert_eq!(submit(&node(&world, left), "web", 1).await.0, 201);
+    });
+}
+
+#[test]
+fn what_a_snapshot_covers_is_durable_and_what_no_quorum_holds_is_not() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime without I/O needs nothing").block_on(async {
+        let raft = RaftConfig { snapshot_entries: 20, log_keep: 1, ..RaftConfig::default() };
+        let world = World::new(7, 3, &raft, Show::Hash);
+        world.checks.look_at_disks();
+        form(&world).await;
+        let joins = follower(&world);
+        remove(&world, joins).await;
+        for number in 0..40 {
+            let asked = node(&world, world.leader().expect("one leads"));
+            assert_eq!(submit(&asked, &format!("web-{}", number % 4), 1).await.1["error"], Value::Null);
+        }
+        // It has of the entries before only the snapshot that it is sent.
+        world.machine(joins).replace();
+        form(&world).await;
+        until("all vote", || members_agree_who_votes(&world).is_ok()).await;
+        let (applied, _) = world.checks.reached();
+        assert!(node(&world, joins).handle.raft().snapshot > 0, "it was sent a snapshot");
+        let last = node(&world, joins).handle.raft().snapshot;
+        world.checks.applied(&world, 1..=applied);
+        assert_eq!(world.checks.first(), None);
+        // Together with it alone, no other machine is a quorum for what both have of the log.
+        let others: Vec<u64> = (1..=3).filter(|number| *number != joins).collect();
+        world.machine(others[0]).disk.wipe();
+        world.checks.applied(&world, last..=last);
+        assert_eq!(world.checks.first(), None, "two of three have it");
+        world.machine(others[1]).disk.wipe();
+        world.checks.applied(&world, last..=last);
+        let found = world.checks.first().map(|violation| violation.invariant);
+        assert_eq!(found.as_deref(), Some("committed_entries_are_durable"));
+        world.end();
     });
 }

@@ -34,3 +34,10 @@ fn another_seed_gives_another_history_in_which_clients_are_served() {
         assert!(report.events > 10_000, "{} events", report.events);
     }
 }
+
+/// The first application of entry 300 was shown by nobody; the next to show it did so when a machine
+/// that had held it was replaced, and had of it a snapshot.
+#[test]
+fn an_entry_that_nobody_showed_in_time_is_looked_at_with_the_next() {
+    history(1_795_816_836_768);
+}

@@ -27,7 +27,7 @@ use crate::context::NodeContext;
 use crate::database::{Values, damaged, guarded, io_error};
 
 pub(super) const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
-const FACTS: Values = TableDefinition::new("facts");
+pub(super) const FACTS: Values = TableDefinition::new("facts");
 const CLUSTER: &str = "cluster";
 const NODE: &str = "node";
 const VOTE: &str = "vote";
@@ -102,7 +102,7 @@ fn load(database: &Reader) -> io::Result<(Tail, Owner)> {
         };
         let log_id = |name| fact::<LogIdRecord>(&facts, name).map(|id| id.map(LogId::from));
         let (purged, committed) = (log_id(PURGED)?, log_id(COMMITTED)?);
-        let vote = fact::<VoteRecord>(&facts, VOTE)?.map(Vote::from);
+        let vote = vote(&facts)?;
         let mut last = purged;
         for row in transaction.open_table(ENTRIES).map_err(io_error)?.range::<u64>(..).map_err(io_error)? {
             let id = read_entry(row)?.log_id;
@@ -127,6 +127,11 @@ fn fact<T: serde::de::DeserializeOwned>(
     let Some(bytes) = facts.get(name).map_err(io_error)? else { return Ok(None) };
     let read = unseal(name.as_bytes(), bytes.value());
     read.map(Some).map_err(|error| in_record(format_args!("its {name}"), error))
+}
+
+/// The vote among the facts of a log.
+pub(super) fn vote(facts: &ReadOnlyTable<&'static str, &'static [u8]>) -> io::Result<Option<Vote>> {
+    Ok(fact::<VoteRecord>(facts, VOTE)?.map(Vote::from))
 }
 
 type Row<'a> = (redb::AccessGuard<'a, u64>, redb::AccessGuard<'a, &'static [u8]>);

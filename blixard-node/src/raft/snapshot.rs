@@ -20,7 +20,7 @@ use super::types::{Snapshot, SnapshotMeta, Types};
 use crate::context::NodeContext;
 use crate::database::{Values, damaged, io_error};
 
-const SNAPSHOT: Values = TableDefinition::new("snapshot");
+pub(super) const SNAPSHOT: Values = TableDefinition::new("snapshot");
 const CLUSTER: &str = "cluster";
 const NODE: &str = "node";
 const META: &str = "meta";
@@ -91,6 +91,12 @@ impl SnapshotStore {
 
 fn unseal_meta(bytes: &[u8]) -> Result<SnapshotMeta, CodecError> {
     unseal::<SnapshotMetaRecord>(META.as_bytes(), bytes)?.try_into()
+}
+
+/// What the snapshot in a table covers, when there is one.
+pub(super) fn read_meta(table: &Table) -> io::Result<Option<SnapshotMeta>> {
+    let meta = table.get(META).map_err(io_error)?;
+    Ok(meta.map(|bytes| unseal_meta(bytes.value())).transpose()?)
 }
 
 type Table = redb::ReadOnlyTable<&'static str, &'static [u8]>;

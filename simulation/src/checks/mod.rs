@@ -26,8 +26,9 @@ mod voters;
 mod votes;
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use blixard_core::cluster::ClusterState;
@@ -40,7 +41,7 @@ pub use self::acknowledged::{Expected, acknowledged};
 use self::agreement::Agreement;
 use self::confirmed::Confirmed;
 use self::downs::Downs;
-pub(crate) use self::durable::durable;
+use self::durable::Voters as KnownVoters;
 use self::election::Election;
 use self::leaders::Leaders;
 use self::logs::Logs;
@@ -53,7 +54,8 @@ use self::strays::Strays;
 use self::terms::Terms;
 pub use self::voters::members_agree_who_votes;
 use self::votes::Votes;
-use crate::machine::Machine;
+use crate::disk::SimDisk;
+use crate::machine::{Machine, number_of};
 use crate::trace::Trace;
 use crate::world::World;
 
@@ -78,7 +80,9 @@ impl std::fmt::Display for Violation {
 pub struct Checks {
     trace: Trace,
     /// Whether it is looked at what is on disk.
-    disks: AtomicBool,
+    looks_at_disks: AtomicBool,
+    /// The machines' disks, in the order of their numbers.
+    disks: OnceLock<Vec<SimDisk>>,
     inner: Mutex<Inner>,
 }
 
@@ -92,6 +96,7 @@ struct Inner {
     leaders: Leaders,
     downs: Downs,
     logs: Logs,
+    configurations: KnownVoters,
     votes: Votes,
     starts: Starts,
     confirmed: Confirmed,
@@ -102,26 +107,28 @@ struct Inner {
 impl Checks {
     /// The checks of a world that begins.
     pub fn new(trace: Trace) -> Self {
-        Self { trace, disks: AtomicBool::new(false), inner: Mutex::default() }
+        let looks_at_disks = AtomicBool::new(false);
+        Self { trace, looks_at_disks, disks: OnceLock::new(), inner: Mutex::default() }
+    }
+
+    /// The disks of the world's machines, which are known after the checks are.
+    pub fn know_disks(&self, disks: Vec<SimDisk>) {
+        assert!(self.disks.set(disks).is_ok(), "a world has one set of disks");
     }
 
     /// From now on it is looked at what is on disk: where nothing goes wrong nothing is lost.
     pub fn look_at_disks(&self) {
-        self.disks.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether it is looked at on which disks the entry of an index is.
-    pub(crate) fn is_durability_due(&self, index: u64) -> bool {
-        self.disks.load(Ordering::Relaxed) && durable::is_due(index)
+        self.looks_at_disks.store(true, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node has published a state. Whether it is the first at this index.
-    pub fn state(&self, machine: u64, state: &Arc<ClusterState>) -> bool {
+    /// A node has published a state. Which entries are applied there first, published or not.
+    pub fn state(&self, machine: u64, state: &Arc<ClusterState>) -> RangeInclusive<u64> {
         let mut inner = self.lock();
+        let new = inner.agreement.highest() + 1..=state.applied;
         let first = inner.states.at(state.applied);
         let checked = inner.agreement.seen(machine, state, first.as_deref());
         let checked = checked.map_err(|detail| ("states_agree".to_owned(), detail));
@@ -134,7 +141,18 @@ impl Checks {
         if let Err((invariant, detail)) = checked {
             self.violated(&invariant, detail);
         }
-        first.is_none()
+        new
+    }
+
+    /// Entries were applied for the first time.
+    pub fn applied(&self, world: &World, indexes: RangeInclusive<u64>) {
+        if !self.looks_at_disks.load(Ordering::Relaxed) {
+            return;
+        }
+        let checked = durable::durable(world, &self.lock().configurations, indexes);
+        if let Err(detail) = checked {
+            self.violated("committed_entries_are_durable", detail);
+        }
     }
 
     /// A node knows this of Raft.
@@ -185,7 +203,8 @@ impl Checks {
     pub fn spoke(&self, from: NodeId, to: NodeId, request: &Bytes, answer: &[u8]) {
         let mut inner = self.lock();
         let checked = match inspect::request(request) {
-            Some(Said::Append { term, previous, entries, committed }) => {
+            Some(Said::Append { term, previous, entries, configurations, committed }) => {
+                inner.configurations.told(configurations);
                 inner.logs.appended(term, previous, &entries, committed)
             }
             Some(Said::Vote { term, candidate }) => {
@@ -193,7 +212,10 @@ impl Checks {
                 let granted = inspect::grants(answer);
                 let given =
                     own.and_then(|()| if granted { inner.votes.given(to, term, candidate) } else { Ok(()) });
-                given.map_err(|detail| ("one_vote_a_term", detail))
+                let durable = if granted { self.vote_is_durable(to, term, candidate) } else { Ok(()) };
+                given
+                    .map_err(|detail| ("one_vote_a_term", detail))
+                    .and(durable.map_err(|detail| ("votes_are_durable", detail)))
             }
             Some(Said::Other) | None => Ok(()),
         };
@@ -201,6 +223,12 @@ impl Checks {
         if let Err((invariant, detail)) = checked {
             self.violated(invariant, detail);
         }
+    }
+
+    fn vote_is_durable(&self, voter: NodeId, term: u64, candidate: u64) -> Result<(), String> {
+        let disks = self.disks.get().filter(|_| self.looks_at_disks.load(Ordering::Relaxed));
+        let number = usize::try_from(number_of(voter) - 1).expect("worlds are small");
+        disks.map_or(Ok(()), |disks| durable::vote(&disks[number], voter, term, candidate))
     }
 
     /// The daemon of a machine starts, which has containers of these attempts.
