@@ -35,7 +35,7 @@ pub(crate) struct WaitArgs {
     /// Do not wait until the containers are gone
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// How long to wait, in seconds or as 1m30s
+    /// How long it may take in all, in seconds or as 1m30s
     #[arg(long, default_value = "120s", value_name = "TIME", value_parser = time)]
     pub(crate) timeout: Duration,
 }

@@ -14,6 +14,7 @@ pub mod id;
 pub mod image_reference;
 pub mod limits;
 pub mod orchestrator;
+pub mod readiness;
 pub mod scheduler;
 pub mod spec;
 pub mod time;

@@ -62,6 +62,13 @@ impl ServiceSpec {
         self.replicas != other.replicas && Self { replicas: other.replicas, ..self.clone() } == *other
     }
 
+    /// Whether a container of `other` is one of this: only how many there are, and how long they take
+    /// to be proven, may differ.
+    pub fn same_containers(&self, other: &Self) -> bool {
+        let Self { replicas, min_healthy_ms, .. } = *other;
+        Self { replicas, min_healthy_ms, ..self.clone() } == *other
+    }
+
     /// How long a replica must be ready at a stretch before it counts as proven, in milliseconds.
     pub fn min_healthy_ms(&self) -> u64 {
         self.min_healthy_ms.unwrap_or(MIN_HEALTHY_MS)

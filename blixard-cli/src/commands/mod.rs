@@ -9,6 +9,7 @@ pub(crate) mod inspect;
 pub(crate) mod logs;
 pub(crate) mod node;
 pub(crate) mod ps;
+pub(crate) mod rollout;
 pub(crate) mod run;
 pub(crate) mod service;
 pub(crate) mod stop;

@@ -7,13 +7,14 @@ use std::time::Duration;
 use blixard_core::api::replica::{ReplicaDetail, ReplicaRow};
 use blixard_core::api::service::ServiceDetail;
 use blixard_core::api::{List, WriteAnswer};
-use blixard_core::id::ReplicaId;
+use blixard_core::id::{ReplicaId, ServiceName};
 use http::StatusCode;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-use crate::args::WaitArgs;
+use crate::args::{WaitArgs, time};
 use crate::client::{Client, segment};
+use crate::commands::rollout::{Limit, Rollout};
 use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};
 use crate::render::{self, replica, text};
@@ -38,24 +39,25 @@ pub(crate) struct StopArgs {
 }
 
 pub(crate) async fn stop(client: &Client, args: StopArgs) -> anyhow::Result<ExitCode> {
+    let limit = Limit::of(args.wait.timeout);
     let path = format!("/v1/services/{}", segment(&args.target));
-    let asked = client.post_empty::<WriteAnswer>(&format!("{path}/stop")).await;
+    let asked = limit.answer(client.post_empty::<WriteAnswer>(&format!("{path}/stop"))).await;
     if let Some(answer) = found(asked)? {
         render::warnings(&answer);
         let left =
             async || Ok(ask::<ServiceDetail>(client, &path).await?.and_then(|detail| alive(detail.replicas)));
-        wait(&args.target, args.wait, left).await?;
+        wait(&args.target, args.wait, limit, left).await?;
     } else {
-        stop_container(client, &args).await?;
+        stop_container(client, &args, limit).await?;
     }
     render::line(&args.target)?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn stop_container(client: &Client, args: &StopArgs) -> anyhow::Result<()> {
-    let before = list(client).await?;
-    let target = segment(&args.target);
-    let answer: WriteAnswer = client.post_empty(&format!("/v1/replicas/{target}/stop")).await?;
+async fn stop_container(client: &Client, args: &StopArgs, limit: Limit) -> anyhow::Result<()> {
+    let before = limit.answer(list(client)).await?;
+    let path = format!("/v1/replicas/{}/stop", segment(&args.target));
+    let answer: WriteAnswer = limit.answer(client.post_empty(&path)).await?;
     render::warnings(&answer);
     render::note("its service starts another in its place; `blixard stop NAME` stops a service");
     // By its number: its name is that of the one in its place, too.
@@ -66,7 +68,7 @@ async fn stop_container(client: &Client, args: &StopArgs) -> anyhow::Result<()> 
     let numbers: BTreeSet<ReplicaId> = before.iter().filter(meant).filter_map(|row| row.replica).collect();
     let there = |row: &ReplicaRow| row.replica.is_some_and(|number| numbers.contains(&number));
     let left = async || Ok(alive(list(client).await?.into_iter().filter(there).collect()));
-    wait(&args.target, args.wait, left).await
+    wait(&args.target, args.wait, limit, left).await
 }
 
 /// Every replica of the cluster, as far as the node that is asked knows.
@@ -74,20 +76,33 @@ async fn list(client: &Client) -> anyhow::Result<Vec<ReplicaRow>> {
     Ok(client.get::<List<ReplicaRow>>("/v1/replicas?all=true").await?.items)
 }
 
-/// Start a stopped service again
+/// Start a stopped service again, and what of it ended for good
+///
+/// Waits as `blixard run` does.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  blixard start web")]
+#[command(after_help = "Example:\n  blixard start web\n  blixard start -d web")]
 pub(crate) struct StartArgs {
     /// The service
     name: String,
+    /// Do not wait until it runs
+    #[arg(short, long)]
+    detach: bool,
+    /// How long it may take in all, in seconds or as 1m30s
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = time)]
+    timeout: Duration,
 }
 
 pub(crate) async fn start(client: &Client, args: StartArgs) -> anyhow::Result<ExitCode> {
+    let limit = Limit::of(args.timeout);
     let path = format!("/v1/services/{}/start", segment(&args.name));
-    let answer: WriteAnswer = client.post_empty(&path).await?;
+    let answer: WriteAnswer = limit.answer(client.post_empty(&path)).await?;
     render::warnings(&answer);
-    render::line(&args.name)?;
-    Ok(ExitCode::SUCCESS)
+    if args.detach {
+        render::line(&args.name)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let name: ServiceName = args.name.parse()?;
+    Rollout { name: &name, version: None, index: answer.index }.wait(client, limit).await
 }
 
 /// Stop a service and remove it
@@ -104,8 +119,9 @@ pub(crate) struct RemoveArgs {
 }
 
 pub(crate) async fn remove(client: &Client, args: RemoveArgs) -> anyhow::Result<ExitCode> {
+    let limit = Limit::of(args.wait.timeout);
     let path = format!("/v1/services/{}", segment(&args.name));
-    let answer: WriteAnswer = match client.delete(&path).await {
+    let answer: WriteAnswer = match limit.answer(client.delete(&path)).await {
         Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => {
             return Err(no_service(client, &args.name).await.unwrap_or(error));
         }
@@ -113,7 +129,7 @@ pub(crate) async fn remove(client: &Client, args: RemoveArgs) -> anyhow::Result<
     };
     render::warnings(&answer);
     let left = async || Ok(ask::<ServiceDetail>(client, &path).await?.map(|detail| detail.replicas));
-    wait(&args.name, args.wait, left).await?;
+    wait(&args.name, args.wait, limit, left).await?;
     render::line(&args.name)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -151,19 +167,19 @@ fn alive(rows: Vec<ReplicaRow>) -> Option<Vec<ReplicaRow>> {
 async fn wait(
     name: &str,
     args: WaitArgs,
+    limit: Limit,
     left: impl AsyncFn() -> anyhow::Result<Option<Vec<ReplicaRow>>>,
 ) -> anyhow::Result<()> {
     if args.detach {
         return Ok(());
     }
-    let deadline = Instant::now() + args.timeout;
     let mut progress = Progress::new();
     loop {
-        let rows = match left().await {
+        let rows = match limit.answer(left()).await {
             Ok(None) => return Ok(()),
             Ok(Some(rows)) => rows,
             // It is not there for a node whose state may be old.
-            Err(error) if is_unsure(&error) && Instant::now() < deadline => {
+            Err(error) if is_unsure(&error) && !limit.is_over() => {
                 sleep(REFRESH).await;
                 continue;
             }
@@ -181,7 +197,7 @@ async fn wait(
             Item { key: row.name.clone(), text: replica::status(&row, text::now()), bytes: None }
         });
         progress.show(&shown.collect::<Vec<_>>());
-        if Instant::now() >= deadline {
+        if limit.is_over() {
             let error = format!(
                 "{name} still has {} after {} s",
                 text::plural(rows.len(), "container"),

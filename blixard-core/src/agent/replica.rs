@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use super::health::{Health, Verdict, probe_port};
 use super::{Action, Assignment, Image, Observed, ObservedState};
-use crate::cluster::replica::Desired;
+use crate::cluster::replica::{Desired, PULL_FAILED, START_FAILED};
 use crate::cluster::{Phase, ReplicaStatus};
 use crate::id::ReplicaId;
 use crate::limits::{RESTART_RESET_AFTER, START_FAILURES_MAX, STARTS_MAX, STOP_TIMEOUT_S};
@@ -47,6 +47,17 @@ enum Container {
     Running { since: Mono, address: Option<Ipv4Addr> },
     /// Its process ended with this code.
     Ended(u32),
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy)]
+struct End {
+    /// Absent when its process has yet to be stopped.
+    code: Option<u32>,
+    /// How long it ran.
+    ran: Duration,
+    /// Whether its process did, rather than its node or runtime.
+    by_itself: bool,
 }
 
 /// An action on a container that is under way, with the attempt it is about.
@@ -85,6 +96,8 @@ pub(super) struct Replica {
     starts: Backoff,
     removals: Backoff,
     health: Option<Health>,
+    /// Since when it has been ready at a stretch.
+    ready_since: Option<Mono>,
 }
 
 impl Replica {
@@ -105,6 +118,7 @@ impl Replica {
             starts: Backoff::default(),
             removals: Backoff::default(),
             health: None,
+            ready_since: None,
         }
     }
 
@@ -185,7 +199,11 @@ impl Replica {
             Phase::Assigned | Phase::Pulling | Phase::Starting => {
                 Some(self.pulls.until().max(self.starts.until()))
             }
-            Phase::Running => self.health.as_ref().and_then(Health::due),
+            Phase::Running => {
+                let probe = self.health.as_ref().and_then(Health::due);
+                let proof = self.proof_due().filter(|_| !self.status.proven);
+                probe.into_iter().chain(proof).min()
+            }
             Phase::Waiting => Some(self.runs.until()),
             Phase::Stopping | Phase::Completed | Phase::Failed | Phase::Gone => None,
         };
@@ -205,6 +223,9 @@ impl Replica {
         if phase != self.status.phase {
             self.status.since = at.utc;
         }
+        if phase != Phase::Running {
+            self.ready_since = None;
+        }
         self.status.phase = phase;
         self.status.message = message;
     }
@@ -223,7 +244,7 @@ impl Replica {
                 self.image = ImageNeed::Unknown;
                 let again = at.utc.after(self.pulls.fail(at.now));
                 if !self.should_go() {
-                    self.status.message = format!("pull failed: {error}; trying again at {again}");
+                    self.status.message = format!("{PULL_FAILED}{error}; trying again at {again}");
                 }
             }
         }
@@ -264,7 +285,8 @@ impl Replica {
         self.containers.insert(attempt, Container::Ended(code));
         let current = attempt == self.status.attempt && self.status.phase == Phase::Running;
         if current && self.settled && !self.should_go() {
-            self.end(at, Some(code), at.now.since(since), format!("exited with code {code}"));
+            let end = End { code: Some(code), ran: at.now.since(since), by_itself: true };
+            self.end(at, end, format!("exited with code {code}"));
         }
     }
 
@@ -300,6 +322,7 @@ impl Replica {
             Verdict::Healthy => {
                 self.status.healthy = Some(true);
                 self.status.message.clear();
+                self.ready_since = self.ready_since.or(Some(at.now));
             }
             Verdict::Unhealthy { failures } => {
                 let restarts =
@@ -309,8 +332,10 @@ impl Replica {
                     _ => Duration::ZERO,
                 };
                 self.status.healthy = Some(false);
+                self.ready_since = None;
                 if restarts && !self.should_go() {
-                    self.end(at, None, ran, format!("unhealthy: {failures} probes in a row failed"));
+                    let end = End { code: None, ran, by_itself: true };
+                    self.end(at, end, format!("unhealthy: {failures} probes in a row failed"));
                 } else {
                     self.status.message = "unhealthy: its probes fail".to_owned();
                 }
@@ -323,6 +348,20 @@ impl Replica {
         self.status.address = address;
         let probed = self.assignment.as_ref().and_then(|own| own.spec.healthcheck.as_ref());
         self.health = probed.map(|health| Health::new(health, at.now));
+        if self.health.is_none() {
+            self.ready_since = self.ready_since.or(Some(at.now));
+        }
+    }
+
+    /// When it is proven if it stays ready.
+    fn proof_due(&self) -> Option<Mono> {
+        let spec = &self.assignment.as_ref()?.spec;
+        Some(self.ready_since? + Duration::from_millis(spec.min_healthy_ms()))
+    }
+
+    /// Notes that it has been ready for long enough.
+    fn prove(&mut self, now: Mono) {
+        self.status.proven |= self.proof_due().is_some_and(|due| due <= now);
     }
 
     fn count_start_failure(&mut self, at: At, error: &str) {
@@ -333,19 +372,20 @@ impl Replica {
             return;
         }
         if tries >= START_FAILURES_MAX {
-            self.enter(Phase::Failed, at, format!("start failed {tries} times: {error}"));
+            self.enter(Phase::Failed, at, format!("{START_FAILED} {tries} times: {error}"));
         } else {
-            self.status.message = format!("start failed: {error}; trying again at {again}");
+            self.status.message = format!("{START_FAILED}: {error}; trying again at {again}");
         }
     }
 
-    /// The current attempt is over. `code` is absent when its process has yet to be stopped.
-    fn end(&mut self, at: At, code: Option<u32>, ran: Duration, what: String) {
+    /// The current attempt is over.
+    fn end(&mut self, at: At, End { code, ran, by_itself }: End, what: String) {
         let Some(own) = &self.assignment else { return };
         let restart = own.spec.restart;
         if ran >= RESTART_RESET_AFTER {
             self.runs.reset();
         }
+        self.prove(at.now);
         self.health = None;
         self.status.exit_code = code;
         self.status.address = None;
@@ -364,9 +404,11 @@ impl Replica {
             self.enter(Phase::Waiting, at, format!("{what}; starting again at {start}"));
         } else if well {
             self.enter(Phase::Completed, at, String::new());
-        } else if failures > 0 {
-            self.enter(Phase::Failed, at, format!("{what} after {failures} restarts"));
         } else {
+            // Nothing said is no word against another one in its place, and neither is an end that
+            // was its node's.
+            self.status.left = restart.policy != RestartPolicy::Unsaid && by_itself;
+            let what = if failures > 0 { format!("{what} after {failures} restarts") } else { what };
             self.enter(Phase::Failed, at, what);
         }
     }
@@ -404,7 +446,9 @@ impl Replica {
                 self.count_start_failure(at, "it was interrupted");
             }
             Some(Container::Ended(code)) => {
-                self.end(at, Some(code), Duration::ZERO, format!("exited with code {code}"));
+                let by_itself = !(starting && code == CODE_UNKNOWN);
+                let end = End { code: Some(code), ran: Duration::ZERO, by_itself };
+                self.end(at, end, format!("exited with code {code}"));
             }
             None if phase == Phase::Running => {
                 let how = if starting {
@@ -412,7 +456,8 @@ impl Replica {
                 } else {
                     "container disappeared from its runtime"
                 };
-                self.end(at, Some(CODE_UNKNOWN), Duration::ZERO, how.to_owned());
+                let end = End { code: Some(CODE_UNKNOWN), ran: Duration::ZERO, by_itself: false };
+                self.end(at, end, how.to_owned());
             }
             None => {}
         }
@@ -425,6 +470,7 @@ impl Replica {
             return;
         }
         if self.status.phase == Phase::Running {
+            self.prove(at.now);
             self.probe(id, at, shared);
         }
         if self.busy.is_some() {
@@ -462,8 +508,15 @@ impl Replica {
     }
 
     fn begin_attempt(&mut self, attempt: u32, at: At) {
-        self.status =
-            ReplicaStatus { attempt, phase: Phase::Starting, since: at.utc, ..ReplicaStatus::assigned() };
+        self.status = ReplicaStatus {
+            attempt,
+            phase: Phase::Starting,
+            since: at.utc,
+            // Once proven, a restart in place takes nothing back.
+            proven: self.status.proven,
+            ..ReplicaStatus::assigned()
+        };
+        self.ready_since = None;
         self.image = ImageNeed::Unknown;
         self.pulls.reset();
         self.starts.reset();

@@ -15,6 +15,8 @@ use crate::time::UtcMs;
 
 pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 210, 1, 2);
 
+mod proof;
+
 pub(super) fn spec(policy: RestartPolicy, maximum_retry_count: Option<u32>) -> ServiceSpec {
     ServiceSpec {
         name: "web".parse().expect("a valid name"),
@@ -199,7 +201,9 @@ fn words(actions: &[Action]) -> String {
                 Some(false) => " unhealthy",
                 None => "",
             };
-            Some(format!("report {replica} {}:{phase}{code}{healthy}", status.attempt))
+            let proven = if status.proven { " proven" } else { "" };
+            let left = if status.left { " left" } else { "" };
+            Some(format!("report {replica} {}:{phase}{code}{healthy}{proven}{left}", status.attempt))
         }
         Action::WakeAt(_) | Action::Publish(_) => None,
     });
@@ -212,7 +216,8 @@ fn a_placed_replica_is_pulled_started_and_runs() {
     let status = &bench.assignments[&ReplicaId(1)].status;
     assert_eq!(status.address, Some(ADDRESS));
     assert_eq!(status.message, "");
-    assert_eq!(bench.wake, None, "nothing is waited for");
+    let proof = bench.wake.map(|wake| wake.since(bench.now));
+    assert_eq!(proof, Some(Duration::from_secs(5)), "nothing else is waited for");
 }
 
 #[test]
@@ -292,7 +297,7 @@ fn the_policy_decides_what_an_exit_leads_to() {
     check(RestartPolicy::Unsaid, None, 3, "report 1 0:failed code 3");
     check(RestartPolicy::OnFailure, None, 0, "report 1 0:completed code 0");
     check(RestartPolicy::OnFailure, None, 3, "remove 1 0 within 7s; report 1 0:waiting code 3");
-    check(RestartPolicy::OnFailure, Some(0), 3, "report 1 0:failed code 3");
+    check(RestartPolicy::OnFailure, Some(0), 3, "report 1 0:failed code 3 left");
     for policy in [RestartPolicy::Always, RestartPolicy::UnlessStopped] {
         check(policy, None, 0, "remove 1 0 within 7s; report 1 0:waiting code 0");
         check(policy, None, 3, "remove 1 0 within 7s; report 1 0:waiting code 3");
@@ -329,13 +334,13 @@ fn a_long_run_forgives_the_failures_before_it() {
     bench.check("ready 1", "start 1 1");
     bench.check("started 1 1", "report 1 1:running");
     bench.pass(10);
-    bench.check("exited 1 1 1", "remove 1 1 within 7s; report 1 1:waiting code 1");
+    bench.check("exited 1 1 1", "remove 1 1 within 7s; report 1 1:waiting code 1 proven");
     bench.check("removed 1 1", "");
-    bench.check_wakes_after(1, "pull 1; report 1 2:starting");
+    bench.check_wakes_after(1, "pull 1; report 1 2:starting proven");
     bench.check("ready 1", "start 1 2");
-    bench.check("started 1 2", "report 1 2:running");
+    bench.check("started 1 2", "report 1 2:running proven");
     bench.pass(9);
-    bench.check("exited 1 2 1", "report 1 2:failed code 1");
+    bench.check("exited 1 2 1", "report 1 2:failed code 1 proven left");
     assert_eq!(bench.message(), "exited with code 1 after 1 restarts");
 }
 
@@ -605,25 +610,27 @@ fn probed(policy: RestartPolicy) -> Bench {
 #[test]
 fn an_unhealthy_container_is_restarted() {
     let mut bench = probed(RestartPolicy::Always);
-    bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
+    bench.check_wakes_after(5, "probe 1 0 10.210.1.2; report 1 0:running healthy proven");
     bench.check_event(Event::Tick, "");
     bench.check("ill 1 0", "");
     bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
-    bench.check("ill 1 0", "remove 1 0 within 7s; report 1 0:waiting unhealthy");
+    bench.check("ill 1 0", "remove 1 0 within 7s; report 1 0:waiting unhealthy proven");
     assert!(bench.message().starts_with("unhealthy: 2 probes in a row failed; starting again at"));
     bench.check("exited 1 0 137", "");
     bench.check("removed 1 0", "");
-    bench.check_wakes_after(1, "pull 1; report 1 1:starting");
+    bench.check_wakes_after(1, "pull 1; report 1 1:starting proven");
     bench.check("ill 1 0", "");
 }
 
 #[test]
 fn an_unhealthy_container_that_is_never_restarted_is_only_reported() {
     let mut bench = probed(RestartPolicy::Unsaid);
-    for expect in ["", "report 1 0:running unhealthy", ""] {
+    bench.check_wakes_after(5, "probe 1 0 10.210.1.2; report 1 0:running healthy proven");
+    bench.check("ill 1 0", "");
+    for expect in ["report 1 0:running unhealthy proven", ""] {
         bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
         bench.check("ill 1 0", expect);
     }
     bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
-    bench.check("well 1 0", "report 1 0:running healthy");
+    bench.check("well 1 0", "report 1 0:running healthy proven");
 }

@@ -35,6 +35,15 @@ pub struct ReplicaRow {
     pub desired: Option<Desired>,
     /// Whether it is ready: it runs and does not fail its probe, or completed.
     pub ready: bool,
+    /// Whether it is ready and proven: it has been ready for `min_healthy_time` at a stretch.
+    #[serde(default)]
+    pub proven: bool,
+    /// Whether it runs what the service's current version asks for.
+    #[serde(default)]
+    pub current: bool,
+    /// Whether it ended for good, well or not: nothing starts it again by itself.
+    #[serde(default)]
+    pub over: bool,
     /// Whether its probe passes; absent without a probe or before the first result.
     pub healthy: Option<bool>,
     /// Whether it is away with its node, and so counts no more.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::replica::ReplicaRow;
+use crate::cluster::service::VersionFailure;
 use crate::id::{NodeId, ServiceName};
 use crate::spec::{PortSpec, ServiceSpec};
 use crate::time::UtcMs;
@@ -47,10 +48,16 @@ pub struct ScaleRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ServiceState {
-    /// Every desired replica runs the current version and is not unhealthy, or has completed.
+    /// Every desired replica runs the current version and is ready, or has completed.
     Running,
-    /// Replicas are missing, starting or being replaced.
+    /// Replicas are missing or starting.
     Pending,
+    /// Replicas of an older version are being replaced.
+    Updating,
+    /// Every replica ran to its successful end, and nothing starts it again.
+    Completed,
+    /// A replica failed, and its restart policy leaves it as it ended.
+    Failed,
     /// A user stopped it.
     Stopped,
     /// A user removed it; its replicas are stopping.
@@ -64,8 +71,18 @@ pub struct ServiceRow {
     pub name: ServiceName,
     /// How it is doing.
     pub state: ServiceState,
-    /// How many replicas are ready: they run the current version and are not failing their probe.
+    /// How many replicas are ready, whatever their version: they run and are healthy where that is
+    /// checked, or completed.
     pub ready: u32,
+    /// How many of the current version are ready.
+    #[serde(default)]
+    pub updated: u32,
+    /// How many of the current version are proven: ready for `min_healthy_time` at a stretch.
+    #[serde(default)]
+    pub proven: u32,
+    /// How many are away with their nodes and not replaced by one that is ready.
+    #[serde(default)]
+    pub lost: u32,
     /// How many replicas are desired.
     pub desired: u32,
     /// Never fewer.
@@ -110,6 +127,40 @@ pub struct VersionView {
     pub submitted_at: UtcMs,
     /// What it asks for.
     pub spec: ServiceSpec,
+    /// What has become of it.
+    #[serde(default)]
+    pub state: VersionState,
+    /// The version it took up again, when it is a rollback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_of: Option<u64>,
+    /// How a replica of it failed last that was not proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<VersionFailure>,
+}
+
+/// What has become of a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum VersionState {
+    /// It is the desired one, and a replica of it is proven.
+    Current,
+    /// It is the desired one, and no replica of it is proven yet.
+    Starting,
+    /// It is the desired one, and a replica of it failed before it was proven.
+    Failing,
+    /// Another took its place.
+    #[default]
+    Superseded,
+    /// Another took its place, and no replica of it was ever proven.
+    Failed,
+}
+
+/// Which version to go back to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RollbackRequest {
+    /// The version; absent: the newest before the current one that was proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
 }
 
 /// A slot without a replica.

@@ -154,6 +154,15 @@ pub enum Write {
         /// The service.
         service: ServiceName,
     },
+    /// Gives a service a new version that asks for what an earlier one did, but for the bounds of
+    /// replicas, which stay as they are.
+    Rollback {
+        /// The service.
+        service: ServiceName,
+        /// The version whose specification is taken up again; absent: the newest before the current
+        /// one that was proven ([`super::Service::previous`]).
+        version: Option<u64>,
+    },
     /// Replaces one replica: it stops, and the leader fills its slot anew.
     StopReplica {
         /// The replica.
@@ -201,6 +210,20 @@ pub enum PlanStep {
     /// version is not current, the node is not active and up, the resources do not fit, or the
     /// port is another service's.
     Place {
+        /// Whose replica.
+        service: ServiceName,
+        /// Which slot.
+        slot: u32,
+        /// Which version.
+        version: u64,
+        /// Where.
+        node: NodeId,
+        /// Which replica must be gone before it starts.
+        after: Option<ReplicaId>,
+    },
+    /// Makes a replica of a version older than the current one, as [`PlanStep::Place`] does of the
+    /// current one: what is lost while the current version is not proven is replaced by what was.
+    PlaceOlder {
         /// Whose replica.
         service: ServiceName,
         /// Which slot.

@@ -109,6 +109,7 @@ fn status() -> ReplicaStatus {
         message: "started".to_owned(),
         since: AT,
         proven: false,
+        left: false,
     }
 }
 
@@ -227,12 +228,12 @@ fn state() -> ClusterState {
         status_since: AT,
     };
     let service = Service {
-        versions: vector![ServiceVersion { version: 2, spec: spec(), submitted_at: AT }],
+        versions: vector![ServiceVersion::new(2, spec(), AT)],
         desired: 3,
         suspended: false,
         removing: false,
         origin: NodeId(1),
-        backoff: BTreeMap::from([(2, SlotBackoff { failures: 3, not_before: AT })]),
+        backoff: BTreeMap::from([(2, SlotBackoff { failures: 3, not_before: AT, version: None })]),
         pending: BTreeMap::from([(2, "no node fits".to_owned())]),
         created_at: AT,
     };

@@ -87,6 +87,7 @@ impl Write {
             | Self::SetAvailability { node: _, availability: _ }
             | Self::RemoveNode { node: _, force: _ }
             | Self::RemoveToken { id: _ } => FIRST_LEVEL,
+            Self::Rollback { service: _, version: _ } => SECOND_LEVEL,
             Self::AddToken { id: _, token } => token.level(),
         }
     }
@@ -103,6 +104,7 @@ impl PlanStep {
             | Self::Backoff { service: _, slot: _, failures: _, not_before: _ }
             | Self::Pending { service: _, slot: _, reason: _ }
             | Self::ForgetService { service: _ } => FIRST_LEVEL,
+            Self::PlaceOlder { service: _, slot: _, version: _, node: _, after: _ } => SECOND_LEVEL,
         }
     }
 }
@@ -139,9 +141,18 @@ impl Token {
 impl ReplicaStatus {
     /// The lowest feature level whose software holds it as it is.
     pub fn level(&self) -> u16 {
-        let Self { attempt: _, phase: _, healthy: _, address: _, exit_code: _, message: _, since: _, proven } =
-            self;
-        if *proven { SECOND_LEVEL } else { FIRST_LEVEL }
+        let Self {
+            attempt: _,
+            phase: _,
+            healthy: _,
+            address: _,
+            exit_code: _,
+            message: _,
+            since: _,
+            proven,
+            left,
+        } = self;
+        if *proven || *left { SECOND_LEVEL } else { FIRST_LEVEL }
     }
 
     /// What of it a cluster at feature level `level` takes in: agents report all they know, also
@@ -149,7 +160,7 @@ impl ReplicaStatus {
     #[must_use]
     pub fn at_level(mut self, level: u16) -> Self {
         if level < SECOND_LEVEL {
-            self.proven = false;
+            (self.proven, self.left) = (false, false);
         }
         self
     }
@@ -257,6 +268,8 @@ mod tests {
         check(plan(vec![place("web", 0, 1, 1), desire(1, Desired::Stop)]), FIRST_LEVEL);
         check(join(None, 2), FIRST_LEVEL);
         check(Command::Facts { node: NodeId(1), facts: facts("one") }, FIRST_LEVEL);
+        let rollback = Write::Rollback { service: crate::cluster::testing::name("web"), version: None };
+        assert_eq!(entry_of(rollback).level, SECOND_LEVEL);
         check(report(false), FIRST_LEVEL);
         check(report(true), SECOND_LEVEL);
         check(Command::Level { level: 1 }, FIRST_LEVEL);

@@ -32,6 +32,15 @@ pub struct Replica {
 }
 
 impl Replica {
+    /// Whether it ended for good, well or not, and nothing starts it again by itself.
+    pub fn is_over(&self) -> bool {
+        match self.status.phase {
+            Phase::Completed => true,
+            Phase::Failed => self.status.left,
+            _ => false,
+        }
+    }
+
     /// Whether it counts against its service's bounds: it should run and is not lost.
     pub fn counts(&self) -> bool {
         self.desired == Desired::Run && self.lost_since.is_none()
@@ -77,6 +86,10 @@ pub struct ReplicaStatus {
     /// it is, it stays so. Of the second feature level.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub proven: bool,
+    /// Whether its restart policy leaves it as it ended: its slot is not filled anew. Of the second
+    /// feature level.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left: bool,
 }
 
 impl ReplicaStatus {
@@ -91,9 +104,15 @@ impl ReplicaStatus {
             message: String::new(),
             since: UtcMs(0),
             proven: false,
+            left: false,
         }
     }
 }
+
+/// How the message of a replica begins whose image could not be fetched.
+pub const PULL_FAILED: &str = "pull failed: ";
+/// How the message of a replica begins whose container could not be started.
+pub const START_FAILED: &str = "start failed";
 
 /// How far a replica's attempt is. Within an attempt it only moves down this list; a new attempt
 /// starts again at `Starting`.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use imbl::Vector;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::id::NodeId;
 use crate::spec::ServiceSpec;
@@ -48,6 +49,26 @@ impl Service {
         self.versions.iter().find(|kept| kept.version == version).map(|kept| &kept.spec)
     }
 
+    /// Whether a replica of `version` runs what the current version asks for: a version that only
+    /// says again what an earlier one said replaces no container.
+    pub fn runs_current(&self, version: u64) -> bool {
+        self.same_containers(version, self.current().version)
+    }
+
+    /// Whether two versions ask for the same containers. One that is no longer kept is like no other.
+    pub fn same_containers(&self, a: u64, b: u64) -> bool {
+        let alike = || Some(self.spec_of(a)?.same_containers(self.spec_of(b)?));
+        a == b || alike().unwrap_or(false)
+    }
+
+    /// The version that a rollback without a number goes back to: the newest before the current one
+    /// that runs something else and was proven, or else the newest that runs something else.
+    pub fn previous(&self) -> Option<&ServiceVersion> {
+        let other = |kept: &&ServiceVersion| !self.runs_current(kept.version);
+        let others = || self.versions.iter().rev().filter(other);
+        others().find(|kept| kept.proven_at.is_some()).or_else(|| others().next())
+    }
+
     /// How many replicas should run now: none while stopped or being removed.
     pub fn wanted(&self) -> u32 {
         if self.suspended || self.removing { 0 } else { self.desired }
@@ -63,6 +84,33 @@ pub struct ServiceVersion {
     pub spec: Arc<ServiceSpec>,
     /// When it was submitted.
     pub submitted_at: UtcMs,
+    /// When a replica of it was first proven. Of the second feature level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven_at: Option<UtcMs>,
+    /// How a replica of it failed last that was not proven; forgotten once one is proven. Of the
+    /// second feature level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<VersionFailure>,
+    /// The version whose specification it took up again, when it is a rollback. Of the second
+    /// feature level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_of: Option<u64>,
+}
+
+impl ServiceVersion {
+    /// A version just submitted.
+    pub fn new(version: u64, spec: Arc<ServiceSpec>, submitted_at: UtcMs) -> Self {
+        Self { version, spec, submitted_at, proven_at: None, failure: None, rollback_of: None }
+    }
+}
+
+/// How a replica of a version failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VersionFailure {
+    /// When, in log time.
+    pub at: UtcMs,
+    /// Which replica, where and how, for people.
+    pub message: String,
 }
 
 /// How long a slot waits after its replicas failed.
@@ -72,4 +120,7 @@ pub struct SlotBackoff {
     pub failures: u32,
     /// Not placed before this log time.
     pub not_before: UtcMs,
+    /// Which version failed: another does not wait for it. Absent: any. Of the second feature level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::cluster::Service;
-use crate::cluster::service::SlotBackoff;
 use crate::limits::{RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN};
 use crate::time::UtcMs;
 
@@ -13,11 +12,19 @@ pub(super) fn delay(failures: u32) -> Duration {
     RESTART_BACKOFF_MIN.saturating_mul(doubled).min(RESTART_BACKOFF_MAX)
 }
 
-/// The back-off of a slot of which one more replica failed at `now`. A new version begins without:
+/// The failures in a row of a slot of which one more replica failed at `now`, and until when it waits. A new version begins without:
 /// `apply` clears what earlier ones left.
-pub(super) fn after_failure(service: &Service, slot: u32, now: UtcMs) -> SlotBackoff {
+pub(super) fn after_failure(service: &Service, slot: u32, now: UtcMs) -> (u32, UtcMs) {
     let failures = service.backoff.get(&slot).map_or(0, |backoff| backoff.failures).saturating_add(1);
-    SlotBackoff { failures, not_before: now.after(delay(failures)) }
+    (failures, now.after(delay(failures)))
+}
+
+/// Until when `slot` waits before it is given a replica of `version`: what failed of another
+/// version holds up none.
+pub(super) fn holds_until(service: &Service, slot: u32, version: u64) -> Option<UtcMs> {
+    let backoff = service.backoff.get(&slot)?;
+    let its = backoff.version.is_none_or(|failed| service.same_containers(failed, version));
+    its.then_some(backoff.not_before)
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@
 //! not held back again: a dependency that goes away later, or a node that does, stops nothing.
 
 use super::draft::Draft;
-use super::slot::{Runs, runs};
 use crate::cluster::Service;
 use crate::id::ServiceName;
+use crate::readiness::{Readiness, readiness};
 
 /// The first dependency of `service` that is not there yet, for people.
 pub(super) fn missing(draft: &Draft<'_>, service: &Service) -> Option<String> {
@@ -23,7 +23,9 @@ fn wait_for(draft: &Draft<'_>, name: &ServiceName) -> Option<String> {
         .state()
         .replicas_of(name)
         .filter(|(_, replica)| replica.counts())
-        .filter(|(_, replica)| matches!(runs(draft, replica), Runs::Yes | Runs::Ended))
+        .filter(|(_, replica)| {
+            matches!(readiness(draft.state(), replica), Readiness::Ready | Readiness::Ended)
+        })
         .count();
     let needed = dependency.spec().replicas.min as usize;
     if running >= needed {

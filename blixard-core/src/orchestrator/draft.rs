@@ -99,7 +99,7 @@ impl<'a> Draft<'a> {
 
     fn apply(&mut self, step: &PlanStep) -> Result<(), String> {
         let replica = match step {
-            PlanStep::Place { .. } => Some(self.state.next_replica),
+            PlanStep::Place { .. } | PlanStep::PlaceOlder { .. } => Some(self.state.next_replica),
             PlanStep::SetDesired { replica, .. }
             | PlanStep::SetLost { replica, .. }
             | PlanStep::Forget { replica } => Some(*replica),

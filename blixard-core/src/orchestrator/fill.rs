@@ -1,8 +1,8 @@
 //! Puts a replica into a slot that has none, or says what it waits for.
 
-use super::dependencies;
 use super::service::Pass;
 use super::slot::{Decision, Slot, exclusive, set_desired};
+use super::{backoff, dependencies};
 use crate::cluster::replica::Desired;
 use crate::cluster::{Phase, PlanStep, Replica};
 use crate::scheduler;
@@ -10,12 +10,16 @@ use crate::time::UtcMs;
 
 /// Fills a slot that holds no counting replica: after its back-off, after its dependencies, where
 /// one fits. On the node of an earlier replica that it must not meet, it waits for that to be gone.
+///
+/// While the current version is held back, it is one of the version that was proven before.
 pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
-    if let Some(backoff) = slot.service.backoff.get(&slot.number)
-        && backoff.not_before > slot.draft.now()
+    let stand_in = pass.gate(slot.draft).stand_in(slot.number);
+    let slot = &slot.aiming_at(stand_in.unwrap_or(slot.target));
+    if let Some(until) = backoff::holds_until(slot.service, slot.number, slot.target)
+        && until > slot.draft.now()
     {
-        pass.wake(backoff.not_before);
-        return Decision::Wait(last_failure(slot, backoff.not_before));
+        pass.wake(until);
+        return Decision::Wait(last_failure(slot, until));
     }
     if slot.rows.is_empty()
         && let Some(reason) = pass.dependencies(|| dependencies::missing(slot.draft, slot.service))
@@ -29,9 +33,8 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
         Err(no_fit) => return Decision::Wait(no_fit.to_string()),
     };
     let rivals = slot.rows.iter().filter(|(_, replica)| replica.node == node);
-    let apart = |replica: &Replica| {
-        exclusive(slot.service.spec()) || slot.draft.spec_of(replica).is_some_and(exclusive)
-    };
+    let apart =
+        |replica: &Replica| exclusive(slot.spec()) || slot.draft.spec_of(replica).is_some_and(exclusive);
     let rivals: Vec<_> = rivals.filter(|(_, replica)| apart(replica)).collect();
     let mut steps: Vec<PlanStep> = rivals
         .iter()

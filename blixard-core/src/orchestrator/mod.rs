@@ -12,13 +12,14 @@
 //! are taken in the order of their names, slots in the order of their numbers.
 //!
 //! Where the rules are: `rules` (what happens to a slot's replicas), `fill` (empty slots), `moves`
-//! (updates and drains), `dependencies`, `backoff`; [`health`] (which nodes are up) and
+//! (updates and drains), `gate` (how far they may go), `dependencies`, `backoff`; [`health`] (which nodes are up) and
 //! [`membership`] (which nodes vote) are apart.
 
 mod backoff;
 mod dependencies;
 mod draft;
 mod fill;
+mod gate;
 pub mod health;
 pub mod membership;
 mod moves;

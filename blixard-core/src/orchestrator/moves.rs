@@ -6,57 +6,16 @@
 //! or when the new one fits only into what the old one gives free. A drain is never stop-first:
 //! what fits nowhere else stays and says so.
 //!
-//! An update goes on to the next slot only while every replica of the current version runs, so a
-//! version that does not start replaces one slot at most. A drain does not wait for that: a node
-//! can be emptied of a service that fails elsewhere.
+//! How far an update may go is [`super::gate`]'s to say. A drain does not wait for that: a node can
+//! be emptied of a service that fails elsewhere. It gives the replica that it moves the current
+//! version, unless that is held back.
 
-use super::draft::Draft;
 use super::service::Pass;
-use super::slot::{Decision, Runs, Slot, exclusive, runs, set_desired};
+use super::slot::{Decision, Slot, exclusive, set_desired};
 use crate::cluster::replica::Desired;
-use crate::cluster::{Availability, NodeStatus, Phase, PlanStep, Replica};
-use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::cluster::{Availability, NodeStatus, PlanStep, Replica};
+use crate::id::{NodeId, ReplicaId};
 use crate::scheduler::{self, NoFit};
-
-/// What keeps a service from touching another slot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Gate {
-    /// A replica is superseded or stopping and not gone: a slot is being changed.
-    pub(super) busy: bool,
-    /// Slots, two at most, whose replica of the current version does not run or failed lately.
-    pub(super) unsettled: Vec<u32>,
-}
-
-impl Gate {
-    /// The gate of a service, as the draft has it.
-    pub(super) fn of(draft: &Draft<'_>, name: &ServiceName) -> Self {
-        let Some(service) = draft.service(name) else { return Self { busy: true, unsettled: Vec::new() } };
-        let away =
-            |replica: &Replica| draft.node(replica.node).is_none_or(|node| node.status == NodeStatus::Down);
-        let busy = draft.state().replicas_of(name).any(|(_, replica)| match replica.desired {
-            Desired::Run => false,
-            Desired::Retire => true,
-            Desired::Stop => !away(replica),
-        });
-        let current = service.current().version;
-        let starting = draft
-            .state()
-            .replicas_of(name)
-            .filter(|(_, replica)| replica.counts() && replica.version == current)
-            .filter(|(_, replica)| matches!(runs(draft, replica), Runs::No | Runs::Unsure))
-            .map(|(_, replica)| replica.slot);
-        let failing = service.backoff.keys().copied();
-        let mut unsettled: Vec<u32> = starting.chain(failing).collect();
-        unsettled.sort_unstable();
-        unsettled.dedup();
-        unsettled.truncate(2);
-        Self { busy, unsettled }
-    }
-
-    fn admits_update_of(&self, slot: u32) -> bool {
-        !self.busy && self.unsettled.iter().all(|&unsettled| unsettled == slot)
-    }
-}
 
 /// What to do about a counting replica: nothing, or replace it because its node is being emptied
 /// or its version is old. A node that is not up is asked for nothing.
@@ -64,15 +23,16 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &
     let Some(node) = slot.draft.node(replica.node).filter(|node| node.status == NodeStatus::Up) else {
         return Decision::Settled;
     };
-    let outdated = replica.version != slot.service.current().version;
-    let ended = replica.status.phase == Phase::Completed;
-    if node.availability != Availability::Active && !ended {
-        if pass.gate(slot.draft).busy {
+    if node.availability != Availability::Active && !replica.is_over() {
+        let gate = pass.gate(slot.draft);
+        if !gate.admits_move_of(slot.number) {
             return Decision::Settled;
         }
-        return drain(slot, pass, id, replica, node.availability);
+        let keeps = slot.is_outdated(replica) && gate.holds_back(slot.number);
+        let slot = if keeps { slot.aiming_at(replica.version) } else { slot.clone() };
+        return drain(&slot, pass, id, replica, node.availability);
     }
-    if outdated && pass.gate(slot.draft).admits_update_of(slot.number) {
+    if slot.is_outdated(replica) && pass.gate(slot.draft).admits_update_of(slot.number) {
         return update(slot, pass, id, replica);
     }
     Decision::Settled
@@ -99,7 +59,7 @@ fn drain(
 
 fn update(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &Replica) -> Decision {
     let request = slot.request();
-    let apart = exclusive(slot.service.spec()) || slot.draft.spec_of(replica).is_some_and(exclusive);
+    let apart = exclusive(slot.spec()) || slot.draft.spec_of(replica).is_some_and(exclusive);
     let mut no_fit = None;
     if !apart {
         match elsewhere(slot, pass, id) {
@@ -135,12 +95,7 @@ fn start_first(slot: &Slot<'_>, old: ReplicaId, node: NodeId) -> Decision {
     Decision::Act(vec![set_desired(old, Desired::Retire), slot.place(node, None)])
 }
 
-fn stop_first(
-    slot: &Slot<'_>,
-    old: ReplicaId,
-    node: crate::id::NodeId,
-    after: Option<ReplicaId>,
-) -> Decision {
+fn stop_first(slot: &Slot<'_>, old: ReplicaId, node: NodeId, after: Option<ReplicaId>) -> Decision {
     let steps: Vec<PlanStep> = vec![set_desired(old, Desired::Stop), slot.place(node, after)];
     Decision::Act(steps)
 }

@@ -180,7 +180,10 @@ fn gives_room(step: &PlanStep) -> bool {
         | PlanStep::SetLost { .. }
         | PlanStep::Forget { .. }
         | PlanStep::ForgetService { .. } => true,
-        PlanStep::Place { .. } | PlanStep::Backoff { .. } | PlanStep::Pending { .. } => false,
+        PlanStep::Place { .. }
+        | PlanStep::PlaceOlder { .. }
+        | PlanStep::Backoff { .. }
+        | PlanStep::Pending { .. } => false,
     }
 }
 
@@ -188,6 +191,7 @@ fn gives_room(step: &PlanStep) -> bool {
 fn step_service(state: &ClusterState, step: &PlanStep) -> Option<ServiceName> {
     match step {
         PlanStep::Place { service, .. }
+        | PlanStep::PlaceOlder { service, .. }
         | PlanStep::Backoff { service, .. }
         | PlanStep::Pending { service, .. }
         | PlanStep::ForgetService { service } => Some(service.clone()),

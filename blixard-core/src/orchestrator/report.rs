@@ -9,10 +9,10 @@ use utoipa::ToSchema;
 use super::draft::Draft;
 use super::observations::Observations;
 use super::service::Findings;
-use super::slot::{Runs, runs};
 use crate::cluster::ClusterState;
 use crate::cluster::replica::Desired;
 use crate::id::ServiceName;
+use crate::readiness::{Readiness, readiness};
 use crate::scheduler::NodeUsage;
 use crate::time::UtcMs;
 
@@ -90,7 +90,6 @@ impl fmt::Display for ServiceReport {
 
 fn summarise(draft: &Draft<'_>, name: &ServiceName) -> Option<ServiceReport> {
     let service = draft.service(name)?;
-    let current = service.current().version;
     let mut report =
         ServiceReport { wanted: service.wanted(), waits: service.pending.clone(), ..Default::default() };
     for (_, replica) in draft.state().replicas_of(name) {
@@ -99,11 +98,11 @@ fn summarise(draft: &Draft<'_>, name: &ServiceName) -> Option<ServiceReport> {
         } else if replica.lost_since.is_some() {
             report.lost += 1;
         } else {
-            let state = runs(draft, replica);
+            let state = readiness(draft.state(), replica);
             report.counting += 1;
-            report.running += u32::from(state == Runs::Yes);
-            report.completed += u32::from(state == Runs::Ended);
-            report.outdated += u32::from(replica.version != current);
+            report.running += u32::from(state == Readiness::Ready);
+            report.completed += u32::from(state == Readiness::Ended);
+            report.outdated += u32::from(!service.runs_current(replica.version));
         }
     }
     Some(report)

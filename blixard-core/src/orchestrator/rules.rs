@@ -6,16 +6,18 @@
 
 use super::backoff;
 use super::service::Pass;
-use super::slot::{Runs, Slot, runs, set_desired};
+use super::slot::{Slot, set_desired};
 use crate::cluster::replica::Desired;
 use crate::cluster::{Availability, NodeStatus, Phase, PlanStep, Replica};
 use crate::limits::RESTART_RESET_AFTER;
+use crate::readiness::{Readiness, has_arrived, is_proven, serves};
 use crate::time::UtcMs;
 
 type Rule = fn(&Slot<'_>, &mut Pass) -> Vec<PlanStep>;
 
 /// The rules, in order.
-pub(super) const RULES: [Rule; 7] = [forget, surplus, failed, lose, returned, retire, backoff_over];
+pub(super) const RULES: [Rule; 8] =
+    [forget, surplus, failed, superseded, lose, returned, retire, backoff_over];
 
 /// A row goes when nothing of it is left on its node, or when its node is no member any more. A
 /// replica told to stop on a node that is down stays until the node says that it is gone.
@@ -35,7 +37,8 @@ fn forget(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
 fn surplus(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
     if slot.number < slot.service.wanted() {
         let counting = slot.rows.iter().filter(|(_, replica)| replica.counts());
-        let kept = counting.clone().min_by_key(|(id, replica)| (runs(slot.draft, replica) != Runs::Yes, *id));
+        let kept =
+            counting.clone().min_by_key(|(id, replica)| (slot.readiness(replica) != Readiness::Ready, *id));
         return counting
             .filter(|row| Some(row.0) != kept.map(|kept| kept.0))
             .map(|&(id, _)| set_desired(id, Desired::Stop))
@@ -49,31 +52,43 @@ fn surplus(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
 }
 
 /// A counting replica that failed for good stops, and its slot waits before the next try. One of
-/// an older version is replaced by the current one at once.
-fn failed(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
-    let Some((id, replica)) = slot.counting().filter(|(_, replica)| replica.status.phase == Phase::Failed)
-    else {
+/// an older version is replaced by the current one at once, unless that is held back. One that its
+/// restart policy leaves as it ended keeps its slot.
+fn failed(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
+    let failed = |replica: &Replica| replica.status.phase == Phase::Failed && !replica.is_over();
+    let Some((id, replica)) = slot.counting().filter(|(_, replica)| failed(replica)) else {
         return Vec::new();
     };
     let stop = set_desired(id, Desired::Stop);
-    if replica.version != slot.service.current().version {
+    if slot.is_outdated(replica) && pass.gate(slot.draft).stand_in(slot.number) != Some(replica.version) {
         return vec![stop];
     }
-    let next = backoff::after_failure(slot.service, slot.number, slot.draft.now());
-    let record = PlanStep::Backoff {
-        service: slot.name.clone(),
-        slot: slot.number,
-        failures: next.failures,
-        not_before: next.not_before,
-    };
+    let (failures, not_before) = backoff::after_failure(slot.service, slot.number, slot.draft.now());
+    let record = PlanStep::Backoff { service: slot.name.clone(), slot: slot.number, failures, not_before };
     vec![record, stop]
 }
 
+/// A replica of an older version that never did its work holds nobody up: it stops, whatever it is
+/// waiting for, and its slot is filled with the newest. One of a version that is proven elsewhere
+/// waits for its turn instead: it may yet serve.
+fn superseded(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
+    let useless = |replica: &Replica| {
+        slot.is_outdated(replica)
+            && !is_proven(slot.draft.state(), replica)
+            && slot.readiness(replica) == Readiness::No
+    };
+    match slot.counting() {
+        Some((id, replica)) if useless(replica) && !pass.gate(slot.draft).is_proven(replica.version) => {
+            vec![set_desired(id, Desired::Stop)]
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// A counting replica on a node that is down is lost, unless the node announced that it would be
-/// away. One that ran to its end has nothing to lose.
+/// away. One that ended for good has nothing to lose.
 fn lose(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
-    let Some((id, replica)) = slot.counting().filter(|(_, replica)| replica.status.phase != Phase::Completed)
-    else {
+    let Some((id, replica)) = slot.counting().filter(|(_, replica)| !replica.is_over()) else {
         return Vec::new();
     };
     let Some(node) = slot.draft.node(replica.node).filter(|node| node.status == NodeStatus::Down) else {
@@ -97,13 +112,14 @@ fn lose(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
 fn returned(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
     let replacement = slot.counting();
     let stop_all = || slot.lost().map(|(id, _)| set_desired(id, Desired::Stop)).collect();
-    match replacement.map(|(_, replica)| runs(slot.draft, replica)) {
-        Some(Runs::Yes | Runs::Ended) => return stop_all(),
-        Some(Runs::Unsure) => return Vec::new(),
-        Some(Runs::No) | None => {}
+    match replacement.map(|(_, replica)| slot.readiness(replica)) {
+        Some(Readiness::Ready | Readiness::Ended) => return stop_all(),
+        Some(Readiness::Unsure) => return Vec::new(),
+        Some(Readiness::No) | None => {}
     }
     let up = slot.lost().filter(|(_, replica)| slot.status_of(replica) == Some(NodeStatus::Up));
-    let Some((id, replica)) = up.min_by_key(|(id, replica)| (runs(slot.draft, replica) != Runs::Yes, *id))
+    let Some((id, replica)) =
+        up.min_by_key(|(id, replica)| (slot.readiness(replica) != Readiness::Ready, *id))
     else {
         return Vec::new();
     };
@@ -114,23 +130,37 @@ fn returned(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
         return vec![set_desired(id, Desired::Stop)];
     }
     let active = slot.draft.node(replica.node).is_some_and(|node| node.availability == Availability::Active);
-    if !active || replica.version != slot.service.current().version {
+    if !active || slot.is_outdated(replica) {
         return vec![set_desired(id, Desired::Retire), PlanStep::SetLost { replica: id, lost: false }];
     }
     vec![set_desired(replacement, Desired::Stop), PlanStep::SetLost { replica: id, lost: false }]
 }
 
-/// A superseded replica stops once its replacement runs, or when it has itself ended.
+/// A superseded replica stops once another does its work, or when it has itself ended, or when it
+/// never served: of several, the one that is proven goes on.
 fn retire(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
-    let replaced = slot
-        .counting()
-        .is_some_and(|(_, replica)| matches!(runs(slot.draft, replica), Runs::Yes | Runs::Ended));
-    slot.rows
-        .iter()
-        .filter(|(_, replica)| replica.desired == Desired::Retire)
-        .filter(|(_, replica)| replaced || replica.status.phase.is_final())
-        .map(|&(id, _)| set_desired(id, Desired::Stop))
-        .collect()
+    let state = slot.draft.state();
+    let retiring = || slot.rows.iter().filter(|(_, replica)| replica.desired == Desired::Retire);
+    let kept = retiring().any(|(_, replica)| is_proven(state, replica) && serves(state, replica));
+    let holder = slot.counting().map(|(_, replica)| replica);
+    let done = |replica: &Replica| {
+        let of_use = is_proven(state, replica) || !kept && slot.readiness(replica) != Readiness::No;
+        replica.status.phase.is_final()
+            || !of_use
+            || holder.is_some_and(|holder| takes_over(slot, holder, replica))
+    };
+    retiring().filter(|(_, replica)| done(replica)).map(|&(id, _)| set_desired(id, Desired::Stop)).collect()
+}
+
+/// Whether `holder` of a slot does the work of `old`, which it supersedes. One that runs the same is
+/// known to: it has only to be ready.
+fn takes_over(slot: &Slot<'_>, holder: &Replica, old: &Replica) -> bool {
+    let moved = slot.service.same_containers(holder.version, old.version);
+    match slot.readiness(holder) {
+        Readiness::Ready => moved || is_proven(slot.draft.state(), holder),
+        Readiness::Ended => has_arrived(slot.draft.state(), holder) || !serves(slot.draft.state(), old),
+        Readiness::Unsure | Readiness::No => false,
+    }
 }
 
 /// Failures are forgiven when the replica ran to its end or has run for long enough.
@@ -139,10 +169,10 @@ fn backoff_over(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
         return Vec::new();
     }
     let Some((id, replica)) = slot.counting() else { return Vec::new() };
-    let since = match runs(slot.draft, replica) {
-        Runs::Ended => return vec![forgive(slot)],
-        Runs::Yes => slot.draft.observations().running_since(id).unwrap_or(slot.draft.now()),
-        Runs::Unsure | Runs::No => return Vec::new(),
+    let since = match slot.readiness(replica) {
+        Readiness::Ended => return vec![forgive(slot)],
+        Readiness::Ready => slot.draft.observations().running_since(id).unwrap_or(slot.draft.now()),
+        Readiness::Unsure | Readiness::No => return Vec::new(),
     };
     let due = since.after(RESTART_RESET_AFTER);
     if due <= slot.draft.now() {

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::draft::Draft;
-use super::moves::Gate;
+use super::gate::Gate;
 use super::slot::{Decision, Slot, decide};
 use crate::cluster::PlanStep;
 use crate::id::{NodeId, ServiceName};
+use crate::readiness::{Readiness, readiness};
 use crate::scheduler::NoFit;
 use crate::time::UtcMs;
 
@@ -31,7 +32,8 @@ pub(super) struct Pass {
     name: ServiceName,
     wake_at: Option<UtcMs>,
     gate: Option<Gate>,
-    no_fit: Option<NoFit>,
+    /// That no node fits a version, and why.
+    no_fit: Option<(u64, NoFit)>,
     dependencies: Option<Option<String>>,
 }
 
@@ -57,14 +59,16 @@ impl Pass {
         slot: &Slot<'_>,
         choose: impl FnOnce() -> Result<NodeId, NoFit>,
     ) -> Result<NodeId, NoFit> {
-        if let Some(no_fit) = &self.no_fit {
+        if let Some((version, no_fit)) = &self.no_fit
+            && *version == slot.target
+        {
             return Err(no_fit.clone());
         }
         let choice = choose();
         if let Err(no_fit) = &choice
             && !slot.knows_host_network()
         {
-            self.no_fit = Some(no_fit.clone());
+            self.no_fit = Some((slot.target, no_fit.clone()));
         }
         choice
     }
@@ -100,7 +104,8 @@ pub(super) fn plan_service(draft: &mut Draft<'_>, name: &ServiceName) -> Option<
 }
 
 /// Looks at every slot once. Slots above the wanted number go first: what they give free may be
-/// what another slot waits for.
+/// what another slot waits for. Then those that have no replica to lose, which are what a new
+/// version is tried in before it replaces anything.
 fn one_pass(draft: &mut Draft<'_>, name: &ServiceName) -> Option<Findings> {
     let service = draft.service(name)?;
     let wanted = service.wanted();
@@ -108,7 +113,14 @@ fn one_pass(draft: &mut Draft<'_>, name: &ServiceName) -> Option<Findings> {
     let surplus: BTreeSet<u32> = slots.filter(|&slot| slot >= wanted).collect();
     let mut pass = Pass::new(name);
     let mut waits = BTreeMap::new();
-    for number in surplus.into_iter().chain(0..wanted) {
+    let held = |slot: &u32| {
+        let counting = draft.state().counting_in(name, *slot);
+        counting.is_some_and(|(_, replica)| {
+            replica.status.proven || readiness(draft.state(), replica) != Readiness::No
+        })
+    };
+    let (held, bare): (Vec<u32>, Vec<u32>) = (0..wanted).partition(held);
+    for number in surplus.into_iter().chain(bare).chain(held) {
         if let Some(reason) = settle(draft, name, number, &mut pass) {
             waits.insert(number, reason);
         }
@@ -120,8 +132,8 @@ fn one_pass(draft: &mut Draft<'_>, name: &ServiceName) -> Option<Findings> {
 fn settle(draft: &mut Draft<'_>, name: &ServiceName, number: u32, pass: &mut Pass) -> Option<String> {
     for _ in 0..ROUNDS_MAX {
         let service = draft.service(name)?;
-        let slot =
-            Slot { draft, name, service, number, rows: draft.state().replicas_in(name, number).collect() };
+        let rows = draft.state().replicas_in(name, number).collect();
+        let slot = Slot { draft, name, service, number, target: service.current().version, rows };
         match decide(&slot, pass) {
             Decision::Settled => return None,
             Decision::Wait(reason) => return Some(reason),

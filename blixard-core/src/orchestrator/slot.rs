@@ -13,6 +13,7 @@ use super::{fill, moves};
 use crate::cluster::replica::Desired;
 use crate::cluster::{NodeStatus, Phase, PlanStep, Replica, Service};
 use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::readiness::{Readiness, readiness};
 use crate::scheduler::Request;
 use crate::spec::{NetworkMode, ServiceSpec};
 
@@ -27,41 +28,15 @@ pub(super) enum Decision {
     Wait(String),
 }
 
-/// Whether a replica does its work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Runs {
-    /// It runs, and its probe passes where it has one.
-    Yes,
-    /// It did when its node was last heard of.
-    Unsure,
-    /// It ran to its successful end.
-    Ended,
-    /// Not now.
-    No,
-}
-
-/// Whether `replica` does its work, as far as the cluster knows.
-pub(super) fn runs(draft: &Draft<'_>, replica: &Replica) -> Runs {
-    let probed = draft.spec_of(replica).is_some_and(|spec| spec.healthcheck.is_some());
-    let healthy = match replica.status.healthy {
-        Some(healthy) => healthy,
-        None => !probed,
-    };
-    let up = draft.node(replica.node).is_some_and(|node| node.status == NodeStatus::Up);
-    match replica.status.phase {
-        Phase::Completed => Runs::Ended,
-        Phase::Running if healthy && up => Runs::Yes,
-        Phase::Running if healthy => Runs::Unsure,
-        _ => Runs::No,
-    }
-}
-
 /// One slot of a service, as the draft has it.
+#[derive(Clone)]
 pub(super) struct Slot<'a> {
     pub(super) draft: &'a Draft<'a>,
     pub(super) name: &'a ServiceName,
     pub(super) service: &'a Service,
     pub(super) number: u32,
+    /// The version that it is to be given: the current one, unless that is held back.
+    pub(super) target: u64,
     /// Its replicas, oldest first.
     pub(super) rows: Vec<(ReplicaId, &'a Replica)>,
 }
@@ -84,6 +59,27 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
 }
 
 impl<'a> Slot<'a> {
+    /// The same slot, to be given `version`.
+    pub(super) fn aiming_at(&self, version: u64) -> Self {
+        Self { target: version, ..self.clone() }
+    }
+
+    /// What the version asks for that it is to be given.
+    pub(super) fn spec(&self) -> &'a ServiceSpec {
+        let service = self.service;
+        service.spec_of(self.target).map_or(service.spec(), AsRef::as_ref)
+    }
+
+    /// Whether a replica does its work.
+    pub(super) fn readiness(&self, replica: &Replica) -> Readiness {
+        readiness(self.draft.state(), replica)
+    }
+
+    /// Whether a replica runs something else than the current version asks for.
+    pub(super) fn is_outdated(&self, replica: &Replica) -> bool {
+        !self.service.runs_current(replica.version)
+    }
+
     /// The replica that counts.
     pub(super) fn counting(&self) -> Option<(ReplicaId, &'a Replica)> {
         self.rows.iter().copied().find(|(_, replica)| replica.counts())
@@ -100,9 +96,9 @@ impl<'a> Slot<'a> {
         self.draft.node(replica.node).map(|node| node.status)
     }
 
-    /// A request for a node that takes a replica of the current version in this slot.
+    /// A request for a node that takes a replica of the target version in this slot.
     pub(super) fn request(&self) -> Request<'a> {
-        let spec = self.service.spec();
+        let spec = self.spec();
         Request {
             service: self.name,
             spec,
@@ -138,10 +134,14 @@ impl<'a> Slot<'a> {
         self.rows.iter().rev().find(|(_, replica)| replica.node == node).map(|&(id, _)| id)
     }
 
-    /// A step that puts a replica of the current version into this slot.
+    /// A step that puts a replica of the target version into this slot.
     pub(super) fn place(&self, node: NodeId, after: Option<ReplicaId>) -> PlanStep {
-        let version = self.service.current().version;
-        PlanStep::Place { service: self.name.clone(), slot: self.number, version, node, after }
+        let (service, slot, version) = (self.name.clone(), self.number, self.target);
+        if version == self.service.current().version {
+            PlanStep::Place { service, slot, version, node, after }
+        } else {
+            PlanStep::PlaceOlder { service, slot, version, node, after }
+        }
     }
 }
 

@@ -49,6 +49,7 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .route("/v1/services/{name}/scale", post(services::scale))
         .route("/v1/services/{name}/stop", post(services::stop))
         .route("/v1/services/{name}/start", post(services::start))
+        .route("/v1/services/{name}/rollback", post(services::rollback))
         .route("/v1/replicas", get(replicas::list))
         .route("/v1/replicas/{id}", get(replicas::inspect))
         .route("/v1/replicas/{id}/stop", post(replicas::stop))

@@ -21,6 +21,7 @@ use super::{events, exec, images, nodes, replicas, services, tokens};
         services::scale,
         services::stop,
         services::start,
+        services::rollback,
         replicas::list,
         replicas::inspect,
         replicas::stop,

@@ -8,7 +8,9 @@ use axum::Json;
 use axum::extract::{Extension, Path, State};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::replica::Progress;
-use blixard_core::api::service::{ScaleRequest, ServiceDetail, ServiceRow, SubmitAnswer, SubmitRequest};
+use blixard_core::api::service::{
+    RollbackRequest, ScaleRequest, ServiceDetail, ServiceRow, SubmitAnswer, SubmitRequest,
+};
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::cluster::{ClusterState, Outcome, Phase, Write};
 use blixard_core::id::{NodeId, ReplicaId, ServiceName};
@@ -187,6 +189,31 @@ pub(super) async fn start(
     change(&api, &name, request, |service| Write::Start { service }).await
 }
 
+/// Goes back to what an earlier version of a service asked for, as a new version.
+#[utoipa::path(
+    post, path = "/v1/services/{name}/rollback", request_body = RollbackRequest,
+    params(("name" = String, Path, description = "The service")),
+    responses(
+        (status = 201, description = "A new version, or the current one when that asks for the same", body = SubmitAnswer),
+        (status = 404, description = "No such service or version", body = ErrorBody),
+        (status = 409, description = "There is no earlier version", body = ErrorBody)
+    )
+)]
+pub(super) async fn rollback(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    request: RequestIdent,
+    JsonBody(body): JsonBody<RollbackRequest>,
+) -> Result<Response, ApiError> {
+    let service = service_name(&name)?;
+    let write = Write::Rollback { service: service.clone(), version: body.version };
+    let (index, outcome) = api.write(request, write).await?;
+    let Outcome::Service { version, changed } = outcome else { return Err(unexpected(&outcome)) };
+    let digest =
+        api.handle.state().services.get(&service).and_then(|service| service.spec().image.digest.clone());
+    Ok(created(SubmitAnswer { name: service, version, changed, digest, index, warnings: Vec::new() }))
+}
+
 /// Removes a service and its replicas.
 #[utoipa::path(
     delete, path = "/v1/services/{name}", params(("name" = String, Path, description = "The service")),
@@ -200,15 +227,19 @@ pub(super) async fn remove(
     change(&api, &name, request, |service| Write::Remove { service }).await
 }
 
+fn service_name(name: &str) -> Result<ServiceName, ApiError> {
+    name.parse().map_err(|error: blixard_core::id::IdError| {
+        ApiError::not_found(error.to_string(), "`blixard service ls` lists the services")
+    })
+}
+
 async fn change(
     api: &Api,
     name: &str,
     request: RequestIdent,
     write: impl FnOnce(ServiceName) -> Write,
 ) -> Result<Response, ApiError> {
-    let service = name.parse().map_err(|error: blixard_core::id::IdError| {
-        ApiError::not_found(error.to_string(), "`blixard service ls` lists the services")
-    })?;
+    let service = service_name(name)?;
     let (index, _) = api.write(request, write(service)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }

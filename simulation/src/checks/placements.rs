@@ -1,5 +1,5 @@
 //! `placements_are_allowed`: a replica is placed on a node that is up and takes replicas, and in a
-//! slot whose back-off is over.
+//! slot whose back-off is over. What failed of one version holds up no other.
 //!
 //! Drains and back-off (docs/architecture.md). Shows a planner that overlooks either and an apply
 //! that trusts it.
@@ -15,7 +15,10 @@ pub(super) fn check(before: &ClusterState, after: &ClusterState) -> Result<(), S
         if ready != Some((NodeStatus::Up, Availability::Active)) {
             return Err(format!("replica {id} is placed on node {}, which is {ready:?}", row.node));
         }
-        let backoff = after.services.get(&row.service).and_then(|service| service.backoff.get(&row.slot));
+        let backoff = after.services.get(&row.service).and_then(|service| {
+            let alike = |failed| service.same_containers(failed, row.version);
+            service.backoff.get(&row.slot).filter(|backoff| backoff.version.is_none_or(alike))
+        });
         if let Some(backoff) = backoff.filter(|backoff| backoff.not_before > after.time) {
             return Err(format!(
                 "replica {id} is placed at {} in slot {} of `{}`, which waits until {}",

@@ -17,3 +17,4 @@ mod run;
 mod service;
 mod snapshot;
 mod software;
+mod updates;

@@ -88,6 +88,7 @@ impl ClusterState {
             Write::Stop { service } => self.stop_service(service),
             Write::Start { service } => self.start_service(service),
             Write::Remove { service } => self.remove_service(service),
+            Write::Rollback { service, version } => self.roll_back(service, *version),
             Write::StopReplica { replica } => self.stop_replica(*replica),
             Write::SetAvailability { node, availability } => self.set_availability(*node, *availability),
             Write::RemoveNode { node, force } => self.remove_node(*node, *force),

@@ -3,8 +3,11 @@
 use std::net::SocketAddr;
 
 use super::{About, Answer};
+use crate::cluster::level::SECOND_LEVEL;
 use crate::cluster::node::NodeFacts;
-use crate::cluster::{Availability, ClusterState, EventKind, Node, NodeStatus, Outcome, Refusal};
+use crate::cluster::{
+    Availability, ClusterState, EventKind, Node, NodeStatus, Outcome, Phase, Refusal, Replica,
+};
 use crate::id::NodeId;
 use crate::time::UtcMs;
 
@@ -103,8 +106,22 @@ impl ClusterState {
                 node.facts.name, node.facts.level
             )));
         }
+        if !self.knows(SECOND_LEVEL) && level >= SECOND_LEVEL {
+            self.trust_what_runs();
+        }
         self.level = level;
         Ok(Outcome::Done)
+    }
+
+    /// What ran before proofs were told counts as proven: an upgrade holds no update up.
+    fn trust_what_runs(&mut self) {
+        let runs = |row: &Replica| row.status.phase == Phase::Running && row.status.healthy != Some(false);
+        let running = self.replicas.iter().filter(|(_, row)| runs(row)).map(|(id, _)| *id);
+        for id in running.collect::<Vec<_>>() {
+            if let Some(row) = self.replicas.get_mut(&id) {
+                row.status.proven = true;
+            }
+        }
     }
 }
 
@@ -113,7 +130,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::cluster::level::{FIRST_LEVEL, SECOND_LEVEL};
+    use crate::cluster::level::FIRST_LEVEL;
     use crate::cluster::testing::{Cluster, START, assert_refused, facts};
     use crate::cluster::{Command, Write};
 

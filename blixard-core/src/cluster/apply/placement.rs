@@ -15,6 +15,8 @@ pub(super) struct Placement<'a> {
     pub(super) version: u64,
     pub(super) node: NodeId,
     pub(super) after: Option<ReplicaId>,
+    /// Whether it is of a version older than the current one, and meant to be.
+    pub(super) older: bool,
 }
 
 impl ClusterState {
@@ -42,22 +44,25 @@ impl ClusterState {
 
     /// Checks a placement and answers which replica it is to wait for, if that is still there.
     fn check_placement(&self, placement: &Placement<'_>) -> Result<Option<ReplicaId>, String> {
-        let Placement { service: name, slot, version, node: node_id, after } = *placement;
+        let Placement { service: name, slot, version, node: node_id, after, older } = *placement;
         let service = self.wanted_slot(name, slot)?;
-        let current = service.current();
-        if version != current.version {
-            return Err(format!("`{name}` is at version {}, not {version}", current.version));
+        let current = service.current().version;
+        if (version != current) != older || version > current {
+            return Err(format!("`{name}` is at version {current}, not {version}"));
         }
+        let Some(spec) = service.spec_of(version) else {
+            return Err(format!("version {version} of `{name}` is no longer kept"));
+        };
         if let Some((holder, _)) = self.counting_in(name, slot) {
             return Err(format!("slot {slot} of `{name}` is held by replica {holder}"));
         }
         let node = self.placeable(node_id)?;
-        if !current.spec.volumes.is_empty() && node_id != service.origin {
+        if !spec.volumes.is_empty() && node_id != service.origin {
             return Err(format!("the host volumes of `{name}` are on node {}", service.origin));
         }
-        self.check_fits(node_id, node, &current.spec)?;
+        self.check_fits(node_id, node, spec)?;
         let after = self.check_after(placement, after)?;
-        self.check_ports(placement, &current.spec, after)?;
+        self.check_ports(placement, spec, after)?;
         Ok(after)
     }
 

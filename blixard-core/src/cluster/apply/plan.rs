@@ -3,6 +3,7 @@
 
 use super::About;
 use super::placement::Placement;
+use crate::cluster::level::SECOND_LEVEL;
 use crate::cluster::service::SlotBackoff;
 use crate::cluster::{
     ClusterState, Desired, EventKind, NodeStatus, Outcome, Phase, Plan, PlanStep, Replica, Service,
@@ -31,9 +32,12 @@ impl ClusterState {
     pub(crate) fn step(&mut self, step: &PlanStep) -> Step {
         match step {
             PlanStep::Place { service, slot, version, node, after } => {
-                let placement =
-                    Placement { service, slot: *slot, version: *version, node: *node, after: *after };
-                self.place(&placement)
+                let (slot, version, node, after) = (*slot, *version, *node, *after);
+                self.place(&Placement { service, slot, version, node, after, older: false })
+            }
+            PlanStep::PlaceOlder { service, slot, version, node, after } => {
+                let (slot, version, node, after) = (*slot, *version, *node, *after);
+                self.place(&Placement { service, slot, version, node, after, older: true })
             }
             PlanStep::SetDesired { replica, desired } => self.set_desired(*replica, *desired),
             PlanStep::SetLost { replica, lost: true } => self.set_lost(*replica),
@@ -115,11 +119,13 @@ impl ClusterState {
 
     fn set_backoff(&mut self, name: &ServiceName, slot: u32, failures: u32, not_before: UtcMs) -> Step {
         self.wanted_slot(name, slot)?;
+        let failed = self.counting_in(name, slot).map(|(_, row)| row.version);
+        let version = failed.filter(|_| self.knows(SECOND_LEVEL));
         if let Some(service) = self.services.get_mut(name) {
             if failures == 0 {
                 service.backoff.remove(&slot);
             } else {
-                service.backoff.insert(slot, SlotBackoff { failures, not_before });
+                service.backoff.insert(slot, SlotBackoff { failures, not_before, version });
             }
         }
         Ok(())
@@ -304,7 +310,10 @@ mod tests {
             vec![PlanStep::Backoff { service: name("web"), slot: 0, failures, not_before }]
         };
         cluster.planned(backoff(2));
-        assert_eq!(web(&cluster).backoff[&0], SlotBackoff { failures: 2, not_before: UtcMs(9) });
+        assert_eq!(
+            web(&cluster).backoff[&0],
+            SlotBackoff { failures: 2, not_before: UtcMs(9), version: Some(1) }
+        );
         cluster.planned(backoff(0));
         assert!(web(&cluster).backoff.is_empty());
     }

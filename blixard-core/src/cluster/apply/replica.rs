@@ -3,8 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::{About, Answer};
+use crate::cluster::level::SECOND_LEVEL;
+use crate::cluster::replica::{PULL_FAILED, START_FAILED};
+use crate::cluster::service::VersionFailure;
 use crate::cluster::{ClusterState, Desired, EventKind, Outcome, Phase, Refusal, Replica, ReplicaStatus};
 use crate::id::{NodeId, ReplicaId};
+
+/// How much of a failure's message is kept with its version, in characters.
+const FAILURE_CHARS_MAX: usize = 500;
 
 /// What a reported status does to the one known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,11 +69,15 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    fn set_status(&mut self, id: ReplicaId, status: ReplicaStatus) {
+    fn set_status(&mut self, id: ReplicaId, mut status: ReplicaStatus) {
         let Some(row) = self.replicas.get_mut(&id) else { return };
+        // A proof stands: an agent that lost its memory tells of none.
+        status.proven |= row.status.proven;
         if row.status == status {
             return;
         }
+        let proven = status.proven && !row.status.proven;
+        let failure = (!status.proven).then(|| failure(&row.status, &status)).flatten();
         let shown = |status: &ReplicaStatus| (status.attempt, status.phase, status.healthy);
         let told = shown(&row.status) != shown(&status);
         row.status = status;
@@ -75,6 +85,22 @@ impl ClusterState {
             let message = describe(row);
             let about = row.about(id);
             self.emit(EventKind::ReplicaChanged, about, message);
+        }
+        if self.knows(SECOND_LEVEL) && (proven || failure.is_some()) {
+            self.note_version(id, failure);
+        }
+    }
+
+    /// Keeps with its version that a replica was proven, or (with `failure`) failed before it was.
+    fn note_version(&mut self, id: ReplicaId, failure: Option<String>) {
+        let Some(row) = self.replicas.get(&id) else { return };
+        let (number, at) = (row.version, self.time);
+        let message = failure.map(|how| format!("{} on node {}: {how}", row.label(), row.node));
+        let Some(service) = self.services.get_mut(&row.service) else { return };
+        let Some(version) = service.versions.iter_mut().find(|kept| kept.version == number) else { return };
+        version.failure = message.map(|message| VersionFailure { at, message });
+        if version.failure.is_none() {
+            version.proven_at = version.proven_at.or(Some(at));
         }
     }
 
@@ -107,6 +133,29 @@ impl ClusterState {
             self.emit(kind, about, message);
         }
     }
+}
+
+/// How a replica failed, when `told` is news of a failure after `known`.
+fn failure(known: &ReplicaStatus, told: &ReplicaStatus) -> Option<String> {
+    let fails = match told.phase {
+        Phase::Waiting | Phase::Failed => true,
+        Phase::Pulling | Phase::Starting => {
+            told.message.starts_with(PULL_FAILED) || told.message.starts_with(START_FAILED)
+        }
+        Phase::Running => told.healthy == Some(false),
+        Phase::Assigned | Phase::Stopping | Phase::Completed | Phase::Gone => false,
+    };
+    let news = (known.attempt, known.phase, &known.message) != (told.attempt, told.phase, &told.message);
+    (fails && news).then(|| {
+        // When it is tried again is soon no longer true.
+        let what = told.message.rsplit_once("; ").filter(|(_, next)| next.contains("ing again at "));
+        let what = what.map_or(told.message.as_str(), |(what, _)| what);
+        match (what, told.exit_code) {
+            ("", Some(code)) => format!("exited with code {code}"),
+            ("", None) => "failed".to_owned(),
+            (what, _) => what.chars().take(FAILURE_CHARS_MAX).collect(),
+        }
+    })
 }
 
 /// What becomes of a replica that should run and whose container somebody removed.

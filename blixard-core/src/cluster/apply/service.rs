@@ -9,7 +9,8 @@ use std::sync::Arc;
 use imbl::vector;
 
 use super::{About, Answer, submission};
-use crate::cluster::{ClusterState, EventKind, Outcome, Refusal, Service, ServiceVersion};
+use crate::cluster::level::SECOND_LEVEL;
+use crate::cluster::{ClusterState, Desired, EventKind, Outcome, Refusal, Replica, Service, ServiceVersion};
 use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::spec::ServiceSpec;
 
@@ -25,11 +26,11 @@ impl ClusterState {
             return Ok(self.submit_again(name, origin));
         }
         submission::check(self, spec, origin)?;
-        Ok(self.change_service(spec, origin))
+        Ok(self.change_service(spec, origin, None))
     }
 
     fn create_service(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Outcome {
-        let first = ServiceVersion { version: 1, spec: Arc::clone(spec), submitted_at: self.time };
+        let first = ServiceVersion::new(1, Arc::clone(spec), self.time);
         let service = Service {
             versions: vector![first],
             desired: spec.replicas.min,
@@ -70,7 +71,12 @@ impl ClusterState {
 
     /// Another specification: a new version, or, where nothing but the bounds differs, the current one
     /// with other bounds, since a version replaces every container.
-    fn change_service(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Outcome {
+    fn change_service(
+        &mut self,
+        spec: &Arc<ServiceSpec>,
+        origin: NodeId,
+        rollback_of: Option<u64>,
+    ) -> Outcome {
         let (name, now) = (&spec.name, self.time);
         let origin = self.origin_after(name, origin);
         let (mut version, mut kind, mut told) = (0, EventKind::ServiceChanged, String::new());
@@ -83,9 +89,10 @@ impl ClusterState {
                 told = format!("now takes {} to {} replicas", spec.replicas.min, spec.replicas.max);
             } else {
                 version += 1;
-                let new = ServiceVersion { version, spec: Arc::clone(spec), submitted_at: now };
-                service.versions.push_back(new);
-                (kind, told) = (EventKind::ServiceSubmitted, format!("is now version {version}"));
+                let new = ServiceVersion::new(version, Arc::clone(spec), now);
+                service.versions.push_back(ServiceVersion { rollback_of, ..new });
+                let back = rollback_of.map(|old| format!(", as version {old} was")).unwrap_or_default();
+                (kind, told) = (EventKind::ServiceSubmitted, format!("is now version {version}{back}"));
             }
             service.desired = service.desired.clamp(spec.replicas.min, spec.replicas.max);
             service.suspended = false;
@@ -96,6 +103,46 @@ impl ClusterState {
         self.stop_surplus(name);
         self.tell_service(kind, name, &told);
         Outcome::Service { version, changed: true }
+    }
+
+    /// Takes up again what an earlier version asked for, as a new version. How many replicas there
+    /// are is not part of it: the bounds stay.
+    pub(super) fn roll_back(&mut self, name: &ServiceName, version: Option<u64>) -> Answer {
+        let service = self.service_to_change(name)?;
+        let kept = || {
+            let numbers = service.versions.iter().map(|kept| kept.version.to_string());
+            numbers.collect::<Vec<_>>().join(", ")
+        };
+        let target = match version {
+            Some(number) => service.versions.iter().find(|kept| kept.version == number).ok_or_else(|| {
+                Refusal::not_found("version", format!("{number} of {name}; kept are {}", kept()))
+            })?,
+            None => service.previous().ok_or_else(|| {
+                Refusal::conflict(format!(
+                    "`{name}` has no earlier version that runs something else: `blixard service history {name}` lists what is kept"
+                ))
+            })?,
+        };
+        let (number, bounds, origin) = (target.version, service.spec().replicas, service.origin);
+        let spec = Arc::new(ServiceSpec { replicas: bounds, ..target.spec.as_ref().clone() });
+        if service.spec() == spec.as_ref() {
+            return Ok(self.submit_again(name, origin));
+        }
+        submission::check(self, &spec, origin)?;
+        Ok(self.change_service(&spec, origin, Some(number)))
+    }
+
+    /// Has the replicas of a service that ended for good start anew: they stop, and their slots are
+    /// filled. Of the second feature level.
+    fn renew_ended(&mut self, name: &ServiceName) {
+        if !self.knows(SECOND_LEVEL) {
+            return;
+        }
+        let over = |(_, row): &(ReplicaId, &Replica)| row.desired == Desired::Run && row.is_over();
+        let ended: Vec<ReplicaId> = self.replicas_of(name).filter(over).map(|(id, _)| id).collect();
+        for replica in ended {
+            self.stop_row(replica);
+        }
     }
 
     /// Where a service's host volumes are after it is submitted on `origin`: where they were, as
@@ -126,6 +173,7 @@ impl ClusterState {
             self.stop_surplus(name);
             self.tell_service(EventKind::ServiceChanged, name, &format!("is scaled to {replicas}"));
         }
+        self.renew_ended(name);
         Ok(Outcome::Done)
     }
 
@@ -146,6 +194,7 @@ impl ClusterState {
             service.backoff.clear();
             self.tell_service(EventKind::ServiceChanged, name, "was started");
         }
+        self.renew_ended(name);
         Ok(Outcome::Done)
     }
 
@@ -199,7 +248,7 @@ mod tests {
     use crate::cluster::testing::{
         Cluster, assert_refused, marked, name, place, publishing, spec, status, with_volume,
     };
-    use crate::cluster::{Desired, Phase, PlanStep, Write};
+    use crate::cluster::{Phase, PlanStep, Write};
     use crate::limits::SERVICE_VERSIONS_MAX;
     use crate::time::UtcMs;
 

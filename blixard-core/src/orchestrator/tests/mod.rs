@@ -4,4 +4,5 @@ mod fill;
 mod moves;
 mod nodes;
 mod random;
+mod updates;
 pub(crate) mod world;

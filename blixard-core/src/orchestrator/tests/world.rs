@@ -112,7 +112,10 @@ impl World {
     pub(crate) fn submit(&mut self, spec: ServiceSpec) -> &mut Self {
         let (service, replicas) = (spec.name.clone(), spec.replicas.max);
         self.write(Write::Submit { spec: Arc::new(spec), origin: NodeId(1) });
-        self.write(Write::Scale { service, replicas })
+        if self.state.services[&service].desired != replicas {
+            self.write(Write::Scale { service, replicas });
+        }
+        self
     }
 
     pub(crate) fn write(&mut self, write: Write) -> &mut Self {
@@ -139,10 +142,34 @@ impl World {
         self.state.replicas.get_mut(&ReplicaId(replica)).expect("the test placed it")
     }
 
-    /// Reports a replica's phase.
+    /// Reports a replica's phase; one that runs has done so for long enough.
     pub(crate) fn phase(&mut self, replica: u64, phase: Phase) -> &mut Self {
-        let status = ReplicaStatus { phase, ..self.state.replicas[&ReplicaId(replica)].status.clone() };
-        self.report_status(replica, status)
+        let known = self.state.replicas[&ReplicaId(replica)].status.clone();
+        let proven = known.proven || phase == Phase::Running;
+        self.report_status(replica, ReplicaStatus { phase, proven, ..known })
+    }
+
+    /// Reports that a replica runs, and has not for long.
+    pub(crate) fn begins(&mut self, replica: u64) -> &mut Self {
+        let known = self.state.replicas[&ReplicaId(replica)].status.clone();
+        self.report_status(replica, ReplicaStatus { phase: Phase::Running, ..known })
+    }
+
+    /// Reports that a replica ended for good, with this code, and is left so.
+    pub(crate) fn ends(&mut self, replica: u64, code: u32) -> &mut Self {
+        let known = self.state.replicas[&ReplicaId(replica)].status.clone();
+        let phase = if code == 0 { Phase::Completed } else { Phase::Failed };
+        self.report_status(
+            replica,
+            ReplicaStatus { phase, exit_code: Some(code), left: code != 0, healthy: None, ..known },
+        )
+    }
+
+    /// Reports a replica's next attempt.
+    pub(crate) fn again(&mut self, replica: u64) -> &mut Self {
+        let known = self.state.replicas[&ReplicaId(replica)].status.clone();
+        let attempt = known.attempt + 1;
+        self.report_status(replica, ReplicaStatus { attempt, phase: Phase::Starting, ..known })
     }
 
     /// Reports a failure.
@@ -263,6 +290,10 @@ pub(crate) fn show(plan: &Plan, now: UtcMs) -> String {
             PlanStep::Place { service, slot, version, node, after } => {
                 let after = after.map(|after| format!(" after {after}")).unwrap_or_default();
                 format!("place {service}/{slot} v{version} on {node}{after}")
+            }
+            PlanStep::PlaceOlder { service, slot, version, node, after } => {
+                let after = after.map(|after| format!(" after {after}")).unwrap_or_default();
+                format!("place older {service}/{slot} v{version} on {node}{after}")
             }
             PlanStep::SetDesired { replica, desired } => format!("{desired:?} {replica}").to_lowercase(),
             PlanStep::SetLost { replica, lost: true } => format!("lost {replica}"),

@@ -54,9 +54,7 @@ pub(in super::super) fn add_service(state: &mut ClusterState, name: &str, desire
     }))
     .unwrap();
     let service = Service {
-        versions: [ServiceVersion { version: 1, spec: Arc::new(spec), submitted_at: UtcMs(5) }]
-            .into_iter()
-            .collect(),
+        versions: [ServiceVersion::new(1, Arc::new(spec), UtcMs(5))].into_iter().collect(),
         desired,
         suspended: false,
         removing: false,

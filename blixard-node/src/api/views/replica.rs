@@ -2,10 +2,11 @@
 
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::service::PendingSlot;
-use blixard_core::cluster::{ClusterState, Desired, Node, NodeStatus, Phase, Replica, Service};
+use blixard_core::cluster::{ClusterState, Desired, Node, NodeStatus, Replica, Service};
 use blixard_core::id::{ClusterId, ContainerId, ReplicaId, ServiceName};
 
 use super::service::pending_slots;
+use blixard_core::readiness::{Readiness, has_arrived, readiness, serves};
 
 /// Every replica and every slot that waits for one, by service and slot. Without `all`, replicas
 /// that ended or were told to go are left out.
@@ -34,18 +35,11 @@ fn is_live(replica: &Replica) -> bool {
     !replica.status.phase.is_final()
 }
 
-/// Whether a replica does what it is for: it runs and its probe, if it has one, passes; or it has
-/// completed.
-pub(super) fn is_ready(service: Option<&Service>, replica: &Replica) -> bool {
-    let probed = service
-        .and_then(|service| service.spec_of(replica.version))
-        .is_some_and(|spec| spec.healthcheck.is_some());
-    let phase_is_ready = match replica.status.phase {
-        Phase::Running => !probed || replica.status.healthy == Some(true),
-        Phase::Completed => true,
-        _ => false,
-    };
-    phase_is_ready && replica.desired != Desired::Stop && replica.lost_since.is_none()
+/// Whether a replica does what it is for: it serves, or it ran to its successful end.
+pub(super) fn is_ready(state: &ClusterState, replica: &Replica) -> bool {
+    let ended = readiness(state, replica) == Readiness::Ended;
+    let counts = replica.desired != Desired::Stop && replica.lost_since.is_none();
+    serves(state, replica) || ended && counts
 }
 
 /// Whether a replica is away with its node. One that was replaced meanwhile stops when its node is
@@ -75,7 +69,10 @@ pub(super) fn row(state: &ClusterState, cluster: ClusterId, id: ReplicaId, repli
         image: spec.map(|spec| spec.image.reference.clone()).unwrap_or_default(),
         phase: Some(status.phase),
         desired: Some(replica.desired),
-        ready: is_ready(service, replica),
+        ready: is_ready(state, replica),
+        proven: is_ready(state, replica) && has_arrived(state, replica),
+        current: service.is_some_and(|service| service.runs_current(replica.version)),
+        over: replica.is_over(),
         healthy: status.healthy,
         lost: is_lost(node, replica),
         attempt: status.attempt,
@@ -110,6 +107,9 @@ fn pending_row(name: &ServiceName, service: &Service, slot: PendingSlot) -> Repl
         phase: None,
         desired: None,
         ready: false,
+        proven: false,
+        current: true,
+        over: false,
         healthy: None,
         lost: false,
         attempt: 0,

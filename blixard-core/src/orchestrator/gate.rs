@@ -1,0 +1,111 @@
+//! How far a service's update may go.
+//!
+//! An update goes on to the next slot only while every replica of the current version is proven, so a
+//! version that does not start, or ends soon, takes one slot at most. Nothing of an older version
+//! holds it: whatever state that is in, the newest version supersedes it.
+//!
+//! Until the current version is proven somewhere, a slot that loses its replica is filled with the
+//! version that was proven before, while there is one: a node that goes down, or a container that
+//! ends, in the middle of a bad update gives the bad version no second slot.
+
+use std::collections::BTreeSet;
+
+use super::draft::Draft;
+use crate::cluster::replica::Desired;
+use crate::cluster::{Availability, NodeStatus, Replica};
+use crate::id::ServiceName;
+use crate::readiness::{Readiness, has_arrived, is_proven, readiness};
+
+/// What keeps a service from touching another slot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Gate {
+    /// Slots, two at most, whose replica of the current version is not proven or failed lately.
+    unsettled: Vec<u32>,
+    /// Slots, two at most, that are being moved off a node.
+    moving: Vec<u32>,
+    /// Whether a replica of the current version is ready and proven.
+    current_is_proven: bool,
+    /// The older versions of which a proven replica is there.
+    proven: BTreeSet<u64>,
+}
+
+impl Gate {
+    /// The gate of a service, as the draft has it.
+    pub(super) fn of(draft: &Draft<'_>, name: &ServiceName) -> Self {
+        let mut gate = Self::default();
+        let Some(service) = draft.service(name) else { return gate };
+        let state = draft.state();
+        let failing = service
+            .backoff
+            .iter()
+            .filter(|(_, backoff)| backoff.version.is_none_or(|version| service.runs_current(version)));
+        let mut unsettled: Vec<u32> = failing.map(|(slot, _)| *slot).collect();
+        let mut moving = Vec::new();
+        for (_, replica) in state.replicas_of(name) {
+            let current = service.runs_current(replica.version);
+            if current && replica.counts() {
+                gate.current_is_proven |=
+                    readiness(state, replica) == Readiness::Ready && is_proven(state, replica);
+                if !has_arrived(state, replica) {
+                    unsettled.push(replica.slot);
+                }
+            }
+            if !current && replica.desired != Desired::Stop && replica.status.proven {
+                gate.proven.insert(replica.version);
+            }
+            if is_moving(draft, name, replica) {
+                moving.push(replica.slot);
+            }
+        }
+        gate.unsettled = two(unsettled);
+        gate.moving = two(moving);
+        gate
+    }
+
+    /// Whether `slot` may be given the current version in place of an older one.
+    pub(super) fn admits_update_of(&self, slot: u32) -> bool {
+        self.unsettled.iter().all(|&unsettled| unsettled == slot)
+    }
+
+    /// Whether `slot` may be moved off its node.
+    pub(super) fn admits_move_of(&self, slot: u32) -> bool {
+        self.moving.iter().all(|&moving| moving == slot)
+    }
+
+    /// Whether the current version has yet to be proven, and is being tried in another slot.
+    pub(super) fn holds_back(&self, slot: u32) -> bool {
+        !self.current_is_proven && !self.admits_update_of(slot)
+    }
+
+    /// The version that an empty `slot` is given while the current one is held back from it.
+    pub(super) fn stand_in(&self, slot: u32) -> Option<u64> {
+        self.proven.last().copied().filter(|_| self.holds_back(slot))
+    }
+
+    /// Whether a proven replica of the older `version` is there.
+    pub(super) fn is_proven(&self, version: u64) -> bool {
+        self.proven.contains(&version)
+    }
+}
+
+/// Whether a replica is on its way off a node that is being emptied: superseded by one that runs
+/// the same, or stopping and not gone.
+fn is_moving(draft: &Draft<'_>, name: &ServiceName, replica: &Replica) -> bool {
+    let node = draft.node(replica.node).filter(|node| node.availability != Availability::Active);
+    let (Some(node), Some(service)) = (node, draft.service(name)) else { return false };
+    match replica.desired {
+        Desired::Run => false,
+        Desired::Stop => node.status != NodeStatus::Down,
+        Desired::Retire => draft
+            .state()
+            .counting_in(name, replica.slot)
+            .is_some_and(|(_, holder)| service.same_containers(holder.version, replica.version)),
+    }
+}
+
+fn two(mut slots: Vec<u32>) -> Vec<u32> {
+    slots.sort_unstable();
+    slots.dedup();
+    slots.truncate(2);
+    slots
+}
