@@ -6,7 +6,7 @@ RUN_PACKAGES   = containerd runc iproute2 nftables util-linux
 TEST_PACKAGES  = busybox-static docker-registry openssl procps
 BENCH_PACKAGES = etcd-server
 
-.PHONY: build release test check lint docs simulate demo bench clean
+.PHONY: build release test check lint docs simulate demo soak bench clean
 
 build: packages-build
 	cargo build --workspace --all-targets
@@ -32,6 +32,11 @@ simulate: packages-build
 demo: packages-build packages-run packages-test
 	cargo build --release -p blixard-cli -p blixard-tests
 	target/release/demo
+
+# Two minutes of requests to a service while everything is done to it that a user does.
+soak: packages-build packages-run packages-test
+	cargo build --release -p blixard-cli -p blixard-tests
+	target/release/soak
 
 bench: packages-build packages-run packages-test packages-bench
 	cargo build --release -p blixard-cli -p blixard-tests

@@ -17,4 +17,6 @@ pub mod lan;
 pub mod machine;
 pub mod process;
 pub mod registry;
+pub mod soak;
+pub mod traffic;
 pub mod wait;

@@ -16,5 +16,6 @@ mod reboot;
 mod run;
 mod service;
 mod snapshot;
+mod soak;
 mod software;
 mod updates;
