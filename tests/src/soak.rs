@@ -30,6 +30,8 @@ pub fn soak(cluster: &mut Cluster, at_least: Duration, say: &dyn Fn(&str)) -> Re
     cluster.hosts[0].import(&beside)?;
     let mut version = 0;
     cluster.hosts[0].run(&bundle(&web, version))?;
+    cluster.hosts[0].cli(&["service", "scale", "web", "3"])?;
+    cluster.wait_ready(0, "web", 3, PATIENCE)?;
     let traffic = Traffic::begin(cluster, "web", PORT);
     loop {
         round(cluster, &traffic, &web, &beside, &mut version, say)?;
@@ -43,7 +45,7 @@ pub fn soak(cluster: &mut Cluster, at_least: Duration, say: &dyn Fn(&str)) -> Re
 /// Version `number` of the service: good ones differ in a variable.
 fn bundle(web: &Image, number: u32) -> Bundle {
     Bundle::new("web", web)
-        .replicas(3, 5)
+        .replicas(1, 5)
         .port(80, PORT)
         .always()
         .environment("VERSION", &number.to_string())
