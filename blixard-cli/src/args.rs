@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blixard_core::bundle::parse_duration;
+use blixard_core::time::UtcMs;
 use clap::ValueEnum;
 
 /// Which node is asked.
@@ -49,6 +50,20 @@ pub(crate) fn time(text: &str) -> Result<Duration, String> {
         return Ok(Duration::from_secs(seconds));
     }
     parse_duration(text).map_err(|why| format!("{why}; for example 90 (seconds), 90s or 1m30s"))
+}
+
+/// Reads a moment: a time such as `2026-11-21T08:30:00Z`, or how long ago, `10m`.
+///
+/// # Errors
+/// Why it is none.
+pub(crate) fn moment(text: &str) -> Result<UtcMs, String> {
+    if let Ok(at) = text.parse() {
+        return Ok(at);
+    }
+    let ago = time(text)
+        .map_err(|_| "give a time such as 2026-11-21T08:30:00Z, or how long ago: 10m".to_owned())?;
+    let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+    Ok(UtcMs(crate::render::text::now().0.saturating_sub(ago)))
 }
 
 /// How a command prints what it found.

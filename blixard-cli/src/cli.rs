@@ -102,6 +102,9 @@ mod tests {
         check("blixard start web");
         check("blixard rm web");
         check("blixard logs -f -n 5 web");
+        check("blixard logs --tail all --since 10m --until 2026-11-21T08:30:00Z -t web db");
+        check("blixard logs --previous web-0");
+        check("blixard logs --attempt 3 web-0");
         check("blixard exec -it 3f2a sh -c ls");
         check("blixard exec web-0 ls -la");
         check("blixard inspect 3f2a");
@@ -123,6 +126,10 @@ mod tests {
         check("blixard run web.bun --name Not_A_Name");
         check("blixard service scale web -1");
         check("blixard exec web-0");
+        check("blixard logs");
+        check("blixard logs --tail some web");
+        check("blixard logs --since yesterday web");
+        check("blixard logs --attempt 3 --previous web");
         check("blixard events --after x");
         check("blixard run --timeout soon web.bun");
         check("blixard run --timeout -5 web.bun");

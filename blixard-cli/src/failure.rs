@@ -82,7 +82,7 @@ pub(crate) fn text(error: &anyhow::Error, paint: Paint) -> String {
 }
 
 /// The error and its sources, without those that it tells itself.
-fn chain(error: &anyhow::Error) -> String {
+pub(crate) fn chain(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for source in error.chain().skip(1).map(ToString::to_string) {
         if !text.ends_with(&source) {

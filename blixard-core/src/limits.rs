@@ -69,6 +69,14 @@ pub const PROBE_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// The longest wait for the first probe of a container after its start.
 pub const PROBE_FIRST_MAX: Duration = Duration::from_secs(1);
 
+/// Logs that one node reads at a time, followed or not. Each holds a chunk of the log and what its
+/// connection buffers, about half a megabyte, when whoever asked does not take it.
+pub const LOG_READERS_MAX: usize = 256;
+/// Containers that ended, of those whose logs it keeps, that one node tells of.
+pub const ENDED_CONTAINERS_MAX: usize = 1_000;
+/// Processes that one node runs in its containers at a time for `exec`.
+pub const EXEC_SESSIONS_MAX: usize = 128;
+
 /// How long a request id is remembered, in log time; an older one is refused.
 pub const REQUEST_MEMORY: Duration = Duration::from_secs(600);
 /// How many request ids are remembered at most.

@@ -1,7 +1,7 @@
 //! The seams: everything of the world that a node touches, each as a trait with two
 //! implementations, the Linux one in this crate and the simulator's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState, Ready};
-use blixard_core::id::{ClusterId, ContainerId, NodeId, NodeKey, ReplicaId};
-use blixard_core::spec::{PortSpec, ServiceSpec};
+use blixard_core::id::{ClusterId, ContainerId, NodeId, NodeKey, ReplicaId, ServiceName};
+use blixard_core::spec::{PortSpec, ServiceSpec, VolumeSpec};
 use blixard_core::time::{Mono, UtcMs};
 use blixard_core::wire::{Channel, Peer};
 use bytes::Bytes;
@@ -242,6 +242,8 @@ pub struct ContainerConfig {
     pub attempt: u32,
     /// Its slot, for its hostname.
     pub slot: u32,
+    /// The service's version it runs.
+    pub version: u64,
     /// What runs.
     pub spec: Arc<ServiceSpec>,
 }
@@ -276,15 +278,45 @@ pub struct ContainerInfo {
     pub ports: Vec<PortSpec>,
 }
 
-/// What a container wrote.
+/// A container that ended and was removed, and whose log is still here.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct EndedContainer {
+    /// Whose.
+    pub replica: ReplicaId,
+    /// Which attempt.
+    pub attempt: u32,
+    /// The service's name.
+    pub service: ServiceName,
+    /// Its slot.
+    pub slot: u32,
+    /// The service's version it ran; 0 when that was not written down.
+    #[serde(default)]
+    pub version: u64,
+    /// The full reference of its image.
+    pub image: String,
+    /// The code its process ended with.
+    pub exit_code: u32,
+    /// Whether the kernel killed its process for want of memory.
+    #[serde(default)]
+    pub oom_killed: bool,
+    /// When it was made, by the node's clock.
+    #[serde(default)]
+    pub created_at: Option<UtcMs>,
+    /// When its process ended, by the node's clock.
+    pub ended_at: UtcMs,
+}
+
+/// What a container wrote: a line, or a piece of one that is long.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLine {
     /// When, by the node's clock, to the nanosecond, RFC 3339.
     pub at: String,
     /// Whether to stderr rather than stdout.
     pub stderr: bool,
-    /// The line, without its end.
-    pub text: String,
+    /// The line as it was written, without its end: of no encoding that is known.
+    pub bytes: Vec<u8>,
+    /// Whether the line goes on in the next piece of the same stream.
+    pub partial: bool,
 }
 
 /// Which part of a log to read.
@@ -294,6 +326,10 @@ pub struct LogQuery {
     pub tail: Option<usize>,
     /// Whether to wait for more until the container ends.
     pub follow: bool,
+    /// Only lines begun at this time or later, by the node's clock.
+    pub since: Option<UtcMs>,
+    /// Only lines begun at this time or earlier.
+    pub until: Option<UtcMs>,
 }
 
 /// What to run in a running container.
@@ -307,6 +343,12 @@ pub struct ExecConfig {
     /// Whether its standard input is connected.
     #[serde(default)]
     pub stdin: bool,
+    /// The terminal's width when the program starts; 0 when it is not known yet.
+    #[serde(default)]
+    pub columns: u16,
+    /// The terminal's height when the program starts; 0 when it is not known yet.
+    #[serde(default)]
+    pub rows: u16,
     /// Environment variables added to the container's, `K=V`.
     #[serde(default)]
     pub environment: Vec<String>,
@@ -351,6 +393,8 @@ pub enum RuntimeEvent {
         attempt: u32,
         /// With which code.
         code: u32,
+        /// Whether the kernel killed it for want of memory.
+        oom_killed: bool,
     },
     /// Events may have been missed, as after the runtime restarted: list again.
     Resync,
@@ -393,6 +437,21 @@ pub trait ContainerRuntime: Send + Sync + 'static {
 
     /// What is known of a container.
     async fn inspect(&self, replica: ReplicaId, attempt: u32) -> Result<ContainerInfo, RuntimeError>;
+
+    /// The attempts of a replica of which there are logs, whether or not their containers are there.
+    async fn log_attempts(&self, _replica: ReplicaId) -> Result<BTreeSet<u32>, RuntimeError> {
+        Ok(BTreeSet::new())
+    }
+
+    /// Which of the volumes' sources are not on this machine.
+    async fn missing_sources(&self, _volumes: &[VolumeSpec]) -> Result<Vec<String>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
+    /// The containers that ended here and of which only the log is left, the last ended first.
+    async fn ended(&self) -> Result<Vec<EndedContainer>, RuntimeError> {
+        Ok(Vec::new())
+    }
 
     /// A container's log, oldest line first, over rotated files.
     async fn logs(

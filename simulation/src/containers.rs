@@ -218,7 +218,7 @@ impl SimContainers {
         inner.restarts.ended(replica);
         inner.record("container exit", replica, attempt);
         if let Some(subscriber) = inner.subscriber.as_ref().filter(|_| !inner.down) {
-            subscriber.send(RuntimeEvent::Exited { replica, attempt, code }).ok();
+            subscriber.send(RuntimeEvent::Exited { replica, attempt, code, oom_killed: false }).ok();
         }
     }
 
@@ -300,6 +300,7 @@ impl ContainerRuntime for SimContainers {
             replica: *replica,
             attempt: *attempt,
             state: container.state,
+            oom_killed: false,
             address: container.address,
         });
         Ok(observed.collect())

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use blixard_core::api::GAP_HEADER;
+use blixard_core::api::{ATTEMPT_HEADER, ATTEMPTS_HEADER, GAP_HEADER};
 use bytes::BytesMut;
 use http::Response;
 use http_body_util::BodyExt;
@@ -17,18 +17,35 @@ pub(crate) struct Lines<T> {
     body: Incoming,
     buffer: BytesMut,
     gap: bool,
+    attempt: Option<u32>,
+    attempts: Vec<u32>,
     value: PhantomData<fn() -> T>,
 }
 
 impl<T: DeserializeOwned> Lines<T> {
     pub(super) fn new(response: Response<Incoming>) -> Self {
         let gap = response.headers().contains_key(GAP_HEADER);
-        Self { body: response.into_body(), buffer: BytesMut::new(), gap, value: PhantomData }
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let attempt = header(ATTEMPT_HEADER).and_then(|value| value.parse().ok());
+        let attempts = header(ATTEMPTS_HEADER).unwrap_or_default();
+        let attempts = attempts.split(',').filter_map(|attempt| attempt.parse().ok()).collect();
+        let (body, buffer) = (response.into_body(), BytesMut::new());
+        Self { body, buffer, gap, attempt, attempts, value: PhantomData }
     }
 
     /// Whether something before the first value is forgotten.
     pub(crate) fn has_gap(&self) -> bool {
         self.gap
+    }
+
+    /// Which attempt's log it is; absent when it is no log, or the node is too old to tell.
+    pub(crate) fn attempt(&self) -> Option<u32> {
+        self.attempt
+    }
+
+    /// Of which attempts of the same replica there are logs, the oldest first.
+    pub(crate) fn attempts(&self) -> &[u32] {
+        &self.attempts
     }
 
     /// The next value; `None` at the end.

@@ -1,5 +1,6 @@
 //! `blixard exec`
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::pin::pin;
 use std::process::ExitCode;
@@ -33,8 +34,8 @@ pub(crate) struct Args {
     /// Give the program a terminal
     #[arg(short, long)]
     tty: bool,
-    /// An environment variable (repeatable)
-    #[arg(short, long = "env", value_name = "K=V")]
+    /// An environment variable, or the name of one to hand on as it is here (repeatable)
+    #[arg(short, long = "env", value_name = "K=V|K")]
     environment: Vec<String>,
     /// The user to run as
     #[arg(short, long, value_name = "UID[:GID]")]
@@ -55,11 +56,14 @@ pub(crate) async fn exec(client: &Client, args: Args) -> anyhow::Result<ExitCode
         let hint = "leave out -t";
         return Err(Failure::new("the input is not a terminal", hint).into());
     }
+    let (columns, rows) = terminal::size().filter(|_| args.tty).unwrap_or_default();
     let request = ExecRequest {
         command: args.command,
         tty: args.tty,
         stdin: args.interactive,
-        environment: args.environment,
+        columns,
+        rows,
+        environment: environment(args.environment, |name| std::env::var_os(name))?,
         workdir: args.workdir,
         user: args.user,
     };
@@ -67,6 +71,32 @@ pub(crate) async fn exec(client: &Client, args: Args) -> anyhow::Result<ExitCode
     // Dropped, and so restored, however the session ends.
     let _raw = (args.tty && args.interactive).then(RawMode::enter).transpose()?;
     session(TokioIo::new(stream), args.interactive, args.tty).await
+}
+
+/// The settings as `K=V`: a name alone takes the value it has here, and is left out where it has none.
+fn environment(
+    settings: Vec<String>,
+    value: impl Fn(&str) -> Option<OsString>,
+) -> anyhow::Result<Vec<String>> {
+    let mut complete = Vec::new();
+    for setting in settings {
+        match setting.find('=') {
+            Some(0) => {
+                return Err(Failure::new(format!("-e {setting} names no variable"), "-e NAME=VALUE").into());
+            }
+            Some(_) => complete.push(setting),
+            None if setting.is_empty() => return Err(Failure::new("-e names no variable", "-e NAME=VALUE").into()),
+            None => match value(&setting).map(OsString::into_string) {
+                Some(Ok(value)) => complete.push(format!("{setting}={value}")),
+                Some(Err(_)) => {
+                    let hint = format!("set it here: -e {setting}=VALUE");
+                    return Err(Failure::new(format!("the value of {setting} is not UTF-8"), hint).into());
+                }
+                None => {}
+            },
+        }
+    }
+    Ok(complete)
 }
 
 /// Runs the session to its end, or until a signal that ends this command.
@@ -177,7 +207,23 @@ fn exit_code(code: u32) -> ExitCode {
 mod tests {
     use blixard_core::api::exec::Frame;
 
-    use super::receive_output;
+    use super::{environment, receive_output};
+
+    #[test]
+    fn a_name_takes_the_value_it_has_here() {
+        let here = |name: &str| (name == "HOME").then(|| "/root".into());
+        let check = |settings: &[&str], expect: Option<&[&str]>| {
+            let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+            let complete = environment(settings, here).ok();
+            let expect = expect.map(|list| list.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>());
+            assert_eq!(complete, expect);
+        };
+        check(&["A=b", "HOME", "C="], Some(&["A=b", "HOME=/root", "C="]));
+        check(&["NOBODY"], Some(&[]));
+        check(&["HOME="], Some(&["HOME="]));
+        check(&["=b"], None);
+        check(&[""], None);
+    }
 
     #[tokio::test]
     async fn a_session_ends_with_the_programs_code_or_says_why_not() {

@@ -65,9 +65,46 @@ pub(crate) fn short_digest(digest: &str) -> &str {
     hex.get(..12).unwrap_or(hex)
 }
 
-/// Text as it is safe on a terminal: control characters become spaces.
+/// Text as it is safe on a terminal: control characters, and what changes the direction of text, become
+/// spaces.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if c.is_control() || turns_text(c) { ' ' } else { c }).collect()
+}
+
+/// What a container wrote as it is safe on a terminal: colours and tabs stay, other control characters,
+/// what changes the direction of text, and what is no text show as `\x1b`.
+pub(crate) fn for_terminal(bytes: &[u8]) -> String {
+    let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+    let mut safe = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        let mut rest = chunk.valid();
+        while let Some(c) = rest.chars().next() {
+            let length = color_length(rest).unwrap_or(c.len_utf8());
+            let (taken, after) = rest.split_at(length);
+            if length > c.len_utf8() || c == '\t' || !(c.is_control() || turns_text(c)) {
+                safe.push_str(taken);
+            } else if c.is_ascii() {
+                safe.push_str(&format!("\\x{:02x}", u32::from(c)));
+            } else {
+                safe.push_str(&format!("\\u{{{:x}}}", u32::from(c)));
+            }
+            rest = after;
+        }
+        chunk.invalid().iter().for_each(|byte| safe.push_str(&format!("\\x{byte:02x}")));
+    }
+    safe
+}
+
+/// Whether a character changes the direction of the text around it.
+fn turns_text(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// How long the sequence that sets a colour is with which `text` begins (ECMA-48, SGR), in bytes.
+fn color_length(text: &str) -> Option<usize> {
+    let parameters = text.strip_prefix("\x1b[")?;
+    let length = parameters.bytes().take_while(|byte| byte.is_ascii_digit() || b";:".contains(byte)).count();
+    (parameters.as_bytes().get(length) == Some(&b'm')).then_some("\x1b[".len() + length + 1)
 }
 
 /// At most `chars_max` characters of a text; what is left out shows as `...`.
@@ -83,7 +120,7 @@ pub(crate) fn shorten(text: &str, chars_max: usize) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::{about, bytes, plural, printable, short_digest, shorten};
+    use super::{about, bytes, for_terminal, plural, printable, short_digest, shorten};
 
     #[test]
     fn lengths_of_time_are_rough() {
@@ -125,5 +162,18 @@ mod tests {
         assert_eq!(shorten("longer than may be", 12), "longer th...");
         assert_eq!(shorten("füünfzehn", 8), "füünf...");
         assert_eq!(printable("a\x1b[31mb\nc"), "a [31mb c");
+    }
+
+    #[test]
+    fn a_terminal_is_shown_colours_and_no_other_control() {
+        let check = |bytes: &[u8], expect: &str| assert_eq!(for_terminal(bytes), expect);
+        check("añ\t𝄞".as_bytes(), "añ\t𝄞");
+        check(b"\x1b[1;31mred\x1b[0m", "\x1b[1;31mred\x1b[0m");
+        check(b"\x1b[2J\x1b]0;title\x07", "\\x1b[2J\\x1b]0;title\\x07");
+        check(b"\x1b[31", "\\x1b[31");
+        check(b"50%\rdone\r", "50%\\x0ddone");
+        check(b"\xff\xc3", "\\xff\\xc3");
+        check("\u{9b}2J\u{202e}abc".as_bytes(), "\\u{9b}2J\\u{202e}abc");
+        check(b"", "");
     }
 }

@@ -63,6 +63,8 @@ pub struct Observed {
     pub attempt: u32,
     /// Whether its process runs, or with which code it ended.
     pub state: ObservedState,
+    /// Whether the kernel killed its process for want of memory.
+    pub oom_killed: bool,
     /// Its address on the container network, when it has one.
     pub address: Option<Ipv4Addr>,
 }
@@ -123,6 +125,8 @@ pub enum Event {
         attempt: u32,
         /// With which code.
         code: u32,
+        /// Whether the kernel killed it for want of memory.
+        oom_killed: bool,
     },
     /// Everything of a container was removed.
     Removed {
@@ -174,6 +178,8 @@ pub enum Action {
         attempt: u32,
         /// Its slot.
         slot: u32,
+        /// The service's version it runs.
+        version: u64,
         /// What it runs.
         spec: Arc<ServiceSpec>,
     },

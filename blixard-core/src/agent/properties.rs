@@ -239,7 +239,7 @@ impl World {
         if let Some(state) = self.containers.get_mut(&(replica, attempt)) {
             *state = ObservedState::Exited(code);
         }
-        self.feed(Event::Exited { replica, attempt, code });
+        self.feed(Event::Exited { replica, attempt, code, oom_killed: false });
     }
 
     fn assign(&mut self) {
@@ -251,6 +251,7 @@ impl World {
             replica: *replica,
             attempt: *attempt,
             state: *state,
+            oom_killed: false,
             address: Some(ADDRESS),
         });
         self.feed(Event::Listed(observed.collect()));
@@ -286,7 +287,7 @@ impl World {
             || self.under_way.iter().filter_map(subject).any(|(other, _)| other == replica);
         if !current {
             let error = "stale".to_owned();
-            self.feed(Event::Exited { replica, attempt, code: 1 });
+            self.feed(Event::Exited { replica, attempt, code: 1, oom_killed: false });
             self.feed(Event::Removed { replica, attempt });
             self.feed(Event::Started { replica, attempt, address: None });
             self.feed(Event::StartFailed { replica, attempt, error });

@@ -3,7 +3,7 @@
 //! What is known of its containers, what is under way, and what its status is; [`Replica::advance`]
 //! compares them and takes the next step. The status only moves forward on `(attempt, phase)`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use super::health::{Health, Verdict, probe_port};
 use super::{Action, Assignment, Image, Observed, ObservedState};
-use crate::cluster::replica::{Desired, PULL_FAILED, START_FAILED};
+use crate::cluster::replica::{Desired, PULL_FAILED, START_FAILED, out_of_memory};
 use crate::cluster::{Phase, ReplicaStatus};
 use crate::id::ReplicaId;
 use crate::limits::{RESTART_RESET_AFTER, START_FAILURES_MAX, STARTS_MAX, STOP_TIMEOUT_S};
@@ -87,6 +87,8 @@ pub(super) struct Replica {
     settled: bool,
     /// By attempt. Complete whenever the node's containers were listed and nothing is under way.
     containers: BTreeMap<u32, Container>,
+    /// Attempts whose process the kernel killed for want of memory, of those it has containers of.
+    oom_killed: BTreeSet<u32>,
     busy: Option<Busy>,
     /// The code of a process that ended before its start was answered.
     early_exit: Option<u32>,
@@ -110,6 +112,7 @@ impl Replica {
             status,
             settled: false,
             containers: BTreeMap::new(),
+            oom_killed: BTreeSet::new(),
             busy: None,
             early_exit: None,
             image: ImageNeed::Unknown,
@@ -144,6 +147,7 @@ impl Replica {
             return;
         }
         let known = std::mem::take(&mut self.containers);
+        self.oom_killed.extend(observed.iter().filter(|seen| seen.oom_killed).map(|seen| seen.attempt));
         for seen in observed {
             let container = match (seen.state, known.get(&seen.attempt)) {
                 (ObservedState::Exited(code), _) => Container::Ended(code),
@@ -262,7 +266,7 @@ impl Replica {
             self.run(at, address);
         }
         if let Some(code) = self.early_exit.take() {
-            self.exited(at, attempt, code);
+            self.exited(at, attempt, code, false);
         }
     }
 
@@ -276,7 +280,10 @@ impl Replica {
     }
 
     /// Its process ended.
-    pub(super) fn exited(&mut self, at: At, attempt: u32, code: u32) {
+    pub(super) fn exited(&mut self, at: At, attempt: u32, code: u32, oom_killed: bool) {
+        if oom_killed {
+            self.oom_killed.insert(attempt);
+        }
         if self.busy == Some(Busy::Starting(attempt)) {
             self.early_exit = Some(code);
             return;
@@ -286,7 +293,7 @@ impl Replica {
         let current = attempt == self.status.attempt && self.status.phase == Phase::Running;
         if current && self.settled && !self.should_go() {
             let end = End { code: Some(code), ran: at.now.since(since), by_itself: true };
-            self.end(at, end, format!("exited with code {code}"));
+            self.end(at, end, self.ending(code));
         }
     }
 
@@ -296,6 +303,7 @@ impl Replica {
             self.busy = None;
             self.removals.reset();
             self.containers.remove(&attempt);
+            self.oom_killed.remove(&attempt);
         }
     }
 
@@ -378,6 +386,16 @@ impl Replica {
         }
     }
 
+    /// How the process of the current attempt ended, in words.
+    fn ending(&self, code: u32) -> String {
+        match &self.assignment {
+            Some(own) if self.oom_killed.contains(&self.status.attempt) => {
+                out_of_memory(own.spec.limits.memory_bytes)
+            }
+            _ => format!("exited with code {code}"),
+        }
+    }
+
     /// The current attempt is over.
     fn end(&mut self, at: At, End { code, ran, by_itself }: End, what: String) {
         let Some(own) = &self.assignment else { return };
@@ -388,6 +406,7 @@ impl Replica {
         self.prove(at.now);
         self.health = None;
         self.status.exit_code = code;
+        self.status.oom_killed = self.oom_killed.contains(&self.status.attempt);
         self.status.address = None;
         if code.is_some() {
             self.status.healthy = None;
@@ -446,9 +465,10 @@ impl Replica {
                 self.count_start_failure(at, "it was interrupted");
             }
             Some(Container::Ended(code)) => {
-                let by_itself = !(starting && code == CODE_UNKNOWN);
+                let killed = self.oom_killed.contains(&self.status.attempt);
+                let by_itself = killed || !(starting && code == CODE_UNKNOWN);
                 let end = End { code: Some(code), ran: Duration::ZERO, by_itself };
-                self.end(at, end, format!("exited with code {code}"));
+                self.end(at, end, self.ending(code));
             }
             None if phase == Phase::Running => {
                 let how = if starting {
@@ -552,7 +572,13 @@ impl Replica {
                 let attempt = self.status.attempt;
                 shared.starts += 1;
                 self.busy = Some(Busy::Starting(attempt));
-                shared.actions.push(Action::Start { replica: id, attempt, slot: own.slot, spec: own.spec });
+                shared.actions.push(Action::Start {
+                    replica: id,
+                    attempt,
+                    slot: own.slot,
+                    version: own.version,
+                    spec: own.spec,
+                });
             }
             ImageNeed::Here => {}
         }

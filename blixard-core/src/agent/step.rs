@@ -37,8 +37,8 @@ impl Agent {
             Event::StartFailed { replica, attempt, error } => {
                 self.with(replica, |own| own.start_failed(at, attempt, &error));
             }
-            Event::Exited { replica, attempt, code } => {
-                self.with(replica, |own| own.exited(at, attempt, code));
+            Event::Exited { replica, attempt, code, oom_killed } => {
+                self.with(replica, |own| own.exited(at, attempt, code, oom_killed));
             }
             Event::Removed { replica, attempt } => self.with(replica, |own| own.removed(attempt)),
             Event::RemoveFailed { replica, attempt, error } => {

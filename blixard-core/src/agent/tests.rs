@@ -53,7 +53,7 @@ fn at(attempt: u32, phase: Phase) -> ReplicaStatus {
 }
 
 fn seen(replica: u64, attempt: u32, state: ObservedState) -> Observed {
-    Observed { replica: ReplicaId(replica), attempt, state, address: Some(ADDRESS) }
+    Observed { replica: ReplicaId(replica), attempt, state, oom_killed: false, address: Some(ADDRESS) }
 }
 
 /// An agent with its assignments, and the text of what it does.
@@ -173,7 +173,8 @@ fn event(text: &str) -> Event {
         "unready" => Event::ImageFailed { replica, error },
         "started" => Event::Started { replica, attempt, address: Some(ADDRESS) },
         "unstarted" => Event::StartFailed { replica, attempt, error },
-        "exited" => Event::Exited { replica, attempt, code },
+        "exited" => Event::Exited { replica, attempt, code, oom_killed: false },
+        "killed" => Event::Exited { replica, attempt, code, oom_killed: true },
         "removed" => Event::Removed { replica, attempt },
         "unremoved" => Event::RemoveFailed { replica, attempt, error },
         "well" => Event::Probed { replica, attempt, healthy: true },
@@ -208,6 +209,43 @@ fn words(actions: &[Action]) -> String {
         Action::WakeAt(_) | Action::Publish(_) => None,
     });
     words.collect::<Vec<_>>().join("; ")
+}
+
+#[test]
+fn a_process_killed_for_want_of_memory_is_called_that_with_its_limit() {
+    let check = |limit: Option<u64>, message: &str| {
+        let mut bench = Bench::running(RestartPolicy::No, None);
+        bench.set(|own| {
+            let limits = ResourceLimits { memory_bytes: limit, ..ResourceLimits::default() };
+            own.spec = Arc::new(ServiceSpec { limits, ..ServiceSpec::clone(&own.spec) });
+        });
+        bench.check_assigned("");
+        bench.step(event("killed 1 0 137"));
+        let status = &bench.assignments[&ReplicaId(1)].status;
+        assert_eq!((status.message.as_str(), status.exit_code, status.oom_killed), (message, Some(137), true));
+    };
+    check(Some(64 << 20), "out of memory: killed at its memory limit of 64 MiB");
+    check(Some(70_000_001), "out of memory: killed at its memory limit of 70000001 bytes");
+    check(None, "out of memory: killed by the kernel, without a memory limit of its own");
+    let mut bench = Bench::running(RestartPolicy::No, None);
+    bench.step(event("exited 1 0 137"));
+    assert_eq!(bench.message(), "exited with code 137");
+    assert!(!bench.assignments[&ReplicaId(1)].status.oom_killed);
+}
+
+#[test]
+fn a_kill_for_want_of_memory_that_nobody_saw_is_told_from_the_list_and_not_of_the_next_attempt() {
+    let mut bench = Bench::running(RestartPolicy::Always, None);
+    let killed = Observed { oom_killed: true, ..seen(1, 0, ObservedState::Exited(137)) };
+    bench.step(Event::Listed(vec![killed]));
+    assert!(bench.message().starts_with("out of memory: "), "{}", bench.message());
+    bench.step(event("removed 1 0"));
+    bench.pass(10);
+    bench.step(Event::Tick);
+    bench.step(event("ready 1"));
+    bench.step(event("started 1 1"));
+    bench.step(event("exited 1 1 137"));
+    assert!(bench.message().starts_with("exited with code 137"), "{}", bench.message());
 }
 
 #[test]

@@ -25,6 +25,12 @@ pub struct ExecRequest {
     /// Whether its standard input is connected.
     #[serde(default)]
     pub stdin: bool,
+    /// The terminal's width when the program starts; 0 when it is not known yet.
+    #[serde(default)]
+    pub columns: u16,
+    /// The terminal's height when the program starts; 0 when it is not known yet.
+    #[serde(default)]
+    pub rows: u16,
     /// Environment variables added to the container's, `K=V`.
     #[serde(default)]
     pub environment: Vec<String>,

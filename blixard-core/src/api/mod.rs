@@ -26,6 +26,10 @@ pub const MADE_AT_HEADER: &str = "blixard-made-at";
 pub const STALE_HEADER: &str = "blixard-stale";
 /// Says `true` when events between the position asked for and the first one sent are forgotten.
 pub const GAP_HEADER: &str = "blixard-gap";
+/// Which attempt's log is answered.
+pub const ATTEMPT_HEADER: &str = "blixard-attempt";
+/// Of which attempts of the same replica there are logs: `0,1,4`.
+pub const ATTEMPTS_HEADER: &str = "blixard-attempts";
 /// The protocol an `exec` connection is upgraded to: see [`exec`].
 pub const EXEC_PROTOCOL: &str = "blixard-exec-1";
 

@@ -1,5 +1,8 @@
 //! Replicas and their containers.
 
+use std::borrow::Cow;
+
+use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -52,6 +55,9 @@ pub struct ReplicaRow {
     pub attempt: u32,
     /// The code its process ended with.
     pub exit_code: Option<u32>,
+    /// Whether the kernel killed its process for want of memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom_killed: bool,
     /// What is waited for or went wrong; for a slot that waits, why it does.
     pub message: String,
     /// Why it is not moved or replaced although it should be; absent when it need not be.
@@ -123,16 +129,70 @@ pub struct PullRow {
     pub progress: Progress,
 }
 
-/// One line of `logs`, as newline-delimited JSON.
+/// One line of `logs`, or a piece of a long one, as newline-delimited JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogLine {
     /// When it was written, RFC 3339, by the container's node; empty in a line that reports `error`.
     pub at: String,
     /// Whether to stderr rather than stdout.
     pub stderr: bool,
-    /// The line, without its end.
+    /// The line, without its end. What is not UTF-8 is U+FFFD here, and as it was written in `base64`.
     pub text: String,
+    /// The bytes of the line, in base64; absent when they are `text`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base64: Option<String>,
+    /// Whether the line goes on in the next object of the same stream: long lines come in pieces.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// Why the stream ends early; always in the last line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+impl LogLine {
+    /// What a container wrote.
+    pub fn new(at: String, stderr: bool, bytes: Vec<u8>, partial: bool) -> Self {
+        let (text, base64) = match String::from_utf8(bytes) {
+            Ok(text) => (text, None),
+            Err(error) => {
+                let bytes = error.as_bytes();
+                (String::from_utf8_lossy(bytes).into_owned(), Some(BASE64.encode(bytes)))
+            }
+        };
+        Self { at, stderr, text, base64, partial, error: None }
+    }
+
+    /// Why the stream ends early.
+    pub fn failed(error: String) -> Self {
+        let error = Some(error);
+        Self { at: String::new(), stderr: true, text: String::new(), base64: None, partial: false, error }
+    }
+
+    /// What the container wrote, byte for byte.
+    pub fn bytes(&self) -> Cow<'_, [u8]> {
+        let decoded = self.base64.as_ref().and_then(|base64| BASE64.decode(base64.as_bytes()).ok());
+        decoded.map_or(Cow::Borrowed(self.text.as_bytes()), Cow::Owned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LogLine;
+
+    #[test]
+    fn a_line_keeps_its_bytes_and_says_what_an_older_reader_can_show() {
+        let check = |bytes: &[u8], expect: &str| {
+            let line = LogLine::new("T".into(), false, bytes.to_vec(), true);
+            let json = serde_json::to_string(&line).unwrap();
+            assert_eq!(json, expect);
+            let read: LogLine = serde_json::from_str(&json).unwrap();
+            assert_eq!((read.bytes().as_ref(), read.partial), (bytes, true));
+        };
+        let rest = r#","partial":true}"#;
+        check(b"", &format!(r#"{{"at":"T","stderr":false,"text":""{rest}"#));
+        check("é\0".as_bytes(), &format!(r#"{{"at":"T","stderr":false,"text":"é\u0000"{rest}"#));
+        check(b"\xffa", &format!(r#"{{"at":"T","stderr":false,"text":"�a","base64":"/2E="{rest}"#));
+        let old: LogLine = serde_json::from_str(r#"{"at":"T","stderr":true,"text":"a"}"#).unwrap();
+        assert_eq!((old.bytes().as_ref(), old.partial), (&b"a"[..], false));
+    }
 }

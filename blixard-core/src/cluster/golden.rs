@@ -106,6 +106,7 @@ fn status() -> ReplicaStatus {
         healthy: Some(true),
         address: Some([10, 210, 0, 5].into()),
         exit_code: Some(137),
+        oom_killed: false,
         message: "started".to_owned(),
         since: AT,
         proven: false,

@@ -76,6 +76,9 @@ pub struct ReplicaStatus {
     /// The code the container's process ended with.
     #[serde(default)]
     pub exit_code: Option<u32>,
+    /// Whether the kernel killed the container's process for want of memory. Kept from feature level 2 on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom_killed: bool,
     /// What is being waited for, or what went wrong, for people.
     #[serde(default)]
     pub message: String,
@@ -101,6 +104,7 @@ impl ReplicaStatus {
             healthy: None,
             address: None,
             exit_code: None,
+            oom_killed: false,
             message: String::new(),
             since: UtcMs(0),
             proven: false,
@@ -113,6 +117,17 @@ impl ReplicaStatus {
 pub const PULL_FAILED: &str = "pull failed: ";
 /// How the message of a replica begins whose container could not be started.
 pub const START_FAILED: &str = "start failed";
+
+/// What is said of a process that the kernel killed for want of memory, under a limit of `limit_bytes`.
+pub fn out_of_memory(limit_bytes: Option<u64>) -> String {
+    match limit_bytes {
+        Some(bytes) if bytes % (1 << 20) == 0 => {
+            format!("out of memory: killed at its memory limit of {} MiB", bytes >> 20)
+        }
+        Some(bytes) => format!("out of memory: killed at its memory limit of {bytes} bytes"),
+        None => "out of memory: killed by the kernel, without a memory limit of its own".to_owned(),
+    }
+}
 
 /// How far a replica's attempt is. Within an attempt it only moves down this list; a new attempt
 /// starts again at `Starting`.

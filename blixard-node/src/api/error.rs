@@ -59,6 +59,11 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, error, hint)
     }
 
+    /// 422: it asks for what cannot be.
+    pub(super) fn unprocessable(error: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, error, hint)
+    }
+
     /// 503: not now.
     pub(super) fn unavailable(error: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, error, hint)

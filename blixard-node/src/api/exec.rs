@@ -59,10 +59,13 @@ pub(super) async fn exec(
     if config.command.is_empty() {
         return Err(ApiError::bad_request("no command to run", "name a program, such as `sh`"));
     }
+    check(&config)?;
     let config = ExecConfig {
         command: config.command,
         tty: config.tty,
         stdin: config.stdin,
+        columns: config.columns,
+        rows: config.rows,
         environment: config.environment,
         workdir: config.workdir,
         user: config.user,
@@ -77,6 +80,23 @@ pub(super) async fn exec(
     };
     api.handle.platform.spawner.spawn("api-exec", Box::pin(task));
     Ok(switching_protocols())
+}
+
+/// Refuses what no process can be started with.
+fn check(config: &ExecRequest) -> Result<(), ApiError> {
+    if let Some(bad) = config.environment.iter().find(|setting| setting.find('=').unwrap_or(0) == 0) {
+        let error = format!("`{bad}` is no environment variable");
+        return Err(ApiError::bad_request(error, "write NAME=VALUE"));
+    }
+    if let Some(workdir) = config.workdir.as_ref().filter(|workdir| !workdir.starts_with('/')) {
+        let error = format!("the directory to start in, `{workdir}`, is not an absolute path");
+        return Err(ApiError::bad_request(error, "begin it with /"));
+    }
+    let texts = config.command.iter().chain(&config.environment).chain(&config.workdir).chain(&config.user);
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        return Err(ApiError::bad_request("no argument, variable, directory or user holds a NUL character", ""));
+    }
+    Ok(())
 }
 
 fn switching_protocols() -> Response {
@@ -230,13 +250,13 @@ mod tests {
     use std::time::Duration;
 
     use async_trait::async_trait;
-    use blixard_core::api::exec::Frame;
+    use blixard_core::api::exec::{ExecRequest, Frame};
     use blixard_core::time::{Mono, UtcMs};
     use bytes::BytesMut;
     use futures_util::future::BoxFuture;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-    use super::run;
+    use super::{check, run};
     use crate::platform::{Clock, ExecIo, ExecSession, RuntimeError};
 
     /// The tests' clock: tokio's.
@@ -337,6 +357,23 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), all).await.expect("the session ends")
+    }
+
+    #[test]
+    fn what_no_process_can_be_started_with_is_refused() {
+        let refused = |edit: fn(&mut ExecRequest)| {
+            let mut request = ExecRequest { command: vec!["sh".into()], ..ExecRequest::default() };
+            edit(&mut request);
+            check(&request).is_err()
+        };
+        assert!(!refused(|_| {}));
+        assert!(!refused(|request| request.environment = vec!["A=".into(), "B=c=d".into()]));
+        assert!(refused(|request| request.environment = vec!["A".into()]));
+        assert!(refused(|request| request.environment = vec!["=a".into()]));
+        assert!(!refused(|request| request.workdir = Some("/srv".into())));
+        assert!(refused(|request| request.workdir = Some("srv".into())));
+        assert!(refused(|request| request.workdir = Some(String::new())));
+        assert!(refused(|request| request.command.push("a\0b".into())));
     }
 
     #[tokio::test]

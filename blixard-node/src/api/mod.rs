@@ -8,10 +8,12 @@
 
 mod access;
 mod context;
+mod ended;
 mod error;
 mod events;
 mod exec;
 mod images;
+mod logs;
 mod nodes;
 mod openapi;
 mod proxy;
@@ -53,8 +55,9 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .route("/v1/replicas", get(replicas::list))
         .route("/v1/replicas/{id}", get(replicas::inspect))
         .route("/v1/replicas/{id}/stop", post(replicas::stop))
-        .route("/v1/replicas/{id}/logs", get(replicas::logs))
+        .route("/v1/replicas/{id}/logs", get(logs::logs))
         .route("/v1/replicas/{id}/exec", post(exec::exec))
+        .route("/v1/ended", get(ended::list))
         .route("/v1/pulls", get(replicas::pulls))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{id}", get(nodes::inspect).delete(nodes::remove))

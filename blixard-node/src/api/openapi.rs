@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{events, exec, images, nodes, replicas, services, tokens};
+use super::{ended, events, exec, images, logs, nodes, replicas, services, tokens};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -25,7 +25,8 @@ use super::{events, exec, images, nodes, replicas, services, tokens};
         replicas::list,
         replicas::inspect,
         replicas::stop,
-        replicas::logs,
+        logs::logs,
+        ended::list,
         replicas::pulls,
         exec::exec,
         nodes::list,

@@ -1,21 +1,20 @@
-//! `/v1/replicas`: `ps`, `inspect`, `logs` and stopping one; `/v1/pulls`.
+//! `/v1/replicas`: `ps`, `inspect` and stopping one; `/v1/pulls`.
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use blixard_core::api::replica::{ContainerView, LogLine, Progress, PullRow, ReplicaDetail, ReplicaRow};
+use blixard_core::api::replica::{ContainerView, Progress, PullRow, ReplicaDetail, ReplicaRow};
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::cluster::Write;
 use bytes::Bytes;
-use futures_util::StreamExt;
 use http::header;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Api, Params, RequestIdent, flag};
 use super::error::ApiError;
 use super::{proxy, resolve, views};
-use crate::platform::{ContainerInfo, LogQuery};
+use crate::platform::ContainerInfo;
 
 /// The media type of newline-delimited JSON.
 pub(super) const NDJSON: &str = "application/x-ndjson";
@@ -104,52 +103,6 @@ pub(super) async fn stop(
     let write = Write::StopReplica { replica };
     let (index, _) = api.write_within(request, write, snapshot.left(&api)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
-}
-
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct LogsQuery {
-    follow: Option<String>,
-    tail: Option<usize>,
-}
-
-/// What a container wrote, oldest line first, one JSON object a line, from whichever node it is on.
-#[utoipa::path(
-    get, path = "/v1/replicas/{id}/logs",
-    params(
-        ("id" = String, Path, description = "Container id or prefix, `web-0`, or a service with one replica"),
-        ("follow" = Option<bool>, Query, description = "Go on until the container ends"),
-        ("tail" = Option<usize>, Query, description = "Only the last so many lines")
-    ),
-    responses((status = 200, description = "The lines", body = LogLine, content_type = "application/x-ndjson"), (status = 404, description = "No such container", body = ErrorBody))
-)]
-pub(super) async fn logs(
-    State(api): State<Api>,
-    Path(id): Path<String>,
-    Params(query): Params<LogsQuery>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let snapshot = api.read().await;
-    let replica_id = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
-        .map_err(|error| snapshot.missing(error))?;
-    let replica = resolve::with_container(&snapshot.state, replica_id)?;
-    if replica.node != api.handle.id {
-        return proxy::forward(&api, replica.node, request).await;
-    }
-    let query = LogQuery { tail: query.tail, follow: flag(query.follow.as_deref()) };
-    let lines = api.handle.platform.containers.logs(replica_id, replica.status.attempt, query).await?;
-    let lines = lines.map(|line| {
-        let line = match line {
-            Ok(line) => LogLine { at: line.at, stderr: line.stderr, text: line.text, error: None },
-            Err(error) => LogLine {
-                at: String::new(),
-                stderr: true,
-                text: String::new(),
-                error: Some(error.to_string()),
-            },
-        };
-        Ok::<Bytes, std::convert::Infallible>(ndjson(&line))
-    });
-    Ok(stream(Body::from_stream(lines)))
 }
 
 /// The pulls going on at this node.

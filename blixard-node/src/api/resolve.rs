@@ -39,17 +39,46 @@ pub(super) fn replica_id(
             return Ok(id);
         }
     }
-    let hex = text.len() >= PREFIX_MIN && text.bytes().all(|digit| digit.is_ascii_hexdigit());
-    if !hex {
-        return Err(unknown(text));
-    }
-    let prefix = text.to_ascii_lowercase();
-    let found = state.replicas.iter().filter(|(id, replica)| {
-        let newest = replica.status.attempt;
-        (newest.saturating_sub(ATTEMPTS_KEPT)..=newest)
-            .any(|attempt| ContainerId::new(cluster, **id, attempt).0.starts_with(&prefix))
-    });
+    let Some(prefix) = id_prefix(text) else { return Err(unknown(text)) };
+    let found =
+        state.replicas.iter().filter(|(id, replica)| attempt_of(cluster, **id, replica, &prefix).is_some());
     one(text, cluster, found.map(|(&id, replica)| (id, replica)).collect())
+}
+
+/// The container that `text` names of the replica it names: an attempt, when `text` is the id of an
+/// earlier one's container.
+///
+/// # Errors
+/// As of [`replica_id`].
+pub(super) fn container(
+    state: &ClusterState,
+    cluster: ClusterId,
+    text: &str,
+) -> Result<(ReplicaId, Option<u32>), ApiError> {
+    let id = replica_id(state, cluster, text)?;
+    let replica = state.replicas.get(&id).ok_or_else(|| unknown(text))?;
+    let by_name = text == replica.service.as_str() || text == label(replica);
+    let attempt = id_prefix(text).filter(|_| !by_name);
+    let attempt = attempt.and_then(|prefix| attempt_of(cluster, id, replica, &prefix));
+    Ok((id, attempt.filter(|attempt| *attempt < replica.status.attempt)))
+}
+
+/// The newest attempt of a replica whose container's id begins with `prefix`.
+fn attempt_of(cluster: ClusterId, id: ReplicaId, replica: &Replica, prefix: &str) -> Option<u32> {
+    let newest = replica.status.attempt;
+    let mut attempts = (newest.saturating_sub(ATTEMPTS_KEPT)..=newest).rev();
+    attempts.find(|attempt| ContainerId::new(cluster, id, *attempt).0.starts_with(prefix))
+}
+
+/// What container ids are compared with, when `text` can be the beginning of one.
+pub(super) fn id_prefix(text: &str) -> Option<String> {
+    let hex = text.len() >= PREFIX_MIN && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+    hex.then(|| text.to_ascii_lowercase())
+}
+
+/// A replica's name: `web-0`.
+pub(super) fn label(replica: &Replica) -> String {
+    format!("{}-{}", replica.service, replica.slot)
 }
 
 fn one(text: &str, cluster: ClusterId, found: Vec<(ReplicaId, &Replica)>) -> Result<ReplicaId, ApiError> {
@@ -71,7 +100,7 @@ fn one(text: &str, cluster: ClusterId, found: Vec<(ReplicaId, &Replica)>) -> Res
     }
 }
 
-fn unknown(text: &str) -> ApiError {
+pub(super) fn unknown(text: &str) -> ApiError {
     ApiError::not_found(
         format!("there is no container or service `{text}`"),
         "`blixard ps -a` lists the containers; an id takes at least 4 of its digits",
@@ -129,7 +158,7 @@ mod tests {
     use blixard_core::id::{ContainerId, NodeId, ReplicaId};
 
     use super::super::views::fixture;
-    use super::{node_id, replica_id};
+    use super::{container, node_id, replica_id};
 
     #[test]
     fn a_replica_is_found_by_service_name_slot_or_id_prefix() {
@@ -160,6 +189,12 @@ mod tests {
         check(&id(4, 0), Some(4));
         check(&id(4, 3), None);
         check("", None);
+
+        let attempt = |text: &str| container(&state, fixture::CLUSTER, text).map(|(_, attempt)| attempt).ok();
+        assert_eq!(attempt("db"), Some(None));
+        assert_eq!(attempt(&id(4, 2)), Some(None));
+        assert_eq!(attempt(&id(4, 1)[..12]), Some(Some(1)));
+        assert_eq!(attempt(&id(4, 3)), None);
     }
 
     #[test]

@@ -23,6 +23,8 @@ use super::context::{Api, JsonBody, RequestIdent, created};
 use super::error::ApiError;
 use super::{proxy, replicas, views};
 
+/// How long a submission waits for the disk to say whether the sources of volumes are there.
+const LOOK_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a submission waits for a registry to say which digest a reference stands for.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -33,7 +35,7 @@ const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
     responses(
         (status = 201, description = "Submitted", body = SubmitAnswer),
         (status = 409, description = "It conflicts: a published port is another service's", body = ErrorBody),
-        (status = 422, description = "Out of bounds", body = ErrorBody),
+        (status = 422, description = "Out of bounds, or a volume whose source is not there", body = ErrorBody),
         (status = 503, description = "No quorum: repeat with the same request id", body = ErrorBody)
     )
 )]
@@ -56,12 +58,34 @@ pub(super) async fn submit(
         warnings.extend(resolve(&api, &mut spec).await);
     }
     let name = spec.name.clone();
+    check_volumes(&api, &spec).await?;
     let digest = spec.image.digest.clone();
     let write = Write::Submit { spec: Arc::new(spec), origin: api.handle.id };
     let left = give_up.since(clock.now());
     let (index, outcome) = api.write_within(request, write, left).await?;
     let Outcome::Service { version, changed } = outcome else { return Err(unexpected(&outcome)) };
     Ok(created(SubmitAnswer { name, version, changed, digest, index, warnings }))
+}
+
+/// Refuses volumes whose sources are not on this node, where the service's replicas are to run.
+async fn check_volumes(api: &Api, spec: &ServiceSpec) -> Result<(), ApiError> {
+    if spec.volumes.is_empty() {
+        return Ok(());
+    }
+    let looking = api.handle.platform.containers.missing_sources(&spec.volumes);
+    let missing = match api.within(LOOK_DEADLINE, looking).await {
+        Some(Ok(missing)) => missing,
+        // A disk that does not answer in time will not have the container started either.
+        Some(Err(_)) | None => return Ok(()),
+    };
+    match missing.as_slice() {
+        [] => Ok(()),
+        [source, ..] => Err(ApiError::unprocessable(
+            format!("the volume's source {source} is not on node {}, where it is looked for", api.handle.id),
+            "make the file or directory there first, or submit the bundle on the node that has it",
+        )
+        .with_details(missing.iter().skip(1).map(|source| format!("nor is {source}")).collect())),
+    }
 }
 
 /// Fixes the digest that the image's reference stands for now; the warning when it could not be.

@@ -144,6 +144,19 @@ pub(crate) fn resources(
     Ok((resources.build()?, missing))
 }
 
+/// How many processes of the cgroup `path` the kernel killed for want of memory; 0 where it does not count.
+pub(crate) fn oom_kills(path: &Path) -> u64 {
+    let path = path.strip_prefix("/").unwrap_or(path);
+    let files = ["memory.events", "memory.oom_control"];
+    let counted = hierarchies().into_iter().flat_map(|root| files.map(|file| root.join(path).join(file)));
+    counted.filter_map(|file| oom_kills_in(&std::fs::read_to_string(file).ok()?)).max().unwrap_or(0)
+}
+
+/// Reads cgroup v2's `memory.events` or v1's `memory.oom_control`.
+fn oom_kills_in(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
 /// Kills every process in the cgroup `path`, in whichever hierarchies it is.
 pub(crate) fn kill(path: &Path) {
     let path = path.strip_prefix("/").unwrap_or(path);
@@ -177,7 +190,7 @@ fn hierarchies() -> Vec<PathBuf> {
 mod tests {
     use blixard_core::spec::ResourceLimits;
 
-    use super::{CgroupSupport, has_cgroups, resources};
+    use super::{CgroupSupport, has_cgroups, oom_kills_in, resources};
 
     const ALL: CgroupSupport = CgroupSupport {
         cpu: true,
@@ -210,6 +223,15 @@ mod tests {
         check("30 24 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n", false);
         check("31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n", true);
         check("31 30 0:27 / /mnt/cgroup rw - cgroup2 cgroup2 rw\n", false);
+    }
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted_by_both_versions() {
+        let check = |text: &str, expect: Option<u64>| assert_eq!(oom_kills_in(text), expect, "{text}");
+        check("low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n", Some(2));
+        check("oom_kill_disable 0\nunder_oom 1\noom_kill 1\n", Some(1));
+        check("oom_kill_disable 0\nunder_oom 0\n", None);
+        check("", None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The containers of one node of one cluster: what they share, and how they end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use containerd_client::services::v1::snapshots::RemoveSnapshotRequest;
 use containerd_client::services::v1::{DeleteContainerRequest, DeleteTaskRequest, KillRequest, WaitRequest};
 use containerd_client::tonic::Code;
 use containerd_client::types::v1::Status as ProcessStatus;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::cgroups::{self, CgroupSupport};
@@ -46,6 +47,12 @@ pub(crate) struct Containers {
     pub(crate) cgroups: CgroupSupport,
     /// Containers being started: half of one may be there, which is not to be taken for an ended one.
     pub(crate) starting: Mutex<BTreeSet<ContainerId>>,
+    /// How many processes of a container that went on had been killed for want of memory.
+    pub(crate) survived: Mutex<BTreeMap<ContainerId, u64>>,
+    /// Bounds the logs that are being read.
+    pub(crate) log_readers: Arc<Semaphore>,
+    /// Bounds the processes that are being run in containers beside their own.
+    pub(crate) exec_sessions: Arc<Semaphore>,
 }
 
 /// Marks a container as being started until dropped.
@@ -94,6 +101,10 @@ impl Containers {
         self.starting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn survived(&self) -> MutexGuard<'_, BTreeMap<ContainerId, u64>> {
+        self.survived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn begin(&self, id: &ContainerId) -> Starting<'_> {
         self.starting().insert(id.clone());
         Starting { containers: self, id: id.clone() }
@@ -102,9 +113,14 @@ impl Containers {
     /// Stops a container gracefully and removes everything of it but its log. In that order: no new
     /// connections, the end of those it has, the signal, SIGKILL when `timeout` is over.
     pub(crate) async fn remove(&self, id: &ContainerId, timeout: Duration) -> Result<(), RuntimeError> {
-        let record = self.client.container(&id.0).await?.as_ref().and_then(Record::read);
-        let process = self.client.process(&id.0).await?;
-        if process.is_some_and(|process| process.status == ProcessStatus::Running as i32) {
+        let container = self.client.container(&id.0).await?;
+        let record = container.as_ref().and_then(Record::read);
+        let mut process = self.client.process(&id.0).await?;
+        let mut oom_killed = match &process {
+            Some(process) => self.oom_killed(id, process.exit_status).await,
+            None => false,
+        };
+        if process.as_ref().is_some_and(|process| process.status == ProcessStatus::Running as i32) {
             // Waiting begins before the signal, so that the end cannot be missed.
             let ended = self.ended(id);
             tokio::pin!(ended);
@@ -122,6 +138,12 @@ impl Containers {
                     }
                 }
             }
+            self.kill_process(id).await?;
+            process = self.client.process(&id.0).await?;
+            oom_killed = false;
+        }
+        if let Some(container) = &container {
+            self.remember(container, process.as_ref(), oom_killed).await;
         }
         self.erase(id).await
     }
@@ -157,6 +179,7 @@ impl Containers {
         let (removed, network) = tokio::join!(self.remove_container(id), self.networks.remove(id));
         removed?;
         network?;
+        self.survived().remove(id);
         let (files, id) = (self.files.clone(), id.clone());
         super::blocking(move || {
             files.remove(&id).map_err(|error| disk("remove the container's files", &error))
@@ -166,6 +189,15 @@ impl Containers {
 
     /// Kills a container's process, waits for its end and removes it; false when there is none.
     pub(crate) async fn end_process(&self, id: &ContainerId) -> Result<bool, RuntimeError> {
+        if !self.kill_process(id).await? {
+            return Ok(false);
+        }
+        let request = self.client.request(DeleteTaskRequest { container_id: id.0.clone() });
+        found(self.client.tasks().delete(request).await, "remove the container's process").map(|_| true)
+    }
+
+    /// Kills a container's process, unless it has ended, and waits for its end; false when there is none.
+    async fn kill_process(&self, id: &ContainerId) -> Result<bool, RuntimeError> {
         let Some(process) = self.client.process(&id.0).await? else { return Ok(false) };
         if process.status != ProcessStatus::Stopped as i32 {
             let ended = self.ended(id);
@@ -181,8 +213,7 @@ impl Containers {
                 }
             }
         }
-        let request = self.client.request(DeleteTaskRequest { container_id: id.0.clone() });
-        found(self.client.tasks().delete(request).await, "remove the container's process").map(|_| true)
+        Ok(true)
     }
 
     /// Ends the shims of a container that containerd has forgotten, and says how many there were.

@@ -8,7 +8,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use containerd_client::events::TaskExit;
+use blixard_core::id::ContainerId;
+use containerd_client::events::{TaskExit, TaskOom};
 use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
 use containerd_client::tonic::{Status, Streaming};
 use containerd_client::types::Envelope;
@@ -24,6 +25,7 @@ use super::record::Record;
 use crate::platform::RuntimeEvent;
 
 const EXIT_TOPIC: &str = "/tasks/exit";
+const OOM_TOPIC: &str = "/tasks/oom";
 const MARK_TOPIC: &str = "/blixard/subscribed";
 const MARK_EVERY: Duration = Duration::from_millis(50);
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -45,7 +47,7 @@ pub(crate) fn subscribe(containers: Arc<Containers>) -> Pin<Box<dyn Stream<Item 
 }
 
 /// Sends events until nobody takes them, over as many subscriptions as that takes.
-async fn forward(containers: &Containers, sender: &mpsc::Sender<RuntimeEvent>) {
+async fn forward(containers: &Arc<Containers>, sender: &mpsc::Sender<RuntimeEvent>) {
     let mut retry = RETRY_MIN;
     loop {
         match begin(&containers.client).await {
@@ -76,7 +78,7 @@ async fn forward(containers: &Containers, sender: &mpsc::Sender<RuntimeEvent>) {
 async fn begin(client: &Client) -> Result<Streaming<Envelope>, Status> {
     let namespace = client.namespace();
     let filter = |topic: &str| format!("namespace==\"{namespace}\",topic==\"{topic}\"");
-    let request = SubscribeRequest { filters: vec![filter(EXIT_TOPIC), filter(MARK_TOPIC)] };
+    let request = SubscribeRequest { filters: [EXIT_TOPIC, OOM_TOPIC, MARK_TOPIC].map(filter).to_vec() };
     let mut events = client.events();
     let subscribing = async {
         let mut stream = events.subscribe(client.unbounded(request)).await?.into_inner();
@@ -104,11 +106,17 @@ async fn begin(client: &Client) -> Result<Streaming<Envelope>, Status> {
     }
 }
 
-async fn read(containers: &Containers, envelope: &Envelope) -> Option<RuntimeEvent> {
+async fn read(containers: &Arc<Containers>, envelope: &Envelope) -> Option<RuntimeEvent> {
+    let value = envelope.event.as_ref()?.value.as_slice();
+    if envelope.topic == OOM_TOPIC {
+        let oom = TaskOom::decode(value).ok()?;
+        containers.survives_oom(ContainerId(oom.container_id));
+        return None;
+    }
     if envelope.topic != EXIT_TOPIC {
         return None;
     }
-    let exit = TaskExit::decode(envelope.event.as_ref()?.value.as_slice()).ok()?;
+    let exit = TaskExit::decode(value).ok()?;
     // An exec session's end carries its own id.
     if exit.id != exit.container_id {
         return None;
@@ -121,6 +129,7 @@ async fn read(containers: &Containers, envelope: &Envelope) -> Option<RuntimeEve
                 replica: record.replica,
                 attempt: record.attempt,
                 code: exit.exit_status,
+                oom_killed: containers.oom_killed(&record.id, exit.exit_status).await,
             })
         }
         Err(error) => {

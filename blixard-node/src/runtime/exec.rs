@@ -7,20 +7,23 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use blixard_core::id::ContainerId;
+use blixard_core::limits::EXEC_SESSIONS_MAX;
 use containerd_client::services::v1::snapshots::MountsRequest;
 use containerd_client::services::v1::{
     CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest,
     WaitRequest,
 };
-use oci_spec::runtime::{Process, Spec, User, UserBuilder};
+use oci_spec::runtime::{BoxBuilder, Process, Spec, User, UserBuilder};
 use prost_types::Any;
 use rustix::fs::{FileType, Mode};
 use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::client::{Client, disk, failed, found};
 use super::containers::Containers;
@@ -45,6 +48,11 @@ impl Containers {
             .first()
             .ok_or_else(|| RuntimeError::Invalid("name the program to run".to_owned()))?
             .clone();
+        let permit = Arc::clone(&self.exec_sessions).try_acquire_owned().map_err(|_| {
+            RuntimeError::Unavailable(format!(
+                "{EXEC_SESSIONS_MAX} programs are being run in containers of this node, and no more are at a time"
+            ))
+        })?;
         let process = self.exec_process(id, config).await?;
         let value = serde_json::to_vec(&process)
             .map_err(|error| RuntimeError::Invalid(format!("cannot encode the process: {error}")))?;
@@ -69,11 +77,11 @@ impl Containers {
             .await
             .map_err(|status| failed("start a process in the container", &status))?;
         // From here on the session removes the process, also when it is dropped.
-        let mut session = Session::new(self.client.clone(), target, fifos);
+        let mut session = Session::new(self.client.clone(), target, fifos, permit);
         let request = StartRequest { container_id: id.0.clone(), exec_id: session.target.exec.clone() };
         if let Err(status) = tasks.start(self.client.request(request)).await {
             return match Unrunnable::of(&program, status.message()) {
-                Some(why) => Ok(Box::new(Unstarted::new(&program, config.tty, why))),
+                Some(why) => Ok(Box::new(Unstarted::new(&program, &process, why))),
                 None => Err(failed(&format!("run `{program}` in the container"), &status)),
             };
         }
@@ -95,6 +103,10 @@ impl Containers {
         let own = process.env().clone().unwrap_or_default();
         let env = spec::merge_environment(terminal.into_iter().chain(own).chain(config.environment.clone()));
         process.set_args(Some(config.command.clone())).set_terminal(Some(config.tty)).set_env(Some(env));
+        if config.tty && config.columns > 0 && config.rows > 0 {
+            let size = BoxBuilder::default().width(config.columns).height(config.rows).build();
+            process.set_console_size(Some(size.map_err(|error| RuntimeError::Invalid(error.to_string()))?));
+        }
         if let Some(workdir) = &config.workdir {
             process.set_cwd(PathBuf::from(workdir));
         }
@@ -138,13 +150,20 @@ impl Unstarted {
     const NOT_EXECUTABLE: u32 = 126;
     const NOT_FOUND: u32 = 127;
 
-    fn new(program: &str, tty: bool, why: Unrunnable) -> Self {
-        let (why, code) = match why {
-            Unrunnable::NotExecutable => ("cannot be executed", Self::NOT_EXECUTABLE),
-            Unrunnable::NotFound => ("is not in the container", Self::NOT_FOUND),
+    fn new(program: &str, process: &Process, why: Unrunnable) -> Self {
+        let (words, code) = match why {
+            Unrunnable::NotExecutable => {
+                (format!("the command `{program}` cannot be executed"), Self::NOT_EXECUTABLE)
+            }
+            Unrunnable::NotFound => (format!("the command `{program}` is not in the container"), Self::NOT_FOUND),
+            Unrunnable::NoDirectory => {
+                let directory = process.cwd().display();
+                (format!("the container has no directory `{directory}` to start in"), Self::NOT_EXECUTABLE)
+            }
         };
+        let tty = process.terminal().unwrap_or(false);
         let end = if tty { "\r\n" } else { "\n" };
-        Self { words: format!("the command `{program}` {why}{end}"), code, tty }
+        Self { words: words + end, code, tty }
     }
 }
 
@@ -232,11 +251,12 @@ struct Session {
     exit: Option<u32>,
     /// The end of the process; asked for once, so that waiting may be given up and taken up again.
     wait: Option<tokio::task::JoinHandle<Result<u32, RuntimeError>>>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Session {
-    fn new(client: Client, target: Target, fifos: Fifos) -> Self {
-        Self { client, target, fifos, exit: None, wait: None }
+    fn new(client: Client, target: Target, fifos: Fifos, permit: OwnedSemaphorePermit) -> Self {
+        Self { client, target, fifos, exit: None, wait: None, _permit: permit }
     }
 
     /// The shim has opened its ends: from now on the streams end when it closes them.

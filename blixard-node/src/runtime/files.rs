@@ -60,6 +60,11 @@ impl Files {
         self.replica_logs(replica).join(format!("{attempt}.log"))
     }
 
+    /// What is kept of an attempt's container once that is removed.
+    pub(crate) fn ended(&self, replica: ReplicaId, attempt: u32) -> PathBuf {
+        self.replica_logs(replica).join(format!("{attempt}.json"))
+    }
+
     /// Writes a container's files. Without an address it is on the host's network and uses the
     /// host's name servers as they are.
     pub(crate) fn write(

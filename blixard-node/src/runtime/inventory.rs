@@ -36,10 +36,15 @@ impl Containers {
         self.sweep(&known, records.iter().map(|record| record.replica).collect()).await;
         let mut observed = Vec::new();
         for record in records.iter().filter(|record| !starting.contains(&record.id)) {
+            let state = state_of(processes.get(record.id.0.as_str()).copied());
             observed.push(Observed {
                 replica: record.replica,
                 attempt: record.attempt,
-                state: state_of(processes.get(record.id.0.as_str()).copied()),
+                state,
+                oom_killed: match state {
+                    ObservedState::Running => false,
+                    ObservedState::Exited(code) => self.oom_killed(&record.id, code).await,
+                },
                 address: self.networks.address_of(&record.id).await,
             });
         }

@@ -1,5 +1,6 @@
 //! Reads one attempt's log from the files its logger wrote: the oldest first, the last lines only
-//! if asked, and on across rotation.
+//! if asked, and on across rotation. It gives lines in the pieces they were written in, so that no line
+//! is too long for it: what it holds is one chunk and one entry.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -7,13 +8,15 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::logger::{FILES_MAX, rotated};
-use crate::platform::LogLine;
+use super::log_tail::{Header, Starts, starts_of_last};
+use super::logger::{FILES_MAX, LINE_BYTES_MAX, rotated};
+use crate::platform::{LogLine, LogQuery};
 
 const CHUNK: usize = 64 << 10;
-/// Entries read beyond the wanted ones, so that parts of their lines written earlier, between
-/// lines of the other stream, are not missed.
-const TAIL_SLACK: usize = 32;
+/// The longest entry: a longer one was not written by a logger, and is passed over.
+const ENTRY_BYTES_MAX: usize = LINE_BYTES_MAX + 128;
+/// How many characters of a time two times are compared by: to the millisecond.
+const TIME_CHARS: usize = "2026-01-01T00:00:00.000".len();
 
 /// A place in an attempt's log.
 pub(crate) struct LogReader {
@@ -22,15 +25,22 @@ pub(crate) struct LogReader {
     files: VecDeque<File>,
     /// Bytes of an entry that is not complete yet.
     pending: Vec<u8>,
-    /// The parts so far of a line of stdout, and of stderr.
-    parts: [String; 2],
-    /// Only so many last lines of what is there at first.
-    tail: Option<usize>,
+    /// How many bytes come before `pending`.
+    position: u64,
+    /// Whether the entry of which `pending` is a part is passed over.
+    overlong: bool,
+    /// From where the entries of each stream count.
+    starts: Starts,
+    since: Option<String>,
+    until: Option<String>,
+    /// Whether the line being read of each stream is in the time asked for; unknown between lines.
+    wanted: [Option<bool>; 2],
+    over: bool,
 }
 
 impl LogReader {
-    /// Opens the log; only its last `tail` lines when given.
-    pub(crate) fn open(path: PathBuf, tail: Option<usize>) -> io::Result<Self> {
+    /// Opens the log, at its last lines when only those are asked for.
+    pub(crate) fn open(path: PathBuf, query: &LogQuery) -> io::Result<Self> {
         let mut files = VecDeque::new();
         for age in 0..FILES_MAX {
             match File::open(rotated(&path, age)) {
@@ -39,56 +49,58 @@ impl LogReader {
                 Err(error) => return Err(error),
             }
         }
-        let mut reader = Self { path, files, pending: Vec::new(), parts: Default::default(), tail };
-        if let Some(lines) = tail {
-            reader.seek_tail(lines)?;
-        }
+        let starts = match query.tail {
+            Some(lines) => starts_of_last(&mut files, lines)?,
+            None => [0; 2],
+        };
+        let comparable = |time: blixard_core::time::UtcMs| {
+            let mut text = time.to_string();
+            text.truncate(TIME_CHARS);
+            text
+        };
+        let mut reader = Self {
+            path,
+            files,
+            pending: Vec::new(),
+            position: 0,
+            overlong: false,
+            starts,
+            since: query.since.map(comparable),
+            until: query.until.map(comparable),
+            wanted: [None; 2],
+            over: false,
+        };
+        reader.seek(starts[0].min(starts[1]))?;
         Ok(reader)
     }
 
-    /// Skips all but roughly the last entries: never fewer than asked for.
-    fn seek_tail(&mut self, lines: usize) -> io::Result<()> {
-        let wanted = lines.saturating_add(TAIL_SLACK);
-        let mut complete = 0;
-        for index in (0..self.files.len()).rev() {
-            let Some(file) = self.files.get_mut(index) else { break };
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes)?;
-            let mut end = bytes.len();
-            while complete <= wanted && end > 0 {
-                let start = bytes.get(..end - 1).and_then(rposition_newline).map_or(0, |at| at + 1);
-                complete += usize::from(bytes.get(start..end).is_some_and(is_complete));
-                end = start;
-            }
-            file.seek(SeekFrom::Start(end as u64))?;
-            if complete > wanted {
-                self.files.drain(..index);
+    /// Goes on at `position`, which is the start of an entry.
+    fn seek(&mut self, position: u64) -> io::Result<()> {
+        let mut left = position;
+        while let Some(file) = self.files.front_mut() {
+            let length = file.metadata()?.len();
+            if left <= length || self.files.len() == 1 {
+                self.files.front_mut().map(|file| file.seek(SeekFrom::Start(left))).transpose()?;
                 break;
             }
+            left -= length;
+            self.files.pop_front();
         }
+        self.position = position;
         Ok(())
     }
 
-    /// Reads on; an empty answer means that there is nothing more for now.
-    pub(crate) fn read(&mut self) -> io::Result<Vec<LogLine>> {
-        let Some(tail) = self.tail.take() else { return self.read_some() };
-        let mut kept = VecDeque::new();
-        loop {
-            let lines = self.read_some()?;
-            if lines.is_empty() {
-                return Ok(kept.into());
-            }
-            kept.extend(lines);
-            kept.drain(..kept.len().saturating_sub(tail));
-        }
+    /// Whether what is still to come was written later than asked for.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
     }
 
-    fn read_some(&mut self) -> io::Result<Vec<LogLine>> {
+    /// Reads on, a chunk's worth at most; an empty answer means that there is nothing more for now.
+    pub(crate) fn read(&mut self) -> io::Result<Vec<LogLine>> {
         let mut lines = Vec::new();
-        let mut chunk = vec![0; CHUNK];
-        while lines.is_empty() {
+        while lines.is_empty() && !self.over {
             let Some(file) = self.files.front_mut() else { break };
-            let length = file.read(&mut chunk)?;
+            let length = file.by_ref().take(CHUNK as u64).read_to_end(&mut self.pending)?;
             if length == 0 {
                 if self.files.len() == 1 && !self.follow_rotation()? {
                     break;
@@ -96,14 +108,30 @@ impl LogReader {
                 self.files.pop_front();
                 continue;
             }
-            self.pending.extend_from_slice(chunk.get(..length).unwrap_or_default());
-            while let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
-                let rest = self.pending.split_off(end + 1);
-                let entry = std::mem::replace(&mut self.pending, rest);
-                lines.extend(self.entry(entry.get(..end).unwrap_or_default()));
-            }
+            self.take_entries(&mut lines);
         }
         Ok(lines)
+    }
+
+    fn take_entries(&mut self, lines: &mut Vec<LogLine>) {
+        let bytes = std::mem::take(&mut self.pending);
+        let mut rest = bytes.as_slice();
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let (entry, after) = rest.split_at(end);
+            if !std::mem::take(&mut self.overlong) {
+                lines.extend(self.entry(entry));
+            }
+            self.position += end as u64 + 1;
+            rest = after.get(1..).unwrap_or_default();
+        }
+        if rest.len() > ENTRY_BYTES_MAX {
+            self.overlong = true;
+        }
+        if self.overlong {
+            self.position += rest.len() as u64;
+            return;
+        }
+        self.pending = rest.to_vec();
     }
 
     /// Appends the files that are newer than the last one; false when there are none.
@@ -130,100 +158,32 @@ impl LogReader {
         Ok(any)
     }
 
-    /// Takes one entry and gives the line it completes. What is no entry is passed over.
+    /// The line, or the piece of one, that an entry is. What is no entry is passed over, and so is what
+    /// was not asked for.
     fn entry(&mut self, entry: &[u8]) -> Option<LogLine> {
-        let text = String::from_utf8_lossy(entry);
-        let mut fields = text.splitn(4, ' ');
-        let (at, stream, tag, text) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-        let stderr = match stream {
-            "stdout" => false,
-            "stderr" => true,
-            _ => return None,
-        };
-        let parts = &mut self.parts[usize::from(stderr)];
-        parts.push_str(text);
-        (tag == "F").then(|| LogLine { at: at.to_owned(), stderr, text: std::mem::take(parts) })
+        let header = Header::read(entry)?;
+        if self.starts.get(header.stream).is_some_and(|start| self.position < *start) {
+            return None;
+        }
+        let at = String::from_utf8_lossy(header.at);
+        let time = at.get(..TIME_CHARS).unwrap_or(&at);
+        let line = self.wanted.get_mut(header.stream)?;
+        if line.is_none() && self.until.as_deref().is_some_and(|until| time > until) {
+            self.over = true;
+            return None;
+        }
+        let wanted = *line.get_or_insert_with(|| self.since.as_deref().is_none_or(|since| time >= since));
+        if !header.partial {
+            *line = None;
+        }
+        wanted.then(|| LogLine {
+            at: at.into_owned(),
+            stderr: header.stream == 1,
+            bytes: entry.get(header.bytes..).unwrap_or_default().to_vec(),
+            partial: header.partial,
+        })
     }
-}
-
-fn rposition_newline(bytes: &[u8]) -> Option<usize> {
-    bytes.iter().rposition(|byte| *byte == b'\n')
-}
-
-/// Whether an entry ends a line.
-fn is_complete(entry: &[u8]) -> bool {
-    entry.splitn(4, |byte| *byte == b' ').nth(2) == Some(b"F")
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::io::Write;
-    use std::path::Path;
-
-    use super::LogReader;
-
-    fn texts(reader: &mut LogReader) -> Vec<String> {
-        let mut texts = Vec::new();
-        loop {
-            let lines = reader.read().expect("log");
-            if lines.is_empty() {
-                return texts;
-            }
-            texts.extend(lines.into_iter().map(|line| line.text));
-        }
-    }
-
-    fn numbered(range: std::ops::Range<u32>) -> String {
-        range.map(|number| format!("T stdout F {number}\n")).collect()
-    }
-
-    fn append(path: &Path, text: &str) {
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(path).expect("file");
-        file.write_all(text.as_bytes()).expect("write");
-    }
-
-    #[test]
-    fn lines_come_in_order_over_rotated_files() {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let path = directory.path().join("1.log");
-        fs::write(directory.path().join("1.log.2"), numbered(0..100)).expect("file");
-        fs::write(directory.path().join("1.log.1"), numbered(100..200)).expect("file");
-        fs::write(&path, numbered(200..250)).expect("file");
-        let check = |tail: Option<usize>, expect: std::ops::Range<u32>| {
-            let mut reader = LogReader::open(path.clone(), tail).expect("log");
-            let expect: Vec<String> = expect.map(|number| number.to_string()).collect();
-            assert_eq!(texts(&mut reader), expect, "{tail:?}");
-        };
-        check(None, 0..250);
-        check(Some(10), 240..250);
-        check(Some(120), 130..250);
-        check(Some(1000), 0..250);
-        check(Some(0), 250..250);
-    }
-
-    #[test]
-    fn parts_of_lines_are_joined_by_stream() {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let path = directory.path().join("1.log");
-        fs::write(&path, "T stdout P one \nT stderr F  err\nnonsense\nT stdout F two\n").expect("file");
-        let mut reader = LogReader::open(path, Some(2)).expect("log");
-        assert_eq!(texts(&mut reader), [" err", "one two"]);
-    }
-
-    #[test]
-    fn a_followed_log_is_read_on_across_rotation() {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let path = directory.path().join("1.log");
-        append(&path, "T stdout F 1\nT stdout F");
-        let mut reader = LogReader::open(path.clone(), None).expect("log");
-        assert_eq!(texts(&mut reader), ["1"]);
-        append(&path, " 2\n");
-        fs::rename(&path, directory.path().join("1.log.2")).expect("rename");
-        append(&directory.path().join("1.log.1"), "T stdout F 3\n");
-        append(&path, "T stdout F 4\n");
-        assert_eq!(texts(&mut reader), ["2", "3", "4"]);
-        append(&path, "T stdout F 5\n");
-        assert_eq!(texts(&mut reader), ["5"]);
-    }
-}
+mod tests;

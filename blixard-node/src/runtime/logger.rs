@@ -34,7 +34,7 @@ pub const FILE_BYTES_MAX: u64 = 10 << 20;
 /// How many files of one attempt are kept, the newest included.
 pub const FILES_MAX: usize = 3;
 /// A longer line is written in parts, so that a container without line ends costs no memory.
-const LINE_BYTES_MAX: usize = 16 << 10;
+pub(super) const LINE_BYTES_MAX: usize = 16 << 10;
 
 /// Runs the logger and gives its exit code, when the process was started as one; call first in
 /// `main`.
@@ -116,7 +116,10 @@ impl Lines<'_> {
         while self.pending.len() + bytes.len() > LINE_BYTES_MAX {
             let (part, rest) = bytes.split_at(LINE_BYTES_MAX - self.pending.len());
             self.pending.extend_from_slice(part);
+            let begun = self.pending.len() - unfinished_character(&self.pending);
+            let next = self.pending.split_off(begun);
             self.entry("P", time, entries);
+            self.pending = next;
             bytes = rest;
         }
         self.pending.extend_from_slice(bytes);
@@ -134,6 +137,22 @@ impl Lines<'_> {
         entries.append(&mut self.pending);
         entries.push(b'\n');
     }
+}
+
+/// How many bytes at the end are the beginning of a UTF-8 character whose rest is to come. A part is
+/// cut before it, so that whoever shows parts one by one shows whole characters.
+fn unfinished_character(bytes: &[u8]) -> usize {
+    for (before, byte) in bytes.iter().rev().take(3).enumerate() {
+        let length = match byte {
+            0x80..=0xbf => continue,
+            0xc2..=0xdf => 2,
+            0xe0..=0xef => 3,
+            0xf0..=0xf4 => 4,
+            _ => 1,
+        };
+        return if length > before + 1 { before + 1 } else { 0 };
+    }
+    0
 }
 
 /// The wall clock, RFC 3339 in UTC to the nanosecond.
@@ -237,6 +256,29 @@ mod tests {
         let long = vec![b'x'; LINE_BYTES_MAX + 2];
         let expect = format!("T stdout P {}\nT stdout F xx\n", "x".repeat(LINE_BYTES_MAX));
         check(&[&long, b"\n"], &expect);
+    }
+
+    #[test]
+    fn parts_are_cut_between_characters_and_lose_no_byte() {
+        let check = |text: &[u8]| {
+            let mut lines = Lines { stream: "stdout", pending: Vec::new() };
+            let mut entries = Vec::new();
+            text.chunks(1000).for_each(|chunk| lines.take(chunk, "T", &mut entries));
+            lines.finish("T", &mut entries);
+            let parts = entries.split(|byte| *byte == b'\n').filter(|entry| !entry.is_empty());
+            let parts: Vec<&[u8]> = parts.map(|entry| &entry["T stdout F ".len()..]).collect();
+            assert!(parts.iter().all(|part| part.len() <= LINE_BYTES_MAX));
+            assert_eq!(parts.concat(), text);
+            parts.iter().all(|part| std::str::from_utf8(part).is_ok())
+        };
+        for character in ["é", "€", "𝄞"] {
+            for shift in 0..4 {
+                let text = "x".repeat(shift) + &character.repeat(20_000);
+                assert!(check(text.as_bytes()), "{character} at {shift}");
+            }
+        }
+        assert!(!check(&vec![0xa9; LINE_BYTES_MAX * 2 + 1]), "it is no text");
+        assert!(!check(&vec![0xf0; LINE_BYTES_MAX * 2 + 1]), "it is no text");
     }
 
     #[test]

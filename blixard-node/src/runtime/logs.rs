@@ -1,6 +1,6 @@
 //! The logs of containers: read, followed while a container runs, and removed when old.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::id::ReplicaId;
+use blixard_core::limits::LOG_READERS_MAX;
+use blixard_core::time::UtcMs;
 use futures_util::{Stream, StreamExt};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::client::disk;
 use super::containers::Containers;
@@ -25,20 +26,25 @@ const POLL: Duration = Duration::from_millis(100);
 const DRAIN: Duration = Duration::from_millis(300);
 /// How long to wait before asking containerd again whether a container still runs.
 const RETRY: Duration = Duration::from_secs(1);
-const QUEUE: usize = 512;
 
 type Lines = Pin<Box<dyn Stream<Item = Result<LogLine, RuntimeError>> + Send>>;
 
 impl Containers {
-    /// A container's log. Following ends shortly after the container does.
+    /// A container's log, read as it is taken: whoever takes it slowly, or not at all, holds one chunk.
+    /// Following ends shortly after the container does.
     pub(crate) async fn logs(
         self: &Arc<Self>,
         replica: ReplicaId,
         attempt: u32,
         query: LogQuery,
     ) -> Result<Lines, RuntimeError> {
+        let permit = Arc::clone(&self.log_readers).try_acquire_owned().map_err(|_| {
+            RuntimeError::Unavailable(format!(
+                "{LOG_READERS_MAX} logs are being read on this node, and no more are at a time"
+            ))
+        })?;
         let path = self.files.log(replica, attempt);
-        let opened = super::blocking(move || match LogReader::open(path, query.tail) {
+        let opened = super::blocking(move || match LogReader::open(path, &query) {
             Ok(reader) => Ok(Some(reader)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(disk("read the log", &error)),
@@ -48,90 +54,109 @@ impl Containers {
                 "there is no log of attempt {attempt} of replica {replica} on this node"
             )));
         };
-        let (sender, receiver) = mpsc::channel(QUEUE);
         let containers = Arc::clone(self);
-        tokio::spawn(async move {
-            tokio::select! {
-                biased;
-                () = sender.closed() => {}
-                () = containers.pump(replica, attempt, reader, query, &sender) => {}
-            }
-        });
-        Ok(ReceiverStream::new(receiver).boxed())
-    }
-
-    async fn pump(
-        &self,
-        replica: ReplicaId,
-        attempt: u32,
-        mut reader: LogReader,
-        query: LogQuery,
-        sender: &mpsc::Sender<Result<LogLine, RuntimeError>>,
-    ) {
-        let id = self.id(replica, attempt);
-        let ended = async {
-            while let Err(error) = self.ended(&id).await {
+        let ended = async move {
+            let id = containers.id(replica, attempt);
+            while let Err(error) = containers.ended(&id).await {
                 tracing::debug!(container = %id, err = %error, "cannot wait for the container");
                 tokio::time::sleep(RETRY).await;
             }
             tokio::time::sleep(DRAIN).await;
         };
-        tokio::pin!(ended);
-        let mut last = !query.follow;
+        let reading = Reading {
+            reader: Some(reader),
+            ready: VecDeque::new(),
+            last: !query.follow,
+            until: query.until,
+            ended: Box::pin(ended),
+            _permit: permit,
+        };
+        Ok(futures_util::stream::unfold(reading, Reading::next).boxed())
+    }
+}
+
+/// A log being read.
+struct Reading {
+    /// Absent once it failed.
+    reader: Option<LogReader>,
+    ready: VecDeque<LogLine>,
+    /// Whether the end of what is there is the end.
+    last: bool,
+    until: Option<UtcMs>,
+    /// Ready once the container has ended and its logger too.
+    ended: Pin<Box<dyn Future<Output = ()> + Send>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Reading {
+    async fn next(mut self) -> Option<(Result<LogLine, RuntimeError>, Self)> {
         loop {
+            if let Some(line) = self.ready.pop_front() {
+                return Some((Ok(line), self));
+            }
+            let mut reader = self.reader.take()?;
             let read = super::blocking(move || {
                 let lines = reader.read().map_err(|error| disk("read the log", &error))?;
                 Ok((reader, lines))
             });
-            let lines = match read.await {
-                Ok((back, lines)) => {
-                    reader = back;
-                    lines
-                }
-                Err(error) => {
-                    // Whoever reads may be gone as well; there is nobody else to tell.
-                    let _ = sender.send(Err(error)).await;
-                    return;
-                }
-            };
-            let idle = lines.is_empty();
-            for line in lines {
-                if sender.send(Ok(line)).await.is_err() {
-                    return;
+            match read.await {
+                Err(error) => return Some((Err(error), self)),
+                Ok((reader, lines)) => {
+                    self.ready = lines.into();
+                    if self.ready.is_empty() && (self.last || reader.is_over()) {
+                        return None;
+                    }
+                    self.reader = Some(reader);
                 }
             }
-            if !idle {
-                continue;
+            if self.ready.is_empty() {
+                self.pause().await;
             }
-            if last {
-                return;
-            }
-            tokio::select! {
-                biased;
-                () = &mut ended => last = true,
-                () = tokio::time::sleep(POLL) => {}
-            }
+        }
+    }
+
+    /// Waits for more to be written.
+    async fn pause(&mut self) {
+        self.last = self.until.is_some_and(|until| now() > until);
+        // Cancel safe: the container's end stays ready.
+        tokio::select! {
+            biased;
+            () = &mut self.ended => self.last = true,
+            () = tokio::time::sleep(POLL) => {}
         }
     }
 }
 
-/// Removes the logs of all but the newest attempts.
-pub(crate) fn prune_attempts(directory: &Path, keep: usize) -> io::Result<()> {
+fn now() -> UtcMs {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    UtcMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The attempts of a replica whose logs are here, the oldest first.
+pub(crate) fn attempts(directory: &Path) -> io::Result<BTreeSet<u32>> {
     let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         entries => entries?,
     };
-    let mut attempts: BTreeSet<u32> = BTreeSet::new();
+    let mut attempts = BTreeSet::new();
     for entry in entries {
         let name = entry?.file_name();
-        attempts.extend(name.to_str().and_then(|name| name.split('.').next()?.parse::<u32>().ok()));
+        let attempt = name.to_str().and_then(|name| name.strip_suffix(".log")?.parse::<u32>().ok());
+        attempts.extend(attempt);
     }
+    Ok(attempts)
+}
+
+/// Removes the logs of all but the newest attempts.
+pub(crate) fn prune_attempts(directory: &Path, keep: usize) -> io::Result<()> {
+    let attempts = attempts(directory)?;
     let surplus = attempts.len().saturating_sub(keep);
     for attempt in attempts.into_iter().take(surplus) {
         for age in 0..FILES_MAX {
             let path = rotated(&directory.join(format!("{attempt}.log")), age);
             super::files::absent_is_fine(fs::remove_file(path))?;
         }
+        super::files::absent_is_fine(fs::remove_file(directory.join(format!("{attempt}.json"))))?;
     }
     Ok(())
 }

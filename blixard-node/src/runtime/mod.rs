@@ -19,15 +19,18 @@ mod cgroups;
 mod client;
 mod connect;
 mod containers;
+mod ended;
 mod events;
 mod exec;
 mod files;
 pub mod images;
 mod inventory;
 mod log_reader;
+mod log_tail;
 pub mod logger;
 mod logs;
 mod networks;
+mod oom;
 mod probe;
 mod record;
 mod resolver;
@@ -40,6 +43,7 @@ mod start;
 mod supervise;
 mod user;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -49,10 +53,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId};
+use blixard_core::limits::{EXEC_SESSIONS_MAX, LOG_READERS_MAX};
+use blixard_core::spec::VolumeSpec;
 use containerd_client::tonic::transport::Channel;
 use futures_util::Stream;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncRead;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use self::cgroups::CgroupSupport;
@@ -62,8 +69,8 @@ use self::files::Files;
 use self::images::{ImageStore, Registries};
 use self::supervise::Private;
 use crate::platform::{
-    ContainerConfig, ContainerInfo, ContainerRuntime, ExecConfig, ExecSession, ImageInfo, LogLine, LogQuery,
-    OnProgress, RuntimeError, RuntimeEvent, Started,
+    ContainerConfig, ContainerInfo, ContainerRuntime, EndedContainer, ExecConfig, ExecSession, ImageInfo,
+    LogLine, LogQuery, OnProgress, RuntimeError, RuntimeEvent, Started,
 };
 
 pub use self::connect::{ContainerdChoice, SYSTEM_SOCKET};
@@ -277,6 +284,9 @@ impl ContainerRuntime for ContainerdRuntime {
             logger: self.logger.clone(),
             cgroups,
             starting: Mutex::default(),
+            survived: Mutex::default(),
+            log_readers: Arc::new(Semaphore::new(LOG_READERS_MAX)),
+            exec_sessions: Arc::new(Semaphore::new(EXEC_SESSIONS_MAX)),
         };
         let exec = containers.files.exec();
         blocking(move || {
@@ -334,6 +344,19 @@ impl ContainerRuntime for ContainerdRuntime {
         query: LogQuery,
     ) -> Result<Pin<Box<dyn Stream<Item = Result<LogLine, RuntimeError>> + Send>>, RuntimeError> {
         self.attached()?.logs(replica, attempt, query).await
+    }
+
+    async fn log_attempts(&self, replica: ReplicaId) -> Result<BTreeSet<u32>, RuntimeError> {
+        self.attached()?.log_attempts(replica).await
+    }
+
+    async fn missing_sources(&self, volumes: &[VolumeSpec]) -> Result<Vec<String>, RuntimeError> {
+        let volumes = volumes.to_vec();
+        blocking(move || Ok(start::missing_sources(&volumes))).await
+    }
+
+    async fn ended(&self) -> Result<Vec<EndedContainer>, RuntimeError> {
+        self.attached()?.ended_containers().await
     }
 
     async fn exec(

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
+use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId, ServiceName};
 use blixard_core::spec::PortSpec;
 use containerd_client::services::v1::Container;
 use prost_types::Any;
@@ -15,6 +15,7 @@ const REPLICA: &str = "blixard.replica";
 const ATTEMPT: &str = "blixard.attempt";
 const SERVICE: &str = "blixard.service";
 const SLOT: &str = "blixard.slot";
+const VERSION: &str = "blixard.version";
 const IMAGE_DIGEST: &str = "blixard.image-digest";
 const STOP_SIGNAL: &str = "blixard.stop-signal";
 /// An extension, since containerd bounds a label to 4096 bytes.
@@ -29,6 +30,11 @@ pub(crate) struct Record {
     pub(crate) id: ContainerId,
     pub(crate) replica: ReplicaId,
     pub(crate) attempt: u32,
+    /// The service's name; absent where none is written that is one.
+    pub(crate) service: Option<ServiceName>,
+    pub(crate) slot: u32,
+    /// The service's version; 0 on a container of a daemon that did not write it.
+    pub(crate) version: u64,
     /// The full reference of its image.
     pub(crate) image: String,
     /// The digest of its image's manifest.
@@ -53,6 +59,7 @@ impl Record {
             (ATTEMPT, self.attempt.to_string()),
             (SERVICE, config.spec.name.to_string()),
             (SLOT, config.slot.to_string()),
+            (VERSION, config.version.to_string()),
             (IMAGE_DIGEST, self.image_digest.clone()),
             (STOP_SIGNAL, self.stop_signal.to_string()),
         ]
@@ -73,6 +80,9 @@ impl Record {
             id: ContainerId(container.id.clone()),
             replica: label(REPLICA)?.parse().ok()?,
             attempt: label(ATTEMPT)?.parse().ok()?,
+            service: label(SERVICE).and_then(|name| name.parse().ok()),
+            slot: label(SLOT).and_then(|slot| slot.parse().ok()).unwrap_or_default(),
+            version: label(VERSION).and_then(|version| version.parse().ok()).unwrap_or_default(),
             image: container.image.clone(),
             image_digest: label(IMAGE_DIGEST).cloned().unwrap_or_default(),
             stop_signal: label(STOP_SIGNAL).and_then(|text| text.parse().ok()).unwrap_or(SIGTERM),

@@ -7,11 +7,16 @@ pub(crate) enum Unrunnable {
     NotFound,
     /// It is there and is no program, or not this user's to run.
     NotExecutable,
+    /// The directory it is to start in is not there, or none, or not this user's to enter.
+    NoDirectory,
 }
 
 impl Unrunnable {
     /// What a message of runc says of `program`; `None` when something else is to blame.
     pub(crate) fn of(program: &str, message: &str) -> Option<Self> {
+        if message.contains("chdir to cwd") {
+            return Some(Self::NoDirectory);
+        }
         if !message.contains(&format!("exec: \"{program}\"")) {
             return None;
         }
@@ -36,6 +41,8 @@ mod tests {
         assert_eq!(of("executable file not found in $PATH"), (Some(Unrunnable::NotFound), None));
         assert_eq!(of("stat /bin/nope: no such file or directory"), (Some(Unrunnable::NotFound), None));
         assert_eq!(of("permission denied"), (Some(Unrunnable::NotExecutable), None));
+        let nowhere = "chdir to cwd (\"/nope\") set in config.json failed: no such file or directory";
+        assert_eq!(Unrunnable::of("sh", nowhere), Some(Unrunnable::NoDirectory));
         assert_eq!(Unrunnable::of("nope", "no space left on device"), None);
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use blixard_core::id::ContainerId;
-use blixard_core::spec::NetworkMode;
+use blixard_core::spec::{NetworkMode, VolumeSpec};
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
 use containerd_client::services::v1::{Container, CreateContainerRequest, CreateTaskRequest, StartRequest};
@@ -186,12 +186,10 @@ impl Containers {
         let address = lease.map(|lease| lease.address);
         let work = move || {
             let user = user::in_rootfs(&wanted, rootfs.as_ref())?;
-            for volume in &config.spec.volumes {
-                let source = Path::new(&volume.source);
-                if !source.exists() {
-                    std::fs::create_dir_all(source)
-                        .map_err(|error| disk(&format!("make the volume {}", volume.source), &error))?;
-                }
+            if let Some(missing) = missing_sources(&config.spec.volumes).first() {
+                return Err(RuntimeError::Invalid(format!(
+                    "the volume's source {missing} is not on this node: make the file or directory first"
+                )));
             }
             super::logs::prune_attempts(&files.replica_logs(config.replica), LOGS_PER_REPLICA_MAX)
                 .map_err(|error| disk("remove old logs", &error))?;
@@ -215,6 +213,9 @@ impl Containers {
             id: id.clone(),
             replica: config.replica,
             attempt: config.attempt,
+            service: Some(config.spec.name.clone()),
+            slot: config.slot,
+            version: config.version,
             image: image.reference.clone(),
             image_digest: image.manifest_digest.clone(),
             stop_signal: signal_number(stop_signal.as_deref()),
@@ -305,6 +306,12 @@ impl Containers {
     }
 }
 
+/// The sources of volumes that are not on this machine.
+pub(super) fn missing_sources(volumes: &[VolumeSpec]) -> Vec<String> {
+    let missing = volumes.iter().filter(|volume| !Path::new(&volume.source).exists());
+    missing.map(|volume| volume.source.clone()).collect()
+}
+
 /// Why a process was not created.
 struct NotCreated {
     status: Status,
@@ -331,6 +338,7 @@ fn start_failure(program: &str, image: &str, status: &Status) -> RuntimeError {
         let why = match why {
             Unrunnable::NotExecutable => "cannot be executed in",
             Unrunnable::NotFound => "is not in",
+            Unrunnable::NoDirectory => "cannot start in the directory that is set, of",
         };
         return RuntimeError::Invalid(format!("the command `{program}` {why} the image {image}"));
     }
@@ -359,7 +367,7 @@ mod tests {
     use blixard_core::id::ContainerId;
     use containerd_client::tonic::Status;
 
-    use super::{is_in_the_way, percent_encode, start_failure};
+    use super::{is_in_the_way, missing_sources, percent_encode, start_failure};
     use crate::platform::RuntimeError;
 
     #[test]
@@ -368,6 +376,20 @@ mod tests {
             percent_encode(Path::new("/data dir/a?b=c&d%/1.log")),
             "/data%20dir/a%3Fb%3Dc%26d%25/1.log"
         );
+    }
+
+    #[test]
+    fn volumes_need_their_sources() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let volume = |name: &str| blixard_core::spec::VolumeSpec {
+            source: directory.path().join(name).to_string_lossy().into_owned(),
+            target: "/x".into(),
+            read_only: true,
+        };
+        std::fs::write(directory.path().join("there"), "").expect("file");
+        let missing = missing_sources(&[volume("there"), volume(""), volume("typo.conf")]);
+        assert_eq!(missing, [volume("typo.conf").source]);
+        assert!(!directory.path().join("typo.conf").exists());
     }
 
     #[test]

@@ -101,8 +101,8 @@ impl Bench {
     }
 
     pub(crate) async fn log_text(&self, config: &ContainerConfig) -> Vec<String> {
-        let lines = self.log(config, LogQuery { tail: None, follow: true }).await;
-        lines.into_iter().map(|line| line.text).collect()
+        let lines = self.log(config, LogQuery { follow: true, ..LogQuery::default() }).await;
+        lines.into_iter().map(|line| String::from_utf8_lossy(&line.bytes).into_owned()).collect()
     }
 
     /// What a program in a container ends with and writes, its errors last.
@@ -194,7 +194,7 @@ pub(crate) fn config(replica: u64, spec: serde_json::Value) -> ContainerConfig {
         full[key] = value.clone();
     }
     let spec: ServiceSpec = serde_json::from_value(full).expect("service");
-    ContainerConfig { replica: ReplicaId(replica), attempt: 1, slot: 3, spec: Arc::new(spec) }
+    ContainerConfig { replica: ReplicaId(replica), attempt: 1, slot: 3, version: 1, spec: Arc::new(spec) }
 }
 
 pub(crate) fn script(replica: u64, script: &str) -> ContainerConfig {

@@ -29,17 +29,17 @@ async fn containers_start_tell_their_end_and_leave_nothing() {
 
     let failing = script(1, "echo out; echo err >&2; exit 7");
     bench.start(&failing).await;
-    let expect = RuntimeEvent::Exited { replica: ReplicaId(1), attempt: 1, code: 7 };
+    let expect = RuntimeEvent::Exited { replica: ReplicaId(1), attempt: 1, code: 7, oom_killed: false };
     assert_eq!(next_event(&mut events).await, expect);
     assert_eq!(bench.ended(&failing).await, 7);
     let log = bench.log(&failing, LogQuery::default()).await;
-    let lines: Vec<_> = log.iter().map(|line| (line.stderr, line.text.as_str())).collect();
+    let lines: Vec<_> = log.iter().map(|line| (line.stderr, String::from_utf8_lossy(&line.bytes))).collect();
     assert!(lines.contains(&(false, "out")) && lines.contains(&(true, "err")), "{lines:?}");
     bench.remove(&failing, DEADLINE).await;
     bench.remove(&failing, DEADLINE).await;
     let gone = bench.runtime().state(failing.replica, 1).await;
     assert!(matches!(gone, Err(RuntimeError::NotFound(_))), "{gone:?}");
-    assert_eq!(bench.log(&failing, LogQuery { tail: Some(1), follow: true }).await.len(), 1);
+    assert_eq!(bench.log(&failing, LogQuery { tail: Some(1), follow: true, ..LogQuery::default() }).await.len(), 1);
 
     let first = config(2, serde_json::json!({}));
     let started = bench.start(&first).await;
@@ -163,12 +163,12 @@ async fn stopping_asks_with_the_images_signal_and_then_kills() {
     let graceful = script(1, "trap 'echo asked; exit 0' USR1; echo ready; while :; do sleep 0.05; done");
     bench.start(&graceful).await;
     let mut lines =
-        bench.runtime().logs(graceful.replica, 1, LogQuery { tail: None, follow: true }).await.expect("log");
+        bench.runtime().logs(graceful.replica, 1, LogQuery { follow: true, ..LogQuery::default() }).await.expect("log");
     let ready = tokio::time::timeout(DEADLINE, lines.next()).await.expect("in time");
-    assert_eq!(ready.expect("a line").expect("a line").text, "ready");
+    assert_eq!(ready.expect("a line").expect("a line").bytes, b"ready");
     bench.remove(&graceful, DEADLINE).await;
     let asked = tokio::time::timeout(DEADLINE, lines.next()).await.expect("in time");
-    assert_eq!(asked.expect("a line").expect("a line").text, "asked");
+    assert_eq!(asked.expect("a line").expect("a line").bytes, b"asked");
     let end =
         tokio::time::timeout(DEADLINE, lines.next()).await.expect("a followed log ends with its container");
     assert!(end.is_none());
@@ -206,7 +206,7 @@ async fn containers_outlive_the_daemon_and_containerd() {
 
     let killed = Command::new("kill").arg("-9").arg(pid.to_string()).status().expect("kill");
     assert_eq!(killed.into_raw(), 0);
-    let expect = RuntimeEvent::Exited { replica: ReplicaId(1), attempt: 1, code: 137 };
+    let expect = RuntimeEvent::Exited { replica: ReplicaId(1), attempt: 1, code: 137, oom_killed: false };
     assert_eq!(next_event(&mut events).await, expect);
     assert_eq!(bench.ended(&lasting).await, 137);
     bench.finish().await;
@@ -272,8 +272,8 @@ async fn much_output_is_rotated_and_none_of_the_end_is_lost() {
     let chatty = script(1, &format!("busybox yes {text} | busybox head -n 250000; echo last"));
     bench.start(&chatty).await;
     assert_eq!(bench.ended(&chatty).await, 0);
-    let tail = bench.log(&chatty, LogQuery { tail: Some(2), follow: true }).await;
-    let tail: Vec<_> = tail.iter().map(|line| line.text.as_str()).collect();
+    let tail = bench.log(&chatty, LogQuery { tail: Some(2), follow: true, ..LogQuery::default() }).await;
+    let tail: Vec<_> = tail.iter().map(|line| String::from_utf8_lossy(&line.bytes)).collect();
     assert_eq!(tail, [text.as_str(), "last"]);
     let info = bench.runtime().inspect(chatty.replica, 1).await.expect("inspect");
     let directory = Path::new(&info.log_path).parent().expect("directory").to_path_buf();

@@ -77,6 +77,7 @@ pub(super) fn row(state: &ClusterState, cluster: ClusterId, id: ReplicaId, repli
         lost: is_lost(node, replica),
         attempt: status.attempt,
         exit_code: status.exit_code,
+        oom_killed: status.oom_killed,
         message: status.message.clone(),
         blocked: service
             .filter(|_| replica.counts())
@@ -114,6 +115,7 @@ fn pending_row(name: &ServiceName, service: &Service, slot: PendingSlot) -> Repl
         lost: false,
         attempt: 0,
         exit_code: None,
+        oom_killed: false,
         message: slot.reason,
         blocked: None,
         since: None,

@@ -67,8 +67,8 @@ impl Doing {
                 Ok(()) => Event::ImageReady { replica },
                 Err(error) => Event::ImageFailed { replica, error },
             },
-            Action::Start { replica, attempt, slot, spec } => {
-                return Some(self.start(ContainerConfig { replica, attempt, slot, spec }).await);
+            Action::Start { replica, attempt, slot, version, spec } => {
+                return Some(self.start(ContainerConfig { replica, attempt, slot, version, spec }).await);
             }
             Action::Remove { replica, attempt, timeout } => {
                 match self.remove(replica, attempt, timeout).await {

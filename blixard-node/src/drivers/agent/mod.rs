@@ -106,8 +106,8 @@ impl AgentDriver {
                 },
                 seen = listing.next() => match seen {
                     Seen::Listed(list) => driving.step(Event::Listed(list)),
-                    Seen::Event(RuntimeEvent::Exited { replica, attempt, code }) => {
-                        driving.step(Event::Exited { replica, attempt, code });
+                    Seen::Event(RuntimeEvent::Exited { replica, attempt, code, oom_killed }) => {
+                        driving.step(Event::Exited { replica, attempt, code, oom_killed });
                     }
                     Seen::Event(RuntimeEvent::Resync) => listing.ask(),
                     Seen::Nothing => {}

@@ -1,0 +1,257 @@
+//! `blixard logs`
+
+mod order;
+mod printer;
+mod sources;
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use blixard_core::api::replica::LogLine;
+use blixard_core::api::service::ServiceDetail;
+use blixard_core::time::UtcMs;
+use futures_util::stream::{self, SelectAll, StreamExt};
+use http::Method;
+use tokio::time::sleep;
+
+use self::order::in_order;
+use self::printer::Printer;
+use self::sources::{Source, Target};
+use crate::args;
+use crate::client::{Client, Lines, segment};
+use crate::failure::{self, Failure};
+use crate::render;
+
+/// Show what containers wrote, from whichever node they are on
+///
+/// For a service, the lines of all its containers, each with its container's name when there are
+/// several. What a container wrote to stderr goes to stderr. Logs of containers that ended are kept: of a
+/// replica's last attempts as long as the replica is there, and for an hour after it is gone. Without
+/// --attempt and --previous, the log is that of the newest attempt that has one.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  blixard logs web\n  blixard logs -f -n 20 web-0\n  blixard logs --previous web-0\n  blixard logs --since 10m web db\n  blixard logs 3f2a9c"
+)]
+pub(crate) struct Args {
+    /// Services, replicas such as web-0, or container ids or prefixes of at least 4 digits
+    #[arg(value_name = "NAME|ID", required = true)]
+    targets: Vec<String>,
+    /// Go on until the containers end; for a service, also with those that start later
+    #[arg(short, long)]
+    follow: bool,
+    /// Only the last so many lines of each container, or `all`
+    #[arg(short = 'n', long, visible_alias = "lines", value_name = "N", default_value = "all", value_parser = tail)]
+    tail: Tail,
+    /// Only lines written at this time or later: 2026-11-21T08:30:00Z, or how long ago: 10m
+    #[arg(long, value_name = "TIME", value_parser = args::moment)]
+    since: Option<UtcMs>,
+    /// Only lines written at this time or earlier
+    #[arg(long, value_name = "TIME", value_parser = args::moment)]
+    until: Option<UtcMs>,
+    /// The log of this attempt: 0 is a replica's first container, 1 the one after its first restart
+    #[arg(long, value_name = "N", conflicts_with = "previous")]
+    attempt: Option<u32>,
+    /// The log of the container before: the attempt before, or the replica that was replaced
+    #[arg(short, long)]
+    previous: bool,
+    /// Show when each line was written
+    #[arg(short, long)]
+    timestamps: bool,
+}
+
+/// How many last lines; all when absent.
+#[derive(Debug, Clone, Copy)]
+struct Tail(Option<usize>);
+
+fn tail(text: &str) -> Result<Tail, String> {
+    match text {
+        "all" => Ok(Tail(None)),
+        number => number.parse().map(|lines| Tail(Some(lines))).map_err(|_| "give a number, or all".to_owned()),
+    }
+}
+
+/// How many logs are opened at a time.
+const OPENED_MAX: usize = 16;
+/// How often a followed service is asked for containers that started meanwhile.
+const REFRESH: Duration = Duration::from_secs(1);
+
+pub(crate) async fn logs(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+    let mut targets = Vec::new();
+    for name in &args.targets {
+        targets.push(sources::resolve(client, name).await?);
+    }
+    let fixed: Vec<Source> = targets.iter().flat_map(Target::sources).collect();
+    let services: Vec<ServiceDetail> = targets.into_iter().filter_map(Target::into_service).collect();
+    let failed = match services.is_empty() || !args.follow {
+        true => show(client, &args, fixed).await?,
+        false => follow(client, &args, fixed, services).await?,
+    };
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Prints the logs of `sources`; true when one ended early.
+async fn show(client: &Client, args: &Args, sources: Vec<Source>) -> anyhow::Result<bool> {
+    let several = sources.len() > 1;
+    let what = args.targets.join("`, `");
+    if sources.is_empty() {
+        let hint = "`blixard ps -a` shows what its replicas wait for";
+        return Err(Failure::new(format!("nothing of `{what}` has written anything yet"), hint).into());
+    }
+    // Several at a time: a node that does not answer holds up no other's.
+    let opening = sources.into_iter().map(async |source| (open(client, args, &source, args.tail.0).await, source));
+    let answers: Vec<_> = stream::iter(opening).buffered(OPENED_MAX).collect().await;
+    let mut opened = Vec::new();
+    for (answer, source) in answers {
+        match answer {
+            Ok(log) => opened.push((source.name, log)),
+            Err(error) if several => render::warn(&format!("no lines of {}: {error:#}", source.name)),
+            Err(error) => return Err(error),
+        }
+    }
+    if opened.is_empty() {
+        return Err(Failure::new(format!("none of the logs of `{what}` can be read"), "").into());
+    }
+    let width = opened.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut printer = Printer::new(several.then_some(width), args.timestamps);
+    if args.follow {
+        let mut lines = SelectAll::new();
+        for (at, (name, log)) in opened.into_iter().enumerate() {
+            lines.push(Box::pin(named(at, name, log.lines)));
+        }
+        while let Some(said) = lines.next().await {
+            printer.take(said)?;
+        }
+    } else {
+        for (name, log) in in_order(opened, &mut printer).await? {
+            log.say_nothing_was_written(&name, args);
+        }
+    }
+    Ok(printer.finish()?)
+}
+
+/// Prints what the containers of services write, those that start later among them, until the services
+/// are gone or none of their containers is left to come; true when a log ended early.
+async fn follow(
+    client: &Client,
+    args: &Args,
+    fixed: Vec<Source>,
+    mut services: Vec<ServiceDetail>,
+) -> anyhow::Result<bool> {
+    let several = fixed.len() > 1 || services.len() > 1 || services.iter().any(|detail| detail.row.max > 1);
+    let of_service = |detail: &ServiceDetail| {
+        format!("{}-{}", detail.row.name, detail.row.max.saturating_sub(1)).len()
+    };
+    let widths = fixed.iter().map(|source| source.name.len()).chain(services.iter().map(of_service));
+    let mut printer = Printer::new(several.then_some(widths.max().unwrap_or(0)), args.timestamps);
+    let (mut lines, mut opened, mut count) = (SelectAll::new(), BTreeSet::new(), 0);
+    let mut fresh = fixed;
+    let mut first = true;
+    loop {
+        for source in fresh {
+            // One that cannot be read yet is tried again with the next look.
+            let tail = args.tail.0.filter(|_| first);
+            if let Ok(log) = open(client, args, &source.clone().exactly(!first), tail).await
+                && opened.insert(source.key(log.lines.attempt()))
+            {
+                lines.push(Box::pin(named(count, source.name, log.lines)));
+                count += 1;
+            }
+        }
+        first = false;
+        if lines.is_empty() && services.iter().all(sources::is_over) {
+            return Ok(printer.finish()?);
+        }
+        let next_look = sleep(REFRESH);
+        tokio::pin!(next_look);
+        loop {
+            // Cancel safe: what a stream has read stays in it.
+            tokio::select! {
+                biased;
+                Some(said) = lines.next() => printer.take(said)?,
+                () = &mut next_look => break,
+            }
+        }
+        let mut known = Vec::new();
+        for detail in services {
+            match sources::service(client, detail.row.name.as_str()).await {
+                Ok(latest) => known.extend(latest),
+                // The node may be back soon; the logs of others go on meanwhile.
+                Err(_) => known.push(detail),
+            }
+        }
+        services = known;
+        fresh = services.iter().flat_map(sources::started).collect();
+        fresh.retain(|source| !opened.contains(&source.key(None)));
+    }
+}
+
+/// An open log.
+struct Log {
+    lines: Lines<LogLine>,
+}
+
+impl Log {
+    /// Says so, when a log turned out to be empty although it need not be.
+    fn say_nothing_was_written(&self, name: &str, args: &Args) {
+        if args.tail.0 == Some(0) || args.since.is_some() || args.until.is_some() {
+            return;
+        }
+        let attempt = self.lines.attempt().filter(|attempt| *attempt > 0);
+        let which = attempt.map(|attempt| format!(" (attempt {attempt})")).unwrap_or_default();
+        let earlier = self.lines.attempts().iter().rfind(|kept| Some(**kept) < self.lines.attempt());
+        let hint = earlier.map(|kept| format!("; --previous shows what attempt {kept} wrote"));
+        render::note(&format!("{name}{which} has written nothing yet{}", hint.unwrap_or_default()));
+    }
+}
+
+async fn open(client: &Client, args: &Args, source: &Source, tail: Option<usize>) -> anyhow::Result<Log> {
+    let query = |chosen: String| {
+        let mut query = format!("follow={}{chosen}", args.follow);
+        let mut add = |name: &str, value: Option<String>| {
+            query.extend(value.map(|value| format!("&{name}={value}")));
+        };
+        add("tail", tail.map(|tail| tail.to_string()));
+        add("since", args.since.map(|time| time.to_string()));
+        add("until", args.until.map(|time| time.to_string()));
+        query
+    };
+    let chosen = match (args.attempt.or(source.attempt), args.previous) {
+        (Some(attempt), _) => format!("&attempt={attempt}"),
+        (None, true) => "&previous=true".to_owned(),
+        (None, false) => String::new(),
+    };
+    let get = async |id: &str, chosen: String| {
+        let path = format!("/v1/replicas/{}/logs?{}", segment(id), query(chosen));
+        client.lines::<LogLine>(Method::GET, &path, None).await
+    };
+    let error = match get(&source.id, chosen).await {
+        Ok(lines) => return Ok(Log { lines }),
+        Err(error) => error,
+    };
+    let absent = matches!(failure::cause(&error), Some(failure::Cause::Refused(status)) if status.is_client_error());
+    let before = source.before.as_ref().filter(|_| absent && args.attempt.is_none() && source.attempt.is_none());
+    let Some(before) = before else { return Err(error) };
+    if !args.previous {
+        render::note(&format!("{}; this is the log of the container before it", failure::chain(&error)));
+    }
+    Ok(Log { lines: get(before, String::new()).await? })
+}
+
+/// What was read of one log: which, whose, and what.
+struct Said {
+    source: usize,
+    name: String,
+    line: anyhow::Result<LogLine>,
+}
+
+fn named(source: usize, name: String, lines: Lines<LogLine>) -> impl stream::Stream<Item = Said> {
+    stream::unfold(Some((name, lines)), move |state| async move {
+        let (name, mut lines) = state?;
+        match lines.next().await {
+            Ok(None) => None,
+            Ok(Some(line)) => Some((Said { source, name: name.clone(), line: Ok(line) }, Some((name, lines)))),
+            Err(error) => Some((Said { source, name, line: Err(error) }, None)),
+        }
+    })
+}

@@ -1,0 +1,147 @@
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use blixard_core::time::UtcMs;
+
+use super::{ENTRY_BYTES_MAX, LogReader};
+use crate::platform::{LogLine, LogQuery};
+
+fn read_all(reader: &mut LogReader) -> Vec<LogLine> {
+    let mut all = Vec::new();
+    loop {
+        let lines = reader.read().expect("log");
+        if lines.is_empty() {
+            return all;
+        }
+        all.extend(lines);
+    }
+}
+
+/// The lines, pieces marked by what follows them.
+fn texts(reader: &mut LogReader) -> Vec<String> {
+    let text = |line: LogLine| {
+        let end = if line.partial { "…" } else { "" };
+        format!("{}{end}", String::from_utf8_lossy(&line.bytes))
+    };
+    read_all(reader).into_iter().map(text).collect()
+}
+
+fn open(path: &Path, tail: Option<usize>) -> LogReader {
+    LogReader::open(path.to_owned(), &LogQuery { tail, ..LogQuery::default() }).expect("log")
+}
+
+fn numbered(range: std::ops::Range<u32>) -> String {
+    range.map(|number| format!("T stdout F {number}\n")).collect()
+}
+
+fn append(path: &Path, text: &str) {
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(path).expect("file");
+    file.write_all(text.as_bytes()).expect("write");
+}
+
+#[test]
+fn lines_come_in_order_over_rotated_files() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    fs::write(directory.path().join("1.log.2"), numbered(0..100)).expect("file");
+    fs::write(directory.path().join("1.log.1"), numbered(100..200)).expect("file");
+    fs::write(&path, numbered(200..250)).expect("file");
+    let check = |tail: Option<usize>, expect: std::ops::Range<u32>| {
+        let expect: Vec<String> = expect.map(|number| number.to_string()).collect();
+        assert_eq!(texts(&mut open(&path, tail)), expect, "{tail:?}");
+    };
+    check(None, 0..250);
+    check(Some(0), 250..250);
+    check(Some(1), 249..250);
+    check(Some(10), 240..250);
+    check(Some(50), 200..250);
+    check(Some(51), 199..250);
+    check(Some(120), 130..250);
+    check(Some(1000), 0..250);
+    check(Some(usize::MAX), 0..250);
+}
+
+#[test]
+fn the_last_lines_of_a_log_longer_than_a_chunk_are_found() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    fs::write(&path, numbered(0..20_000)).expect("file");
+    for tail in [1, 5_000, 5_001, 19_999, 20_000] {
+        let found = texts(&mut open(&path, Some(tail)));
+        assert_eq!((found.len(), found.first()), (tail, Some(&(20_000 - tail).to_string())));
+    }
+}
+
+#[test]
+fn a_line_comes_in_the_pieces_it_was_written_in() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    fs::write(&path, "T stdout P one \nT stderr F  err\nnonsense\nT stdout F two\n").expect("file");
+    assert_eq!(texts(&mut open(&path, None)), ["one …", " err", "two"]);
+    // The last line began before a line of the other stream that is not wanted.
+    assert_eq!(texts(&mut open(&path, Some(1))), ["one …", "two"]);
+    assert_eq!(texts(&mut open(&path, Some(2))), ["one …", " err", "two"]);
+}
+
+#[test]
+fn bytes_are_kept_as_they_are() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    fs::write(&path, b"T stdout P a\xc3\nT stdout F \xa9 \xff\0\n").expect("file");
+    let bytes: Vec<_> = read_all(&mut open(&path, None)).into_iter().map(|line| line.bytes).collect();
+    assert_eq!(bytes, [b"a\xc3".to_vec(), b"\xa9 \xff\0".to_vec()]);
+}
+
+#[test]
+fn what_is_too_long_for_an_entry_is_passed_over_and_held_by_nobody() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    let damaged = format!("T stdout F 1\n{}\nT stdout F 2\n", "x".repeat(40 * ENTRY_BYTES_MAX));
+    fs::write(&path, damaged).expect("file");
+    let mut reader = open(&path, None);
+    assert_eq!(texts(&mut reader), ["1", "2"]);
+    assert!(reader.pending.capacity() <= 4 * ENTRY_BYTES_MAX, "{}", reader.pending.capacity());
+    append(&path, &"y".repeat(10 * ENTRY_BYTES_MAX));
+    assert_eq!(texts(&mut reader), [""; 0]);
+    append(&path, "\nT stdout F 3\n");
+    assert_eq!(texts(&mut reader), ["3"]);
+}
+
+#[test]
+fn only_lines_of_the_time_asked_for_are_given() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    let entry = |ms: u32, tag: &str, text: &str| format!("1970-01-01T00:00:00.{ms:03}456789Z stdout {tag} {text}\n");
+    let log = [entry(100, "F", "1"), entry(200, "P", "2"), entry(300, "F", "rest"), entry(400, "F", "4")];
+    fs::write(&path, log.concat()).expect("file");
+    let check = |since: Option<u64>, until: Option<u64>, expect: &[&str]| {
+        let query =
+            LogQuery { since: since.map(UtcMs), until: until.map(UtcMs), ..LogQuery::default() };
+        let mut reader = LogReader::open(path.clone(), &query).expect("log");
+        assert_eq!(texts(&mut reader), expect, "{since:?} {until:?}");
+        assert_eq!(reader.is_over(), until.is_some_and(|until| until < 400), "{until:?}");
+    };
+    check(None, None, &["1", "2…", "rest", "4"]);
+    check(Some(100), Some(100), &["1"]);
+    check(Some(101), None, &["2…", "rest", "4"]);
+    check(Some(201), None, &["4"]);
+    check(None, Some(250), &["1", "2…", "rest"]);
+    check(Some(401), Some(999), &[]);
+}
+
+#[test]
+fn a_followed_log_is_read_on_across_rotation() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    append(&path, "T stdout F 1\nT stdout F");
+    let mut reader = open(&path, None);
+    assert_eq!(texts(&mut reader), ["1"]);
+    append(&path, " 2\n");
+    fs::rename(&path, directory.path().join("1.log.2")).expect("rename");
+    append(&directory.path().join("1.log.1"), "T stdout F 3\n");
+    append(&path, "T stdout F 4\n");
+    assert_eq!(texts(&mut reader), ["2", "3", "4"]);
+    append(&path, "T stdout F 5\n");
+    assert_eq!(texts(&mut reader), ["5"]);
+}
