@@ -3,7 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use crate::args::Connection;
-use crate::commands::{cluster, config, events, exec, image, inspect, logs, node, ps, run, service, stop};
+use crate::commands::{
+    cluster, config, cp, events, exec, image, inspect, kill, logs, node, ps, run, service, stop, wait,
+};
 
 /// Runs containers on a few machines and keeps them running.
 #[derive(Debug, Parser)]
@@ -30,6 +32,9 @@ pub(crate) enum Command {
     Rm(stop::RemoveArgs),
     Logs(logs::Args),
     Exec(exec::Args),
+    Cp(cp::Args),
+    Kill(kill::Args),
+    Wait(wait::Args),
     Inspect(inspect::Args),
     Events(events::Args),
     Service(service::Args),
@@ -108,6 +113,11 @@ mod tests {
         check("blixard exec -it 3f2a sh -c ls");
         check("blixard exec web-0 ls -la");
         check("blixard inspect 3f2a");
+        check("blixard cp web-0:/etc/hosts .");
+        check("blixard kill -s HUP web-0 db");
+        check("blixard wait web-0 db");
+        check("blixard ps web --filter node=2 --filter status=running --no-trunc --watch");
+        check("blixard exec -e HOME -e A=b web-0 env");
         check("blixard events -f");
         check("blixard image import f.tar");
         check("blixard image pull nginx");

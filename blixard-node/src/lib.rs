@@ -30,4 +30,5 @@ pub mod runtime;
 mod shared;
 mod telemetry;
 pub mod transport;
+pub mod tree;
 pub mod watch;

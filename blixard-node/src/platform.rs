@@ -278,6 +278,9 @@ pub struct ContainerInfo {
     pub ports: Vec<PortSpec>,
 }
 
+/// Bytes as they come.
+pub type Chunks = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
+
 /// A container that ended and was removed, and whose log is still here.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct EndedContainer {
@@ -441,6 +444,29 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// The attempts of a replica of which there are logs, whether or not their containers are there.
     async fn log_attempts(&self, _replica: ReplicaId) -> Result<BTreeSet<u32>, RuntimeError> {
         Ok(BTreeSet::new())
+    }
+
+    /// What is at `path` in a running container, as the stream of [`crate::tree`].
+    async fn read_tree(&self, replica: ReplicaId, attempt: u32, _path: &str) -> Result<Chunks, RuntimeError> {
+        Err(RuntimeError::Invalid(format!("attempt {attempt} of replica {replica} has no files")))
+    }
+
+    /// Makes what such a stream says at `path` in a running container: as its entry `name` when there is a
+    /// directory, which without a name takes the content of a directory.
+    async fn write_tree(
+        &self,
+        replica: ReplicaId,
+        attempt: u32,
+        _path: &str,
+        _name: Option<&str>,
+        _chunks: Chunks,
+    ) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Invalid(format!("attempt {attempt} of replica {replica} has no files")))
+    }
+
+    /// Sends a signal, by name or number, to the process of a running container.
+    async fn kill(&self, replica: ReplicaId, attempt: u32, _signal: &str) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Invalid(format!("attempt {attempt} of replica {replica} takes no signals")))
     }
 
     /// Which of the volumes' sources are not on this machine.

@@ -9,6 +9,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Frame;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::mpsc;
 
 /// The body of a request.
 pub(crate) type Upload = UnsyncBoxBody<Bytes, io::Error>;
@@ -27,6 +28,15 @@ pub(super) fn json(body: Option<Vec<u8>>) -> Upload {
     }
 }
 
+/// What comes out of a channel.
+pub(crate) fn chunks(receiver: mpsc::Receiver<Bytes>) -> Upload {
+    let frames = stream::unfold(receiver, async |mut receiver| {
+        let chunk = receiver.recv().await?;
+        Some((Ok::<_, io::Error>(Frame::data(chunk)), receiver))
+    });
+    BodyExt::boxed_unsync(StreamBody::new(frames))
+}
+
 /// The file at `path`, or standard input for `-`, and its size when it has one. `progress` is told
 /// how many bytes were sent so far.
 ///
@@ -37,15 +47,15 @@ pub(crate) async fn file(
     progress: impl Fn(u64) + Send + 'static,
 ) -> io::Result<(Upload, Option<u64>)> {
     if path == Path::new("-") {
-        return Ok((chunks(tokio::io::stdin(), progress), None));
+        return Ok((file_chunks(tokio::io::stdin(), progress), None));
     }
     let file = tokio::fs::File::open(path).await?;
     let metadata = file.metadata().await?;
     let bytes = metadata.is_file().then_some(metadata.len());
-    Ok((chunks(file, progress), bytes))
+    Ok((file_chunks(file, progress), bytes))
 }
 
-fn chunks(
+fn file_chunks(
     source: impl AsyncRead + Send + Unpin + 'static,
     progress: impl Fn(u64) + Send + 'static,
 ) -> Upload {

@@ -22,7 +22,7 @@ use hyper::upgrade::Upgraded;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub(crate) use self::body::{Upload, file};
+pub(crate) use self::body::{Upload, chunks, file};
 pub(crate) use self::endpoint::Endpoint;
 pub(crate) use self::lines::Lines;
 use crate::args::Connection;
@@ -89,6 +89,22 @@ impl Client {
     /// Sends a long body, once.
     pub(crate) async fn upload<T: DeserializeOwned>(&self, path: &str, body: Upload) -> anyhow::Result<T> {
         decode(self.send(self.request(Method::POST, path).body(body)?).await?).await
+    }
+
+    /// Reads the bytes at `path` as they come.
+    pub(crate) async fn stream(&self, path: &str) -> anyhow::Result<Incoming> {
+        let request = self.request(Method::GET, path).body(body::empty())?;
+        Ok(self.send(request).await?.into_body())
+    }
+
+    /// Sends bytes to `path` as they come, once.
+    pub(crate) async fn send_stream(&self, path: &str, body: Upload) -> anyhow::Result<()> {
+        self.send(self.request(Method::PUT, path).body(body)?).await.map(drop)
+    }
+
+    /// Has something done at `path`, once, that is no write to the cluster's state.
+    pub(crate) async fn act(&self, method: Method, path: &str) -> anyhow::Result<()> {
+        self.send(self.request(method, path).body(body::empty())?).await.map(drop)
     }
 
     /// Reads newline-delimited JSON as it comes.

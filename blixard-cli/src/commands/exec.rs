@@ -85,7 +85,9 @@ fn environment(
                 return Err(Failure::new(format!("-e {setting} names no variable"), "-e NAME=VALUE").into());
             }
             Some(_) => complete.push(setting),
-            None if setting.is_empty() => return Err(Failure::new("-e names no variable", "-e NAME=VALUE").into()),
+            None if setting.is_empty() => {
+                return Err(Failure::new("-e names no variable", "-e NAME=VALUE").into());
+            }
             None => match value(&setting).map(OsString::into_string) {
                 Some(Ok(value)) => complete.push(format!("{setting}={value}")),
                 Some(Err(_)) => {

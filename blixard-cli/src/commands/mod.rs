@@ -2,10 +2,12 @@
 
 pub(crate) mod cluster;
 pub(crate) mod config;
+pub(crate) mod cp;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod image;
 pub(crate) mod inspect;
+pub(crate) mod kill;
 pub(crate) mod logs;
 pub(crate) mod node;
 pub(crate) mod ps;
@@ -13,6 +15,7 @@ pub(crate) mod rollout;
 pub(crate) mod run;
 pub(crate) mod service;
 pub(crate) mod stop;
+pub(crate) mod wait;
 
 use std::process::ExitCode;
 
@@ -35,6 +38,9 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Rm(args) => ask(node, async |client| stop::remove(client, args).await),
         Command::Logs(args) => ask(node, async |client| logs::logs(client, args).await),
         Command::Exec(args) => ask(node, async |client| exec::exec(client, args).await),
+        Command::Cp(args) => ask(node, async |client| cp::cp(client, args).await),
+        Command::Kill(args) => ask(node, async |client| kill::kill(client, args).await),
+        Command::Wait(args) => ask(node, async |client| wait::wait(client, args).await),
         Command::Inspect(args) => ask(node, async |client| inspect::inspect(client, args).await),
         Command::Events(args) => ask(node, async |client| events::events(client, args).await),
         Command::Service(args) => ask(node, async |client| service::service(client, args).await),

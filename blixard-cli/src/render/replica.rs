@@ -7,37 +7,52 @@ use blixard_core::time::UtcMs;
 
 use super::color::{Paint, Style};
 use super::table::Table;
-use super::text::{about, ago, printable, shorten};
+use super::text::{about, ago, printable, shorten, told_from};
 
 /// How much of a status `ps` shows, in characters.
 const STATUS_CHARS_MAX: usize = 80;
 
-/// The table of `ps`, with each status on one line; `service inspect` and `-o json` have all of it.
-pub(crate) fn short_table(rows: &[ReplicaRow], now: UtcMs, paint: Paint) -> String {
-    table_of(rows, paint, |row| shorten(&status(row, now), STATUS_CHARS_MAX), now)
+/// The table of `ps`, with each status on one line, no wider than `columns`; `service inspect`,
+/// `--no-trunc` and `-o json` have all of it.
+pub(crate) fn short_table(rows: &[ReplicaRow], now: UtcMs, paint: Paint, columns: Option<usize>) -> String {
+    let table = table_of(rows, paint, |row| shorten(&status(row, now), STATUS_CHARS_MAX), false, now);
+    table.fit(columns, &["CREATED", "IMAGE", "PORTS", "VERSION", "CONTAINER ID", "NODE"], "STATUS").render()
+}
+
+/// The same table with nothing cut.
+pub(crate) fn long_table(rows: &[ReplicaRow], now: UtcMs, paint: Paint) -> String {
+    table_of(rows, paint, |row| status(row, now), true, now).render()
 }
 
 /// The same table with all that is known of each status.
 pub(crate) fn table(rows: &[ReplicaRow], now: UtcMs, paint: Paint) -> String {
-    table_of(rows, paint, |row| status(row, now), now)
+    table_of(rows, paint, |row| status(row, now), false, now).render()
 }
 
-fn table_of(rows: &[ReplicaRow], paint: Paint, status: impl Fn(&ReplicaRow) -> String, now: UtcMs) -> String {
-    let headings = ["CONTAINER ID", "NAME", "IMAGE", "STATUS", "PORTS", "CREATED", "NODE"];
+fn table_of(
+    rows: &[ReplicaRow],
+    paint: Paint,
+    status: impl Fn(&ReplicaRow) -> String,
+    whole_ids: bool,
+    now: UtcMs,
+) -> Table {
+    let headings = ["CONTAINER ID", "NAME", "VERSION", "IMAGE", "STATUS", "PORTS", "CREATED", "NODE"];
     let mut table = Table::new(&headings, paint);
+    let id = |id: &ContainerId| if whole_ids { id.0.clone() } else { id.short().to_owned() };
     for row in rows {
         table.row([
-            row.container_id.as_ref().map_or("-", ContainerId::short).to_owned(),
+            row.container_id.as_ref().map_or_else(|| "-".to_owned(), id),
             row.name.clone(),
+            row.version.to_string(),
             printable(&row.image),
             status(row),
             ports(row),
             row.created_at.map_or_else(|| "-".to_owned(), |then| ago(now, then)),
             node(row),
         ]);
-        table.style(3, style(row));
+        table.style(4, style(row));
     }
-    table.render()
+    table
 }
 
 /// Which node, by number and name.
@@ -51,7 +66,7 @@ pub(crate) fn node(row: &ReplicaRow) -> String {
 
 /// How a container is doing, in words.
 pub(crate) fn status(row: &ReplicaRow, now: UtcMs) -> String {
-    let message = printable(&row.message);
+    let message = told_from(&printable(&row.message), now);
     let with_message = |text: &str| {
         if message.is_empty() { text.to_owned() } else { format!("{text}: {message}") }
     };
@@ -88,6 +103,7 @@ pub(crate) fn status(row: &ReplicaRow, now: UtcMs) -> String {
         Phase::Waiting => with_message(&ended("Restarting")),
         Phase::Completed => ended("Completed"),
         Phase::Failed => with_message(&ended("Failed")),
+        Phase::Gone if row.exit_code.is_some() => with_message(&ended("Exited")),
         Phase::Gone => "Gone".to_owned(),
     };
     let text = match &row.blocked {
@@ -127,7 +143,7 @@ mod tests {
     use blixard_core::cluster::{Desired, Phase};
     use blixard_core::time::UtcMs;
 
-    use super::{status, table};
+    use super::{short_table, status, table};
     use crate::render::color::Paint;
 
     const NOW: UtcMs = UtcMs(1_000_000);
@@ -181,6 +197,19 @@ mod tests {
         );
         check(
             |row| {
+                row.phase = Some(Phase::Waiting);
+                row.exit_code = Some(137);
+                row.message = format!("killed; starting again at {}", UtcMs(1_003_500));
+            },
+            "Restarting (137) 3 minutes ago: killed; starting again in 4 s",
+        );
+        check(
+            |row| (row.phase, row.exit_code) = (Some(Phase::Gone), Some(137)),
+            "Exited (137) 3 minutes ago",
+        );
+        check(|row| row.phase = Some(Phase::Gone), "Gone");
+        check(
+            |row| {
                 row.phase = Some(Phase::Failed);
                 row.message = "no such command".into();
             },
@@ -208,11 +237,17 @@ mod tests {
             }),
         ];
         let expect = "\
-CONTAINER ID   NAME    IMAGE   STATUS                          PORTS                            CREATED         NODE
-0123456789ab   web-0   nginx   Up 3 minutes                    10.77.0.1:8080->80/tcp, 53/udp   5 minutes ago   1 (box1)
--              web-1   nginx   Pending: no node has disk=ssd   *:8080->80/tcp, 53/udp           -               -
+CONTAINER ID   NAME    VERSION   IMAGE   STATUS                          PORTS                            CREATED         NODE
+0123456789ab   web-0   1         nginx   Up 3 minutes                    10.77.0.1:8080->80/tcp, 53/udp   5 minutes ago   1 (box1)
+-              web-1   1         nginx   Pending: no node has disk=ssd   *:8080->80/tcp, 53/udp           -               -
 ";
         assert_eq!(table(&rows, NOW, Paint::Plain), expect);
+        let narrow = "\
+NAME    STATUS                          NODE
+web-0   Up 3 minutes                    1 (box1)
+web-1   Pending: no node has disk=ssd   -
+";
+        assert_eq!(short_table(&rows, NOW, Paint::Plain, Some(60)), narrow);
         assert!(table(&rows, NOW, Paint::Colored).contains("\x1b[32mUp 3 minutes\x1b[0m"));
     }
 }

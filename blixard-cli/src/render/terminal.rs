@@ -15,6 +15,12 @@ pub(crate) fn size() -> Option<(u16, u16)> {
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
+/// How many columns standard output has; absent when it is no terminal.
+pub(crate) fn width() -> Option<usize> {
+    let size = tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col.into())
+}
+
 /// Standard input's terminal in raw mode, until dropped.
 pub(crate) struct RawMode {
     before: Termios,

@@ -29,6 +29,44 @@ pub(crate) fn about(duration: Duration) -> String {
     }
 }
 
+/// A length of time in few characters: `4 s`, `2 min`.
+pub(crate) fn brief(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// The text with each time in it told from `now`: `again at 2026-11-21T08:30:00.000Z` becomes
+/// `again in 4 s`.
+pub(crate) fn told_from(text: &str, now: UtcMs) -> String {
+    const TIME_BYTES: usize = "2026-11-21T08:30:00.000Z".len();
+    let mut told = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let time = rest.get(..TIME_BYTES).filter(|time| time.ends_with('Z'));
+        let Some(time) = time.and_then(|time| time.parse::<UtcMs>().ok()) else {
+            told.push(c);
+            rest = &rest[c.len_utf8()..];
+            continue;
+        };
+        if told.ends_with("at ") {
+            told.truncate(told.len() - "at ".len());
+        }
+        let (ahead, behind) = (time.since(now), now.since(time));
+        told.push_str(&match (ahead.as_millis(), behind.as_secs()) {
+            (1.., _) => format!("in {}", brief(ahead + Duration::from_millis(999))),
+            (0, 0..10) => "now".to_owned(),
+            (0, _) => format!("{} ago", brief(behind)),
+        });
+        rest = &rest[TIME_BYTES..];
+    }
+    told
+}
+
 /// How long ago `then` was, roughly: `3 minutes ago`.
 pub(crate) fn ago(now: UtcMs, then: UtcMs) -> String {
     format!("{} ago", about(now.since(then)))
@@ -120,7 +158,9 @@ pub(crate) fn shorten(text: &str, chars_max: usize) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::{about, bytes, for_terminal, plural, printable, short_digest, shorten};
+    use blixard_core::time::UtcMs;
+
+    use super::{about, bytes, for_terminal, plural, printable, short_digest, shorten, told_from};
 
     #[test]
     fn lengths_of_time_are_rough() {
@@ -139,6 +179,22 @@ mod tests {
         check(1_209_600, "2 weeks");
         check(5_184_000, "2 months");
         check(63_072_000, "2 years");
+    }
+
+    #[test]
+    fn times_in_messages_are_told_from_now() {
+        let now: UtcMs = "2026-11-21T08:30:00Z".parse().unwrap();
+        let check = |text: &str, expect: &str| assert_eq!(told_from(text, now), expect);
+        check("", "");
+        check("é: no time", "é: no time");
+        check(
+            "exited with code 1; starting again at 2026-11-21T08:30:03.001Z",
+            "exited with code 1; starting again in 4 s",
+        );
+        check("trying again at 2026-11-21T08:32:00.000Z: x", "trying again in 2 min: x");
+        check("starting again at 2026-11-21T08:29:58.000Z", "starting again now");
+        check("seen 2026-11-21T06:30:00.000Z", "seen 2 h ago");
+        check("2026-11-21T08:99:00.000Z", "2026-11-21T08:99:00.000Z");
     }
 
     #[test]

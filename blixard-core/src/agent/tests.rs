@@ -214,7 +214,7 @@ fn words(actions: &[Action]) -> String {
 #[test]
 fn a_process_killed_for_want_of_memory_is_called_that_with_its_limit() {
     let check = |limit: Option<u64>, message: &str| {
-        let mut bench = Bench::running(RestartPolicy::No, None);
+        let mut bench = Bench::running(RestartPolicy::Never, None);
         bench.set(|own| {
             let limits = ResourceLimits { memory_bytes: limit, ..ResourceLimits::default() };
             own.spec = Arc::new(ServiceSpec { limits, ..ServiceSpec::clone(&own.spec) });
@@ -222,12 +222,15 @@ fn a_process_killed_for_want_of_memory_is_called_that_with_its_limit() {
         bench.check_assigned("");
         bench.step(event("killed 1 0 137"));
         let status = &bench.assignments[&ReplicaId(1)].status;
-        assert_eq!((status.message.as_str(), status.exit_code, status.oom_killed), (message, Some(137), true));
+        assert_eq!(
+            (status.message.as_str(), status.exit_code, status.oom_killed),
+            (message, Some(137), true)
+        );
     };
     check(Some(64 << 20), "out of memory: killed at its memory limit of 64 MiB");
     check(Some(70_000_001), "out of memory: killed at its memory limit of 70000001 bytes");
     check(None, "out of memory: killed by the kernel, without a memory limit of its own");
-    let mut bench = Bench::running(RestartPolicy::No, None);
+    let mut bench = Bench::running(RestartPolicy::Never, None);
     bench.step(event("exited 1 0 137"));
     assert_eq!(bench.message(), "exited with code 137");
     assert!(!bench.assignments[&ReplicaId(1)].status.oom_killed);

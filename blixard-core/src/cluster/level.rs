@@ -147,12 +147,13 @@ impl ReplicaStatus {
             healthy: _,
             address: _,
             exit_code: _,
+            oom_killed,
             message: _,
             since: _,
             proven,
             left,
         } = self;
-        if *proven || *left { SECOND_LEVEL } else { FIRST_LEVEL }
+        if *proven || *left || *oom_killed { SECOND_LEVEL } else { FIRST_LEVEL }
     }
 
     /// What of it a cluster at feature level `level` takes in: agents report all they know, also
@@ -160,7 +161,7 @@ impl ReplicaStatus {
     #[must_use]
     pub fn at_level(mut self, level: u16) -> Self {
         if level < SECOND_LEVEL {
-            (self.proven, self.left) = (false, false);
+            (self.proven, self.left, self.oom_killed) = (false, false, false);
         }
         self
     }
@@ -323,5 +324,9 @@ mod tests {
         assert_eq!(proven.clone().at_level(FIRST_LEVEL), status(1, Phase::Running));
         assert_eq!(proven.clone().at_level(FIRST_LEVEL).level(), FIRST_LEVEL);
         assert_eq!(proven.clone().at_level(SECOND_LEVEL), proven);
+        let killed = ReplicaStatus { oom_killed: true, ..status(1, Phase::Waiting) };
+        assert_eq!(killed.level(), SECOND_LEVEL);
+        assert_eq!(killed.clone().at_level(FIRST_LEVEL), status(1, Phase::Waiting));
+        assert_eq!(killed.clone().at_level(SECOND_LEVEL), killed);
     }
 }

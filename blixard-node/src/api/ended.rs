@@ -7,7 +7,7 @@ use blixard_core::api::List;
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::cluster::replica::out_of_memory;
 use blixard_core::cluster::{ClusterState, NodeStatus, Phase};
-use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
+use blixard_core::id::{ClusterId, ContainerId, NodeId};
 use futures_util::future::join_all;
 use serde::Deserialize;
 
@@ -40,24 +40,16 @@ pub(super) async fn list(
     Ok(Json(List { items, stale: false }).into_response())
 }
 
-/// A container that is gone, and the node that has its log.
-pub(super) struct Gone {
-    pub(super) node: NodeId,
-    pub(super) replica: ReplicaId,
-    pub(super) attempt: u32,
-    pub(super) container: ContainerId,
-}
-
 /// The container `text` names of those that are gone: by its id or a prefix, or as the last of `web-0`,
 /// or of a service that had one replica.
 ///
 /// # Errors
 /// When the runtime does not answer, or several are meant (409).
-pub(super) async fn find(api: &Api, text: &str) -> Result<Option<Gone>, ApiError> {
+pub(super) async fn find(api: &Api, text: &str) -> Result<Option<ReplicaRow>, ApiError> {
     pick(&all(api).await?, text)
 }
 
-fn pick(rows: &[ReplicaRow], text: &str) -> Result<Option<Gone>, ApiError> {
+fn pick(rows: &[ReplicaRow], text: &str) -> Result<Option<ReplicaRow>, ApiError> {
     let prefix = resolve::id_prefix(text);
     let by_id = |row: &&ReplicaRow| {
         let id = row.container_id.as_ref();
@@ -84,10 +76,7 @@ fn pick(rows: &[ReplicaRow], text: &str) -> Result<Option<Gone>, ApiError> {
         );
         return Err(error.with_details(several));
     }
-    Ok(found.and_then(|row| {
-        let (node, replica, container) = (row.node?, row.replica?, row.container_id.clone()?);
-        Some(Gone { node, replica, attempt: row.attempt, container })
-    }))
+    Ok(found.map(|row| ReplicaRow::clone(row)))
 }
 
 /// Those of every member; of this one alone when another asks. A member that does not answer is missing.
@@ -178,7 +167,8 @@ mod tests {
         let rows = [ended("web", 0, 9, 2), ended("web", 0, 9, 1), ended("db", 1, 7, 0), ended("db", 0, 6, 0)];
         let id = |at: usize| rows[at].container_id.clone().expect("an id").0;
         let check = |text: &str, expect: Result<Option<(u64, u32)>, ()>| {
-            let found = pick(&rows, text).map(|gone| gone.map(|gone| (gone.replica.0, gone.attempt)));
+            let found =
+                pick(&rows, text).map(|gone| gone.map(|gone| (gone.replica.unwrap().0, gone.attempt)));
             assert_eq!(found.map_err(drop), expect, "{text}");
         };
         check("web", Ok(Some((9, 2))));

@@ -94,7 +94,10 @@ fn check(config: &ExecRequest) -> Result<(), ApiError> {
     }
     let texts = config.command.iter().chain(&config.environment).chain(&config.workdir).chain(&config.user);
     if texts.into_iter().any(|text| text.contains('\0')) {
-        return Err(ApiError::bad_request("no argument, variable, directory or user holds a NUL character", ""));
+        return Err(ApiError::bad_request(
+            "no argument, variable, directory or user holds a NUL character",
+            "",
+        ));
     }
     Ok(())
 }

@@ -85,13 +85,19 @@ pub(super) async fn logs(
         }
         Err(error) if error.is_not_found() => {
             let Some(found) = ended::find(&api, &id).await? else { return Err(snapshot.missing(error)) };
-            if found.node == api.handle.id {
-                return answer(&api, &snapshot, found.replica, Some(found.attempt), &query, read).await;
+            let (Some(node), Some(replica), Some(container)) =
+                (found.node, found.replica, found.container_id)
+            else {
+                return Err(snapshot.missing(error));
+            };
+            if node == api.handle.id {
+                return answer(&api, &snapshot, replica, Some(found.attempt), &query, read).await;
             }
             let asked = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
-            let path = format!("/v1/replicas/{}/logs{asked}", found.container);
-            *request.uri_mut() = path.parse::<Uri>().map_err(|error| ApiError::internal(error.to_string()))?;
-            proxy::forward(&api, found.node, request).await
+            let path = format!("/v1/replicas/{container}/logs{asked}");
+            *request.uri_mut() =
+                path.parse::<Uri>().map_err(|error| ApiError::internal(error.to_string()))?;
+            proxy::forward(&api, node, request).await
         }
         Err(error) => Err(error),
     }
@@ -135,11 +141,11 @@ async fn answer(
             Err(error) => LogLine::failed(error.to_string()),
         })
     });
-    let chunks = lines.ready_chunks(LINES_AT_ONCE).map(|lines| Ok::<_, Infallible>(Bytes::from(lines.concat())));
+    let chunks =
+        lines.ready_chunks(LINES_AT_ONCE).map(|lines| Ok::<_, Infallible>(Bytes::from(lines.concat())));
     let mut response = stream(Body::from_stream(chunks));
-    let listed = |attempts: &BTreeSet<u32>| {
-        attempts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
-    };
+    let listed =
+        |attempts: &BTreeSet<u32>| attempts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     response.headers_mut().insert(ATTEMPT_HEADER, HeaderValue::from(attempt));
     if let Ok(value) = HeaderValue::from_str(&listed(&kept)) {
         response.headers_mut().insert(ATTEMPTS_HEADER, value);

@@ -12,6 +12,7 @@ mod ended;
 mod error;
 mod events;
 mod exec;
+mod files;
 mod images;
 mod logs;
 mod nodes;
@@ -55,6 +56,8 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .route("/v1/replicas", get(replicas::list))
         .route("/v1/replicas/{id}", get(replicas::inspect))
         .route("/v1/replicas/{id}/stop", post(replicas::stop))
+        .route("/v1/replicas/{id}/files", get(files::read).put(files::write))
+        .route("/v1/replicas/{id}/kill", post(replicas::kill))
         .route("/v1/replicas/{id}/logs", get(logs::logs))
         .route("/v1/replicas/{id}/exec", post(exec::exec))
         .route("/v1/ended", get(ended::list))

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{ended, events, exec, images, logs, nodes, replicas, services, tokens};
+use super::{ended, events, exec, files, images, logs, nodes, replicas, services, tokens};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -25,10 +25,13 @@ use super::{ended, events, exec, images, logs, nodes, replicas, services, tokens
         replicas::list,
         replicas::inspect,
         replicas::stop,
+        replicas::kill,
         logs::logs,
         ended::list,
         replicas::pulls,
         exec::exec,
+        files::read,
+        files::write,
         nodes::list,
         nodes::inspect,
         nodes::remove,

@@ -8,12 +8,12 @@ use blixard_core::api::replica::{ContainerView, Progress, PullRow, ReplicaDetail
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::cluster::Write;
 use bytes::Bytes;
-use http::header;
+use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 
-use super::context::{Api, Params, RequestIdent, flag};
+use super::context::{Api, Params, RequestIdent, Snapshot, flag};
 use super::error::ApiError;
-use super::{proxy, resolve, views};
+use super::{ended, proxy, resolve, views};
 use crate::platform::ContainerInfo;
 
 /// The media type of newline-delimited JSON.
@@ -49,8 +49,10 @@ pub(super) async fn inspect(
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
     let cluster = api.handle.cluster;
-    let replica_id =
-        resolve::replica_id(&snapshot.state, cluster, &id).map_err(|error| snapshot.missing(error))?;
+    let replica_id = match resolve::replica_id(&snapshot.state, cluster, &id) {
+        Ok(replica) => replica,
+        Err(error) => return gone(&api, &snapshot, &id, error).await,
+    };
     let row = views::replica(&snapshot.state, cluster, replica_id)
         .ok_or_else(|| ApiError::not_found(format!("`{id}` is gone"), "`blixard ps -a`"))?;
     let mut detail =
@@ -73,6 +75,16 @@ pub(super) async fn inspect(
         },
     }
     Ok(snapshot.answer(detail))
+}
+
+/// What is known of a container that is gone; `error` when there was none.
+async fn gone(api: &Api, snapshot: &Snapshot, id: &str, error: ApiError) -> Result<Response, ApiError> {
+    let found = if error.is_not_found() { ended::find(api, id).await? } else { None };
+    let Some(row) = found else { return Err(snapshot.missing(error)) };
+    let node = row.node.map(|node| node.to_string()).unwrap_or_default();
+    let container_error =
+        Some(format!("it is gone; its log is kept for an hour on node {node}: `blixard logs`"));
+    Ok(snapshot.answer(ReplicaDetail { row, container: None, container_error, stale: snapshot.is_stale() }))
 }
 
 fn container_view(info: &ContainerInfo) -> ContainerView {
@@ -103,6 +115,44 @@ pub(super) async fn stop(
     let write = Write::StopReplica { replica };
     let (index, _) = api.write_within(request, write, snapshot.left(&api)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct KillQuery {
+    signal: Option<String>,
+}
+
+/// Sends a signal to the process of a container. When that ends, its service does with it what its restart
+/// policy says.
+#[utoipa::path(
+    post, path = "/v1/replicas/{id}/kill",
+    params(
+        ("id" = String, Path, description = "Container id or prefix, `web-0`, or a service with one replica"),
+        ("signal" = Option<String>, Query, description = "`SIGHUP`, `HUP` or a number; SIGKILL when absent")
+    ),
+    responses(
+        (status = 204, description = "Sent"),
+        (status = 400, description = "There is no such signal, or it does not run", body = ErrorBody),
+        (status = 404, description = "No such container", body = ErrorBody),
+        (status = 409, description = "It has not started yet", body = ErrorBody)
+    )
+)]
+pub(super) async fn kill(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Params(query): Params<KillQuery>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let snapshot = api.read().await;
+    let replica_id = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
+        .map_err(|error| snapshot.missing(error))?;
+    let replica = resolve::with_container(&snapshot.state, replica_id)?;
+    if replica.node != api.handle.id {
+        return proxy::forward(&api, replica.node, request).await;
+    }
+    let signal = query.signal.as_deref().unwrap_or("SIGKILL");
+    api.handle.platform.containers.kill(replica_id, replica.status.attempt, signal).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// The pulls going on at this node.

@@ -20,7 +20,7 @@ use super::client::{Client, disk, failed, found};
 use super::files::Files;
 use super::images::{ImageStore, SNAPSHOTTER};
 use super::networks::Networks;
-use super::record::Record;
+use super::record::{Record, signal_of};
 use super::shims;
 use crate::platform::RuntimeError;
 
@@ -249,6 +249,19 @@ impl Containers {
         let request = WaitRequest { container_id: id.0.clone(), exec_id: String::new() };
         let answer = self.client.tasks().wait(self.client.unbounded(request)).await;
         found(answer, "wait for the container").map(|_| ())
+    }
+
+    /// Sends a signal, by name or number, to a running container's process.
+    pub(crate) async fn send_signal(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
+        let number = signal_of(signal).ok_or_else(|| {
+            RuntimeError::Invalid(format!("there is no signal `{signal}`: write SIGHUP, HUP or 1"))
+        })?;
+        match self.client.process(&id.0).await? {
+            Some(process) if process.status == ProcessStatus::Running as i32 => {
+                self.kill(id, number, false).await
+            }
+            _ => Err(RuntimeError::Invalid(format!("container {} does not run", id.short()))),
+        }
     }
 
     async fn kill(&self, id: &ContainerId, signal: u32, all: bool) -> Result<(), RuntimeError> {

@@ -155,7 +155,9 @@ impl Unstarted {
             Unrunnable::NotExecutable => {
                 (format!("the command `{program}` cannot be executed"), Self::NOT_EXECUTABLE)
             }
-            Unrunnable::NotFound => (format!("the command `{program}` is not in the container"), Self::NOT_FOUND),
+            Unrunnable::NotFound => {
+                (format!("the command `{program}` is not in the container"), Self::NOT_FOUND)
+            }
             Unrunnable::NoDirectory => {
                 let directory = process.cwd().display();
                 (format!("the container has no directory `{directory}` to start in"), Self::NOT_EXECUTABLE)

@@ -52,8 +52,7 @@ pub(super) type Starts = [u64; 2];
 /// Where the last `lines` complete lines begin, and whatever is written after them. Lines count in the
 /// order of their ends, whichever stream they are of.
 pub(super) fn starts_of_last(files: &mut VecDeque<File>, lines: usize) -> io::Result<Starts> {
-    let lengths =
-        files.iter().map(|file| Ok(file.metadata()?.len())).collect::<io::Result<Vec<u64>>>()?;
+    let lengths = files.iter().map(|file| Ok(file.metadata()?.len())).collect::<io::Result<Vec<u64>>>()?;
     let mut base: u64 = lengths.iter().sum();
     let mut scan = Scan { wanted: lines, found: 0, starts: [None; 2], boundary: None };
     if lines == 0 {
@@ -61,8 +60,9 @@ pub(super) fn starts_of_last(files: &mut VecDeque<File>, lines: usize) -> io::Re
     }
     for (file, length) in files.iter_mut().zip(lengths).rev() {
         base -= length;
-        let walked =
-            entries_backwards(file, length, |start, end, header| scan.entry(base + start, base + end, header))?;
+        let walked = entries_backwards(file, length, |start, end, header| {
+            scan.entry(base + start, base + end, header)
+        })?;
         if walked.is_break() {
             break;
         }

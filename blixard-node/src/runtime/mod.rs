@@ -19,6 +19,7 @@ mod cgroups;
 mod client;
 mod connect;
 mod containers;
+mod copy;
 mod ended;
 mod events;
 mod exec;
@@ -69,8 +70,8 @@ use self::files::Files;
 use self::images::{ImageStore, Registries};
 use self::supervise::Private;
 use crate::platform::{
-    ContainerConfig, ContainerInfo, ContainerRuntime, EndedContainer, ExecConfig, ExecSession, ImageInfo,
-    LogLine, LogQuery, OnProgress, RuntimeError, RuntimeEvent, Started,
+    Chunks, ContainerConfig, ContainerInfo, ContainerRuntime, EndedContainer, ExecConfig, ExecSession,
+    ImageInfo, LogLine, LogQuery, OnProgress, RuntimeError, RuntimeEvent, Started,
 };
 
 pub use self::connect::{ContainerdChoice, SYSTEM_SOCKET};
@@ -348,6 +349,29 @@ impl ContainerRuntime for ContainerdRuntime {
 
     async fn log_attempts(&self, replica: ReplicaId) -> Result<BTreeSet<u32>, RuntimeError> {
         self.attached()?.log_attempts(replica).await
+    }
+
+    async fn read_tree(&self, replica: ReplicaId, attempt: u32, path: &str) -> Result<Chunks, RuntimeError> {
+        let containers = self.attached()?;
+        containers.read_tree(&containers.id(replica, attempt), path.to_owned()).await
+    }
+
+    async fn write_tree(
+        &self,
+        replica: ReplicaId,
+        attempt: u32,
+        path: &str,
+        name: Option<&str>,
+        chunks: Chunks,
+    ) -> Result<(), RuntimeError> {
+        let containers = self.attached()?;
+        let id = containers.id(replica, attempt);
+        containers.write_tree(&id, path.to_owned(), name.map(str::to_owned), chunks).await
+    }
+
+    async fn kill(&self, replica: ReplicaId, attempt: u32, signal: &str) -> Result<(), RuntimeError> {
+        let containers = self.attached()?;
+        containers.send_signal(&containers.id(replica, attempt), signal).await
     }
 
     async fn missing_sources(&self, volumes: &[VolumeSpec]) -> Result<Vec<String>, RuntimeError> {

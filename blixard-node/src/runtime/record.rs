@@ -98,7 +98,12 @@ impl Record {
 /// The number of an image's STOPSIGNAL: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`. SIGTERM for what
 /// names none.
 pub(crate) fn signal_number(name: Option<&str>) -> u32 {
-    const NAMES: [(&str, u32); 18] = [
+    name.and_then(signal_of).unwrap_or(SIGTERM)
+}
+
+/// The number of a signal by its name or number, if it is one.
+pub(crate) fn signal_of(name: &str) -> Option<u32> {
+    const NAMES: [(&str, u32); 28] = [
         ("HUP", 1),
         ("INT", 2),
         ("QUIT", 3),
@@ -114,13 +119,22 @@ pub(crate) fn signal_number(name: Option<&str>) -> u32 {
         ("CHLD", 17),
         ("CONT", 18),
         ("STOP", 19),
+        ("TSTP", 20),
+        ("TTIN", 21),
+        ("TTOU", 22),
+        ("URG", 23),
+        ("XCPU", 24),
+        ("XFSZ", 25),
+        ("VTALRM", 26),
+        ("PROF", 27),
         ("WINCH", 28),
+        ("IO", 29),
+        ("POLL", 29),
         ("PWR", 30),
         ("SYS", 31),
     ];
     const RTMIN: u32 = 34;
     const RTMAX: u32 = 64;
-    let Some(name) = name else { return SIGTERM };
     let name = name.trim().to_ascii_uppercase();
     let bare = name.strip_prefix("SIG").unwrap_or(&name);
     let named = NAMES.iter().find(|(known, _)| *known == bare).map(|(_, number)| *number);
@@ -135,12 +149,12 @@ pub(crate) fn signal_number(name: Option<&str>) -> u32 {
         }
     };
     let number = named.or_else(|| bare.parse().ok()).or_else(real_time);
-    number.filter(|number| (1..=RTMAX).contains(number)).unwrap_or(SIGTERM)
+    number.filter(|number| (1..=RTMAX).contains(number))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::signal_number;
+    use super::{signal_number, signal_of};
 
     #[test]
     fn stop_signals_are_read_in_every_spelling() {
@@ -155,5 +169,7 @@ mod tests {
         check("0", 15);
         check("nonsense", 15);
         assert_eq!(signal_number(None), 15);
+        assert_eq!(signal_of("hup"), Some(1));
+        assert_eq!(["", "SIG", "nonsense", "-1", "65", "RTMAX+1"].map(signal_of), [None; 6]);
     }
 }

@@ -39,7 +39,10 @@ async fn containers_start_tell_their_end_and_leave_nothing() {
     bench.remove(&failing, DEADLINE).await;
     let gone = bench.runtime().state(failing.replica, 1).await;
     assert!(matches!(gone, Err(RuntimeError::NotFound(_))), "{gone:?}");
-    assert_eq!(bench.log(&failing, LogQuery { tail: Some(1), follow: true, ..LogQuery::default() }).await.len(), 1);
+    assert_eq!(
+        bench.log(&failing, LogQuery { tail: Some(1), follow: true, ..LogQuery::default() }).await.len(),
+        1
+    );
 
     let first = config(2, serde_json::json!({}));
     let started = bench.start(&first).await;
@@ -162,8 +165,11 @@ async fn stopping_asks_with_the_images_signal_and_then_kills() {
     let bench = Bench::new().await;
     let graceful = script(1, "trap 'echo asked; exit 0' USR1; echo ready; while :; do sleep 0.05; done");
     bench.start(&graceful).await;
-    let mut lines =
-        bench.runtime().logs(graceful.replica, 1, LogQuery { follow: true, ..LogQuery::default() }).await.expect("log");
+    let mut lines = bench
+        .runtime()
+        .logs(graceful.replica, 1, LogQuery { follow: true, ..LogQuery::default() })
+        .await
+        .expect("log");
     let ready = tokio::time::timeout(DEADLINE, lines.next()).await.expect("in time");
     assert_eq!(ready.expect("a line").expect("a line").bytes, b"ready");
     bench.remove(&graceful, DEADLINE).await;

@@ -4,6 +4,7 @@
 //! may run beside each other; two or three at a time is what four cores bear.
 
 mod adoption;
+mod containers;
 mod data;
 mod disk;
 mod durability;

@@ -67,7 +67,9 @@ struct Tail(Option<usize>);
 fn tail(text: &str) -> Result<Tail, String> {
     match text {
         "all" => Ok(Tail(None)),
-        number => number.parse().map(|lines| Tail(Some(lines))).map_err(|_| "give a number, or all".to_owned()),
+        number => {
+            number.parse().map(|lines| Tail(Some(lines))).map_err(|_| "give a number, or all".to_owned())
+        }
     }
 }
 
@@ -99,7 +101,8 @@ async fn show(client: &Client, args: &Args, sources: Vec<Source>) -> anyhow::Res
         return Err(Failure::new(format!("nothing of `{what}` has written anything yet"), hint).into());
     }
     // Several at a time: a node that does not answer holds up no other's.
-    let opening = sources.into_iter().map(async |source| (open(client, args, &source, args.tail.0).await, source));
+    let opening =
+        sources.into_iter().map(async |source| (open(client, args, &source, args.tail.0).await, source));
     let answers: Vec<_> = stream::iter(opening).buffered(OPENED_MAX).collect().await;
     let mut opened = Vec::new();
     for (answer, source) in answers {
@@ -139,9 +142,8 @@ async fn follow(
     mut services: Vec<ServiceDetail>,
 ) -> anyhow::Result<bool> {
     let several = fixed.len() > 1 || services.len() > 1 || services.iter().any(|detail| detail.row.max > 1);
-    let of_service = |detail: &ServiceDetail| {
-        format!("{}-{}", detail.row.name, detail.row.max.saturating_sub(1)).len()
-    };
+    let of_service =
+        |detail: &ServiceDetail| format!("{}-{}", detail.row.name, detail.row.max.saturating_sub(1)).len();
     let widths = fixed.iter().map(|source| source.name.len()).chain(services.iter().map(of_service));
     let mut printer = Printer::new(several.then_some(widths.max().unwrap_or(0)), args.timestamps);
     let (mut lines, mut opened, mut count) = (SelectAll::new(), BTreeSet::new(), 0);
@@ -229,8 +231,10 @@ async fn open(client: &Client, args: &Args, source: &Source, tail: Option<usize>
         Ok(lines) => return Ok(Log { lines }),
         Err(error) => error,
     };
-    let absent = matches!(failure::cause(&error), Some(failure::Cause::Refused(status)) if status.is_client_error());
-    let before = source.before.as_ref().filter(|_| absent && args.attempt.is_none() && source.attempt.is_none());
+    let absent =
+        matches!(failure::cause(&error), Some(failure::Cause::Refused(status)) if status.is_client_error());
+    let before =
+        source.before.as_ref().filter(|_| absent && args.attempt.is_none() && source.attempt.is_none());
     let Some(before) = before else { return Err(error) };
     if !args.previous {
         render::note(&format!("{}; this is the log of the container before it", failure::chain(&error)));
@@ -250,7 +254,9 @@ fn named(source: usize, name: String, lines: Lines<LogLine>) -> impl stream::Str
         let (name, mut lines) = state?;
         match lines.next().await {
             Ok(None) => None,
-            Ok(Some(line)) => Some((Said { source, name: name.clone(), line: Ok(line) }, Some((name, lines)))),
+            Ok(Some(line)) => {
+                Some((Said { source, name: name.clone(), line: Ok(line) }, Some((name, lines))))
+            }
             Err(error) => Some((Said { source, name, line: Err(error) }, None)),
         }
     })

@@ -174,12 +174,8 @@ mod tests {
         pieces: &[(usize, bool, &[u8], bool)],
     ) -> [String; 2] {
         let outs = [Written::default(), Written::default()];
-        let channels = outs.clone().map(|out| Channel {
-            paint: Paint::Plain,
-            terminal,
-            open: None,
-            out: Box::new(out),
-        });
+        let channels =
+            outs.clone().map(|out| Channel { paint: Paint::Plain, terminal, open: None, out: Box::new(out) });
         let mut printer = Printer { names, timestamps, channels, held: Default::default(), failed: false };
         for (source, stderr, bytes, partial) in pieces {
             let line = LogLine::new("T".into(), *stderr, bytes.to_vec(), *partial);
@@ -204,15 +200,23 @@ mod tests {
 
     #[test]
     fn pieces_are_joined_and_streams_kept_apart() {
-        let pieces: [(usize, bool, &[u8], bool); 4] =
-            [(0, false, b"a\xc3", true), (0, true, b"err", false), (0, false, b"\xa9", true), (0, false, b"!", false)];
+        let pieces: [(usize, bool, &[u8], bool); 4] = [
+            (0, false, b"a\xc3", true),
+            (0, true, b"err", false),
+            (0, false, b"\xa9", true),
+            (0, false, b"!", false),
+        ];
         assert_eq!(written(None, true, false, &pieces), ["T aé!\n", "T err\n"]);
     }
 
     #[test]
     fn lines_of_several_containers_are_printed_whole() {
-        let pieces: [(usize, bool, &[u8], bool); 4] =
-            [(0, false, b"a", true), (1, false, b"b", false), (0, false, b"c", false), (1, false, b"d", true)];
+        let pieces: [(usize, bool, &[u8], bool); 4] = [
+            (0, false, b"a", true),
+            (1, false, b"b", false),
+            (0, false, b"c", false),
+            (1, false, b"d", true),
+        ];
         let [stdout, _] = written(Some(5), false, false, &pieces);
         assert_eq!(stdout, "web-1 | b\nweb-0 | ac\nweb-1 | d\n");
         let long = vec![b'x'; super::HELD_BYTES_MAX];

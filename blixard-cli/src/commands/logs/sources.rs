@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use blixard_core::api::List;
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::service::ServiceDetail;
 use blixard_core::cluster::Phase;
@@ -10,6 +9,7 @@ use blixard_core::id::ReplicaId;
 use http::StatusCode;
 
 use crate::client::{Client, segment};
+use crate::commands::ps::ended;
 use crate::failure::{self, Cause};
 
 /// A container whose log is read.
@@ -96,11 +96,14 @@ impl Target {
                 let mut sources = started(detail);
                 let newest = newest_of_slots(ended);
                 for source in &mut sources {
-                    let row = newest.values().find(|row| row.name == source.name && row.replica < source.replica.map(|own| own.0));
+                    let row = newest
+                        .values()
+                        .find(|row| row.name == source.name && row.replica < source.replica.map(|own| own.0));
                     source.before = row.and_then(|row| row.container_id.as_ref()).map(|id| id.0.clone());
                 }
                 let read: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
-                let missing = newest.into_values().filter(|row| row.slot < detail.row.max && !read.contains(&row.name));
+                let missing =
+                    newest.into_values().filter(|row| row.slot < detail.row.max && !read.contains(&row.name));
                 sources.extend(missing.filter_map(Source::of_row));
                 sources
             }
@@ -149,13 +152,5 @@ pub(super) async fn service(client: &Client, name: &str) -> anyhow::Result<Optio
     match client.get::<ServiceDetail>(&format!("/v1/services/{}", segment(name))).await {
         Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => Ok(None),
         answer => answer.map(Some),
-    }
-}
-
-/// The containers that are gone; none of a node that is too old to tell.
-async fn ended(client: &Client) -> anyhow::Result<Vec<ReplicaRow>> {
-    match client.get::<List<ReplicaRow>>("/v1/ended").await {
-        Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => Ok(Vec::new()),
-        answer => Ok(answer?.items),
     }
 }

@@ -112,12 +112,12 @@ fn what_is_too_long_for_an_entry_is_passed_over_and_held_by_nobody() {
 fn only_lines_of_the_time_asked_for_are_given() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let path = directory.path().join("1.log");
-    let entry = |ms: u32, tag: &str, text: &str| format!("1970-01-01T00:00:00.{ms:03}456789Z stdout {tag} {text}\n");
+    let entry =
+        |ms: u32, tag: &str, text: &str| format!("1970-01-01T00:00:00.{ms:03}456789Z stdout {tag} {text}\n");
     let log = [entry(100, "F", "1"), entry(200, "P", "2"), entry(300, "F", "rest"), entry(400, "F", "4")];
     fs::write(&path, log.concat()).expect("file");
     let check = |since: Option<u64>, until: Option<u64>, expect: &[&str]| {
-        let query =
-            LogQuery { since: since.map(UtcMs), until: until.map(UtcMs), ..LogQuery::default() };
+        let query = LogQuery { since: since.map(UtcMs), until: until.map(UtcMs), ..LogQuery::default() };
         let mut reader = LogReader::open(path.clone(), &query).expect("log");
         assert_eq!(texts(&mut reader), expect, "{since:?} {until:?}");
         assert_eq!(reader.is_over(), until.is_some_and(|until| until < 400), "{until:?}");
