@@ -124,8 +124,8 @@ mod tests {
             );
         };
         check(None, "web-0   Failed 3 s ago: no such command   80/tcp   1");
-        check(Some(52), "web-0   Failed 3 s ago: no such command   80/tcp   1");
-        check(Some(51), "web-0   Failed 3 s ago: no such command   1");
+        check(Some(55), "web-0   Failed 3 s ago: no such command   80/tcp   1");
+        check(Some(54), "web-0   Failed 3 s ago: no such command   1");
         check(Some(42), "web-0   Failed 3 s ago: no such command");
         check(Some(30), "web-0   Failed 3 s ago: no...");
         check(Some(5), "web-0   Failed 3...");

@@ -76,6 +76,9 @@ impl LogReader {
 
     /// Goes on at `position`, which is the start of an entry.
     fn seek(&mut self, position: u64) -> io::Result<()> {
+        for file in &mut self.files {
+            file.rewind()?;
+        }
         let mut left = position;
         while let Some(file) = self.files.front_mut() {
             let length = file.metadata()?.len();

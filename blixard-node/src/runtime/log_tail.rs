@@ -127,7 +127,8 @@ fn entries_backwards(
         window.extend_from_slice(&after);
         let header_at = |window: &[u8], from: usize| {
             let until = window.len().min(from + HEADER_BYTES);
-            window.get(from..until).unwrap_or_default().to_vec()
+            let entry = window.get(from..until).unwrap_or_default().split(|byte| *byte == b'\n').next();
+            entry.unwrap_or_default().to_vec()
         };
         while let Some(newline) =
             window.get(..upper).and_then(|bytes| bytes.iter().rposition(|byte| *byte == b'\n'))

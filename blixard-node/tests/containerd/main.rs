@@ -33,8 +33,8 @@ async fn containers_start_tell_their_end_and_leave_nothing() {
     assert_eq!(next_event(&mut events).await, expect);
     assert_eq!(bench.ended(&failing).await, 7);
     let log = bench.log(&failing, LogQuery::default()).await;
-    let lines: Vec<_> = log.iter().map(|line| (line.stderr, String::from_utf8_lossy(&line.bytes))).collect();
-    assert!(lines.contains(&(false, "out")) && lines.contains(&(true, "err")), "{lines:?}");
+    let lines: Vec<_> = log.iter().map(|line| (line.stderr, line.bytes.as_slice())).collect();
+    assert!(lines.contains(&(false, &b"out"[..])) && lines.contains(&(true, b"err")), "{lines:?}");
     bench.remove(&failing, DEADLINE).await;
     bench.remove(&failing, DEADLINE).await;
     let gone = bench.runtime().state(failing.replica, 1).await;
@@ -58,7 +58,8 @@ async fn containers_start_tell_their_end_and_leave_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_process_is_what_image_and_service_say() {
     let bench = Bench::new().await;
-    let volume = bench.directory.path().join("made/volume");
+    let volume = bench.directory.path().join("volume");
+    std::fs::create_dir(&volume).expect("a directory");
     let told = config(
         1,
         serde_json::json!({
