@@ -87,6 +87,14 @@ pub struct NodeHandle {
     pub(crate) shared: Shared,
 }
 
+/// No quorum answers.
+pub(crate) struct Unconfirmed {
+    /// Why, for people.
+    pub(crate) why: String,
+    /// The members that show no sign of life.
+    pub(crate) missing: Vec<NodeId>,
+}
+
 impl NodeHandle {
     pub(crate) fn new(shared: Shared) -> Self {
         Self { id: shared.id, cluster: shared.cluster, platform: shared.platform.clone(), shared }
@@ -103,12 +111,20 @@ impl NodeHandle {
     /// # Errors
     /// When no quorum confirms within `deadline`.
     pub async fn state_latest(&self, deadline: Duration) -> Result<Arc<ClusterState>, WriteError> {
+        self.state_confirmed(deadline).await.map_err(|unconfirmed| WriteError::Unavailable(unconfirmed.why))
+    }
+
+    /// As [`NodeHandle::state_latest`]; without a quorum, also which members are missing.
+    ///
+    /// # Errors
+    /// When no quorum confirms within `deadline`.
+    pub(crate) async fn state_confirmed(&self, deadline: Duration) -> Result<Arc<ClusterState>, Unconfirmed> {
         let Some(raft) = self.shared.raft() else {
-            return Err(WriteError::Unavailable(STORE_FAILED.to_owned()));
+            return Err(Unconfirmed { why: STORE_FAILED.to_owned(), missing: Vec::new() });
         };
         match raft.read_barrier(deadline).await {
             Ok(_) => Ok(raft.state()),
-            Err(_) => Err(self.no_quorum("no quorum confirmed the answer").await),
+            Err(_) => Err(self.unconfirmed("no quorum confirmed the answer").await),
         }
     }
 
@@ -244,12 +260,22 @@ impl NodeHandle {
     }
 
     async fn no_quorum(&self, reason: &str) -> WriteError {
+        WriteError::Unavailable(self.unconfirmed(reason).await.why)
+    }
+
+    async fn unconfirmed(&self, reason: &str) -> Unconfirmed {
         let missing = self.shared.missing_members().await;
-        let mut message = reason.to_owned();
-        if !missing.is_empty() {
-            message.push_str(&format!("; cannot reach {}", missing.join(", ")));
+        let state = self.state();
+        let names = missing.iter().filter_map(|id| {
+            let node = state.nodes.get(id)?;
+            Some(format!("node {id} ({})", node.facts.name))
+        });
+        let names: Vec<String> = names.collect();
+        let mut why = reason.to_owned();
+        if !names.is_empty() {
+            why.push_str(&format!("; cannot reach {}", names.join(", ")));
         }
-        WriteError::Unavailable(message)
+        Unconfirmed { why, missing }
     }
 
     /// Waits until this node knows that it was removed from its cluster. Cancel safe.

@@ -263,14 +263,14 @@ impl Shared {
         }
     }
 
-    /// Which members, by name, show no sign of life to this node.
-    pub(crate) async fn missing_members(&self) -> Vec<String> {
+    /// Which members show no sign of life to this node.
+    pub(crate) async fn missing_members(&self) -> Vec<NodeId> {
         let state = self.state();
-        let others = state.nodes.iter().filter(|(id, _)| **id != self.id);
+        let others = state.nodes.keys().filter(|id| **id != self.id);
         // All at once: several that are missing take no longer than one.
-        let probes = others.map(|(id, node)| async move {
+        let probes = others.map(|id| async move {
             let answer = self.platform.transport.call(*id, Channel::Addresses, Bytes::new(), PROBE).await;
-            answer.is_err().then(|| format!("node {id} ({})", node.facts.name))
+            answer.is_err().then_some(*id)
         });
         join_all(probes).await.into_iter().flatten().collect()
     }

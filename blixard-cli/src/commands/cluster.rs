@@ -112,7 +112,7 @@ fn describe(status: &ClusterStatus, paint: Paint) -> String {
         ("Survives", paint.apply(survives, &status.survives)),
         ("Nodes", format!("{} up of {}", status.nodes_up, status.nodes)),
         ("Services", status.services.to_string()),
-        ("Replicas", format!("{} running", status.replicas_running)),
+        ("Replicas", replicas(status)),
         (
             "Log",
             format!("applied {} of {}, snapshot at {}", status.applied, status.last_log, status.snapshot),
@@ -120,6 +120,14 @@ fn describe(status: &ClusterStatus, paint: Paint) -> String {
         ("Feature level", status.level.to_string()),
     ];
     lines.iter().map(|(key, value)| format!("{:<15}{value}\n", format!("{key}:"))).collect()
+}
+
+fn replicas(status: &ClusterStatus) -> String {
+    let lost = match status.replicas_lost {
+        0 => String::new(),
+        lost => format!(", {lost} lost"),
+    };
+    format!("{} running{lost}", status.replicas_running)
 }
 
 async fn token(client: &Client, command: TokenCommand) -> anyhow::Result<()> {
@@ -190,7 +198,7 @@ mod tests {
             "id": "03030303030303030303030303030303", "node": 2, "leader": 1, "term": 4,
             "voters": [1, 2, 3], "learners": [], "failures_survived": 1,
             "survives": "the loss of any 1 of the voters 1, 2, 3", "level": 1, "last_log": 90,
-            "applied": 88, "snapshot": 0, "nodes": 3, "nodes_up": 3, "services": 1, "replicas_running": 2
+            "applied": 88, "snapshot": 0, "nodes": 3, "nodes_up": 3, "services": 1, "replicas_running": 2, "replicas_lost": 1
         }))
         .unwrap();
         assert_eq!(
@@ -204,7 +212,7 @@ Learners:      none
 Survives:      the loss of any 1 of the voters 1, 2, 3
 Nodes:         3 up of 3
 Services:      1
-Replicas:      2 running
+Replicas:      2 running, 1 lost
 Log:           applied 88 of 90, snapshot at 0
 Feature level: 1
 "

@@ -107,8 +107,8 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> anyhow::Result<Ex
 
 /// Stop a service and remove it
 ///
-/// Waits until its containers are gone and the name is free again; those on a node that is down go
-/// when the node is back.
+/// Waits until its containers are gone and the name is free again. It does not wait for a node that
+/// is down: what is left of it there stops when the node is back.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  blixard rm web\n  blixard rm -d web")]
 pub(crate) struct RemoveArgs {
@@ -173,7 +173,7 @@ async fn wait(
     if args.detach {
         return Ok(());
     }
-    let mut progress = Progress::new();
+    let (mut progress, mut noted) = (Progress::new(), false);
     loop {
         let rows = match limit.answer(left()).await {
             Ok(None) => return Ok(()),
@@ -186,6 +186,12 @@ async fn wait(
             Err(error) => return Err(error),
         };
         if rows.iter().all(|row| row.lost) && !rows.is_empty() {
+            // The name of a removed service is free a moment later.
+            if !noted {
+                noted = true;
+                sleep(REFRESH).await;
+                continue;
+            }
             drop(progress);
             for row in &rows {
                 render::note(&format!("{} goes once node {} is back", row.name, replica::node(row)));

@@ -106,8 +106,11 @@ pub struct ClusterStatus {
     pub nodes_up: u32,
     /// How many services there are.
     pub services: u32,
-    /// How many replicas run.
+    /// How many replicas run, on nodes that are there.
     pub replicas_running: u32,
+    /// How many are away with their nodes.
+    #[serde(default)]
+    pub replicas_lost: u32,
     /// Whether this is what one node last knew, for want of a quorum.
     #[serde(default)]
     pub stale: bool,

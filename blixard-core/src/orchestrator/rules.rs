@@ -7,6 +7,7 @@
 use super::backoff;
 use super::service::Pass;
 use super::slot::{Slot, set_desired};
+use crate::cluster::level::SECOND_LEVEL;
 use crate::cluster::replica::Desired;
 use crate::cluster::{Availability, NodeStatus, Phase, PlanStep, Replica};
 use crate::limits::RESTART_RESET_AFTER;
@@ -20,9 +21,14 @@ pub(super) const RULES: [Rule; 8] =
     [forget, surplus, failed, superseded, lose, returned, retire, backoff_over];
 
 /// A row goes when nothing of it is left on its node, or when its node is no member any more. A
-/// replica told to stop on a node that is down stays until the node says that it is gone.
+/// replica told to stop on a node that is down stays until the node says that it is gone, unless its
+/// service is being removed: then the name is free at once, and the node removes what has no row.
 fn forget(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
-    let gone = |replica: &Replica| replica.status.phase == Phase::Gone || slot.status_of(replica).is_none();
+    let removing = slot.service.removing && slot.draft.state().knows(SECOND_LEVEL);
+    let gone = |replica: &Replica| {
+        let node = slot.status_of(replica);
+        replica.status.phase == Phase::Gone || node.is_none() || removing && node == Some(NodeStatus::Down)
+    };
     let mut steps = Vec::new();
     for &(id, replica) in slot.rows.iter().filter(|(_, replica)| gone(replica)) {
         if replica.desired != Desired::Stop {

@@ -21,7 +21,8 @@ use sha2::{Digest, Sha256};
 
 use super::access::Access;
 use super::error::ApiError;
-use crate::handle::NodeHandle;
+use super::views;
+use crate::handle::{NodeHandle, Unconfirmed};
 use crate::platform::Clock;
 
 /// How long a read waits for a quorum before it answers from this node's own state.
@@ -82,9 +83,13 @@ impl Api {
     /// The newest state, or without a quorum this node's own, marked stale.
     pub(super) async fn read(&self) -> Snapshot {
         let give_up = self.handle.platform.clock.now() + WRITE_DEADLINE;
-        match self.handle.state_latest(READ_DEADLINE).await {
+        match self.handle.state_confirmed(READ_DEADLINE).await {
             Ok(state) => Snapshot { state, stale: None, give_up },
-            Err(error) => Snapshot { state: self.handle.state(), stale: Some(error.to_string()), give_up },
+            Err(Unconfirmed { why, missing }) => {
+                let state = views::without(&self.handle.state(), &missing);
+                let stale = Some(why);
+                Snapshot { state: Arc::new(state), stale, give_up }
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::{About, Answer};
+use crate::cluster::level::SECOND_LEVEL;
 use crate::cluster::node::NodeFacts;
 use crate::cluster::{
     Availability, ClusterState, Desired, EventKind, Node, NodeStatus, Outcome, Phase, Refusal, Replica,
@@ -148,7 +149,15 @@ impl ClusterState {
         let ended = |row: &Replica| row.desired == Desired::Run && row.status.phase == Phase::Completed;
         let left =
             node.availability == Availability::Leaving && self.replicas_on(id).all(|(_, row)| ended(row));
-        if !(force || left || node.status == NodeStatus::Down) {
+        let down = node.status == NodeStatus::Down;
+        // Since the second feature level, what is on a node goes with it only when that is said.
+        if down && self.knows(SECOND_LEVEL) && !force && !replicas.is_empty() && !left {
+            return Err(Refusal::conflict(format!(
+                "node {id} is down and still holds {} replicas, which go with it and stop only if it returns: remove it with --force",
+                replicas.len()
+            )));
+        }
+        if !(force || left || down) {
             return Err(Refusal::conflict(format!(
                 "node {id} is not down and holds {} replicas: have it leave first, or remove it with --force",
                 replicas.len()
@@ -293,7 +302,9 @@ mod tests {
         check(Unknown, Active, running, false, Some("have it leave"));
         check(Up, Leaving, None, false, None);
         check(Up, Leaving, Some(Phase::Completed), false, None);
-        check(Down, Active, running, false, None);
+        check(Down, Active, running, false, Some("holds 1 replicas, which go with it"));
+        check(Down, Active, running, true, None);
+        check(Down, Active, None, false, None);
         check(Up, Active, running, true, None);
     }
 

@@ -110,10 +110,17 @@ impl ClusterState {
         if row.desired != Desired::Stop {
             return Err(format!("replica {id} is not to stop"));
         }
-        if self.nodes.contains_key(&row.node) && row.status.phase != Phase::Gone {
-            return Err(format!("the container of replica {id} may still be on node {}", row.node));
+        let mut why = "nothing of it is left".to_owned();
+        if let Some(node) = self.nodes.get(&row.node).filter(|_| row.status.phase != Phase::Gone) {
+            // The agent of a node that returns removes what has no row: a service that is removed
+            // need not wait for it.
+            let removing = self.services.get(&row.service).is_some_and(|service| service.removing);
+            if !(removing && node.status == NodeStatus::Down && self.knows(SECOND_LEVEL)) {
+                return Err(format!("the container of replica {id} may still be on node {}", row.node));
+            }
+            why = format!("node {} is down: what is left of it there stops when the node returns", row.node);
         }
-        self.drop_replica(id, "nothing of it is left");
+        self.drop_replica(id, &why);
         Ok(())
     }
 
@@ -202,6 +209,7 @@ fn verb(desired: Desired) -> &'static str {
 mod tests {
     use super::*;
     use crate::cluster::Command;
+    use crate::cluster::level::FIRST_LEVEL;
     use crate::cluster::testing::{Cluster, desire, name, place, spec, status, two_nodes};
     use crate::spec::{Reservations, ServiceSpec};
 
@@ -300,6 +308,23 @@ mod tests {
         cluster.planned(vec![place("web", 1, 1, 2)]);
         assert!(web(&cluster).pending.is_empty());
         cluster.planned(pending(1, None));
+    }
+
+    #[test]
+    fn a_removed_service_does_not_wait_for_a_node_that_is_down() {
+        for level in [FIRST_LEVEL, SECOND_LEVEL] {
+            let mut cluster = Cluster::of_level(2, level);
+            cluster.submit(spec("web", 1, 1));
+            cluster.planned(vec![place("web", 0, 1, 2)]);
+            let forget = || vec![PlanStep::Forget { replica: ReplicaId(1) }];
+            let there = ["the container of replica 1 may still be on node 2"];
+            cluster.write(crate::cluster::Write::Stop { service: name("web") });
+            cluster.health(2, NodeStatus::Down);
+            assert_eq!(cluster.plan(forget()), there, "a service that stays keeps what it knows of");
+            cluster.write(crate::cluster::Write::Remove { service: name("web") });
+            let expect: &[&str] = if level == FIRST_LEVEL { &there } else { &[] };
+            assert_eq!(cluster.plan(forget()), expect);
+        }
     }
 
     #[test]

@@ -279,3 +279,15 @@ fn the_same_specification_is_not_submitted_as_a_rollback() {
     let service = &world.state.services[&name("web")];
     assert_eq!(service.spec().replicas, replicas(7), "how many there are is not rolled back");
 }
+
+#[test]
+fn a_removed_name_is_free_though_a_node_is_down() {
+    let mut world = running(2);
+    world.node(2).status = NodeStatus::Down;
+    world.settle();
+    world.write(Write::Remove { service: name("web") }).settle();
+    world.agents_act().settle();
+    assert!(world.state.services.is_empty() && world.state.replicas.is_empty());
+    world.submit(web(1, 1)).settle();
+    assert_eq!(world.places("web"), "0@1 v1");
+}

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use blixard_core::api::node::{ClusterStatus, NodeView, Role};
-use blixard_core::cluster::{ClusterState, Node, NodeStatus, Phase, Replica};
-use blixard_core::id::{ClusterId, NodeId};
+use blixard_core::cluster::{ClusterState, Desired, Node, NodeStatus, Phase, Replica};
+use blixard_core::id::{ClusterId, NodeId, ReplicaId};
 
 use super::replica::is_lost;
 use crate::handle::RaftStatus;
@@ -12,6 +12,24 @@ use crate::handle::RaftStatus;
 /// Every member, by id.
 pub fn nodes(state: &ClusterState, raft: &RaftStatus) -> Vec<NodeView> {
     state.nodes.iter().map(|(&id, member)| view(state, raft, id, member)).collect()
+}
+
+/// The state as a node shows it that no quorum answers: members that it cannot reach are down and
+/// what they had is lost, as a leader would say if there were one.
+pub fn without(state: &ClusterState, missing: &[NodeId]) -> ClusterState {
+    let mut shown = state.clone();
+    for id in missing {
+        if let Some(node) = shown.nodes.get_mut(id) {
+            node.status = NodeStatus::Down;
+        }
+        let there: Vec<ReplicaId> = state.replicas_on(*id).map(|(replica, _)| replica).collect();
+        for replica in there {
+            if let Some(row) = shown.replicas.get_mut(&replica).filter(|row| !row.is_over()) {
+                row.lost_since = row.lost_since.or(Some(state.time));
+            }
+        }
+    }
+    shown
 }
 
 /// One member; `None` when there is no such.
@@ -68,6 +86,10 @@ pub fn cluster_status(
         state.nodes.iter().filter(|(_, node)| node.status == NodeStatus::Up).map(|(&id, _)| id).collect();
     let (failures_survived, survives) = survives(&raft.voters, &raft.learners, &up);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let replicas = |is: fn(&Replica, bool) -> bool| {
+        let lost = |replica: &Replica| is_lost(state.nodes.get(&replica.node), replica);
+        count(state.replicas.values().filter(|replica| is(replica, lost(replica))).count())
+    };
     ClusterStatus {
         id: cluster,
         node,
@@ -84,9 +106,8 @@ pub fn cluster_status(
         nodes: count(state.nodes.len()),
         nodes_up: count(up.len()),
         services: count(state.services.len()),
-        replicas_running: count(
-            state.replicas.values().filter(|replica| replica.status.phase == Phase::Running).count(),
-        ),
+        replicas_running: replicas(|replica, lost| !lost && replica.status.phase == Phase::Running),
+        replicas_lost: replicas(|replica, lost| lost && replica.desired != Desired::Stop),
         stale: false,
     }
 }
@@ -138,12 +159,12 @@ pub fn survives(voters: &[NodeId], learners: &[NodeId], up: &BTreeSet<NodeId>) -
 #[cfg(test)]
 mod tests {
     use blixard_core::api::node::Role;
-    use blixard_core::cluster::{Desired, NodeStatus, Phase};
+    use blixard_core::cluster::{ClusterState, Desired, NodeStatus, Phase};
     use blixard_core::id::NodeId;
     use blixard_core::time::UtcMs;
 
     use super::super::fixture;
-    use super::{cluster_status, nodes, survives};
+    use super::{cluster_status, nodes, survives, without};
     use crate::handle::RaftStatus;
 
     #[test]
@@ -188,5 +209,25 @@ mod tests {
         assert_eq!((views[0].replicas, views[1].replicas), (2, 0));
         let status = cluster_status(&state, &raft, fixture::CLUSTER, NodeId(1));
         assert_eq!((status.nodes, status.nodes_up, status.replicas_running), (4, 4, 1));
+        assert_eq!(status.replicas_lost, 1);
+    }
+
+    #[test]
+    fn without_a_quorum_what_cannot_be_reached_is_lost() {
+        let mut state = fixture::state();
+        fixture::add_node(&mut state, 2, NodeStatus::Up);
+        fixture::add_service(&mut state, "web", 2);
+        for slot in 0..2 {
+            fixture::add_replica(&mut state, u64::from(slot) + 1, "web", slot, Phase::Running, Desired::Run);
+        }
+        let here = state.replicas.values().filter(|row| row.node == NodeId(1)).count();
+        let raft = RaftStatus::default();
+        let status = |state: &ClusterState| {
+            let status = cluster_status(state, &raft, fixture::CLUSTER, NodeId(2));
+            (status.nodes_up, status.replicas_running as usize, status.replicas_lost as usize)
+        };
+        assert_eq!(status(&state), (2, 2, 0));
+        assert_eq!(status(&without(&state, &[NodeId(1)])), (1, 2 - here, here));
+        assert_eq!(status(&without(&state, &[])), (2, 2, 0));
     }
 }
