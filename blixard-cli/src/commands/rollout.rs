@@ -4,9 +4,11 @@ use std::cell::RefCell;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use blixard_core::api::List;
+use blixard_core::api::node::NodeView;
 use blixard_core::api::replica::{LogLine, ReplicaRow};
 use blixard_core::api::service::{ServiceDetail, ServiceState};
-use blixard_core::cluster::{Desired, Event, Phase};
+use blixard_core::cluster::{Desired, Event, NodeStatus, Phase};
 use blixard_core::id::ServiceName;
 use http::Method;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
@@ -24,6 +26,8 @@ const INTERRUPTED: u8 = 130;
 const LOG_LINES: usize = 5;
 /// Of how many failed containers.
 const LOGS_MAX: usize = 3;
+/// How long it is asked for the nodes that are missing, when the limit has passed.
+const MISSING_DEADLINE: Duration = Duration::from_secs(3);
 /// How long their lines are waited for.
 const LOG_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -49,12 +53,26 @@ impl Limit {
     ///
     /// # Errors
     /// Those of `ask`, and that the cluster did not answer.
-    pub(crate) async fn answer<T>(self, ask: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        timeout_at(self.deadline, ask).await.unwrap_or_else(|_| {
-            let error = format!("the cluster did not answer within {} s", self.limit.as_secs());
-            Err(Failure::new(error, "it may have taken the request all the same: `blixard ps` shows").into())
-        })
+    pub(crate) async fn answer<T>(
+        self,
+        client: &Client,
+        ask: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        if let Ok(answer) = timeout_at(self.deadline, ask).await {
+            return answer;
+        }
+        let error = format!("the cluster did not answer within {} s", self.limit.as_secs());
+        let hint = "it may have taken the request all the same: `blixard ps` shows";
+        let missing = timeout(MISSING_DEADLINE, missing_nodes(client)).await.unwrap_or_default();
+        Err(Failure::new(error, hint).with_details(missing).into())
     }
+}
+
+/// The nodes that the one which is asked cannot reach, for people.
+async fn missing_nodes(client: &Client) -> Vec<String> {
+    let Ok(nodes) = client.get::<List<NodeView>>("/v1/nodes").await else { return Vec::new() };
+    let down = nodes.items.iter().filter(|node| node.status == NodeStatus::Down);
+    down.map(|node| format!("cannot reach node {} ({})", node.id, text::printable(&node.name))).collect()
 }
 
 /// What is waited for.

@@ -50,7 +50,7 @@ pub(crate) fn read(args: &Args) -> anyhow::Result<ServiceSpec> {
 
 pub(crate) async fn run(client: &Client, args: Args, spec: ServiceSpec) -> anyhow::Result<ExitCode> {
     let limit = Limit::of(args.timeout);
-    let submitted = limit.answer(submit(client, spec)).await?;
+    let submitted = limit.answer(client, submit(client, spec)).await?;
     if args.detach {
         render::line(submitted.name.as_str())?;
         return Ok(ExitCode::SUCCESS);

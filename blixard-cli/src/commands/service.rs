@@ -83,7 +83,7 @@ pub(crate) async fn service(client: &Client, args: Args) -> anyhow::Result<ExitC
         Command::History { name, output } => history(client, &name, output).await,
         Command::Rollback { name, version, detach, timeout } => {
             let limit = Limit::of(timeout);
-            let answer = limit.answer(rollback(client, &name, version)).await?;
+            let answer = limit.answer(client, rollback(client, &name, version)).await?;
             if detach {
                 render::line(name.as_str())?;
                 return Ok(ExitCode::SUCCESS);

@@ -41,12 +41,12 @@ pub(crate) struct StopArgs {
 pub(crate) async fn stop(client: &Client, args: StopArgs) -> anyhow::Result<ExitCode> {
     let limit = Limit::of(args.wait.timeout);
     let path = format!("/v1/services/{}", segment(&args.target));
-    let asked = limit.answer(client.post_empty::<WriteAnswer>(&format!("{path}/stop"))).await;
+    let asked = limit.answer(client, client.post_empty::<WriteAnswer>(&format!("{path}/stop"))).await;
     if let Some(answer) = found(asked)? {
         render::warnings(&answer);
         let left =
             async || Ok(ask::<ServiceDetail>(client, &path).await?.and_then(|detail| alive(detail.replicas)));
-        wait(&args.target, args.wait, limit, left).await?;
+        wait(client, &args.target, args.wait, limit, left).await?;
     } else {
         stop_container(client, &args, limit).await?;
     }
@@ -55,9 +55,9 @@ pub(crate) async fn stop(client: &Client, args: StopArgs) -> anyhow::Result<Exit
 }
 
 async fn stop_container(client: &Client, args: &StopArgs, limit: Limit) -> anyhow::Result<()> {
-    let before = limit.answer(list(client)).await?;
+    let before = limit.answer(client, list(client)).await?;
     let path = format!("/v1/replicas/{}/stop", segment(&args.target));
-    let answer: WriteAnswer = limit.answer(client.post_empty(&path)).await?;
+    let answer: WriteAnswer = limit.answer(client, client.post_empty(&path)).await?;
     render::warnings(&answer);
     render::note("its service starts another in its place; `blixard stop NAME` stops a service");
     // By its number: its name is that of the one in its place, too.
@@ -68,7 +68,7 @@ async fn stop_container(client: &Client, args: &StopArgs, limit: Limit) -> anyho
     let numbers: BTreeSet<ReplicaId> = before.iter().filter(meant).filter_map(|row| row.replica).collect();
     let there = |row: &ReplicaRow| row.replica.is_some_and(|number| numbers.contains(&number));
     let left = async || Ok(alive(list(client).await?.into_iter().filter(there).collect()));
-    wait(&args.target, args.wait, limit, left).await
+    wait(client, &args.target, args.wait, limit, left).await
 }
 
 /// Every replica of the cluster, as far as the node that is asked knows.
@@ -95,7 +95,7 @@ pub(crate) struct StartArgs {
 pub(crate) async fn start(client: &Client, args: StartArgs) -> anyhow::Result<ExitCode> {
     let limit = Limit::of(args.timeout);
     let path = format!("/v1/services/{}/start", segment(&args.name));
-    let answer: WriteAnswer = limit.answer(client.post_empty(&path)).await?;
+    let answer: WriteAnswer = limit.answer(client, client.post_empty(&path)).await?;
     render::warnings(&answer);
     if args.detach {
         render::line(&args.name)?;
@@ -121,7 +121,7 @@ pub(crate) struct RemoveArgs {
 pub(crate) async fn remove(client: &Client, args: RemoveArgs) -> anyhow::Result<ExitCode> {
     let limit = Limit::of(args.wait.timeout);
     let path = format!("/v1/services/{}", segment(&args.name));
-    let answer: WriteAnswer = match limit.answer(client.delete(&path)).await {
+    let answer: WriteAnswer = match limit.answer(client, client.delete(&path)).await {
         Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => {
             return Err(no_service(client, &args.name).await.unwrap_or(error));
         }
@@ -129,7 +129,7 @@ pub(crate) async fn remove(client: &Client, args: RemoveArgs) -> anyhow::Result<
     };
     render::warnings(&answer);
     let left = async || Ok(ask::<ServiceDetail>(client, &path).await?.map(|detail| detail.replicas));
-    wait(&args.name, args.wait, limit, left).await?;
+    wait(client, &args.name, args.wait, limit, left).await?;
     render::line(&args.name)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -165,6 +165,7 @@ fn alive(rows: Vec<ReplicaRow>) -> Option<Vec<ReplicaRow>> {
 /// Waits until nothing is `left`, which is `None`, or only what is on machines that are down: nobody
 /// waits for those.
 async fn wait(
+    client: &Client,
     name: &str,
     args: WaitArgs,
     limit: Limit,
@@ -175,7 +176,7 @@ async fn wait(
     }
     let (mut progress, mut noted) = (Progress::new(), false);
     loop {
-        let rows = match limit.answer(left()).await {
+        let rows = match limit.answer(client, left()).await {
             Ok(None) => return Ok(()),
             Ok(Some(rows)) => rows,
             // It is not there for a node whose state may be old.
