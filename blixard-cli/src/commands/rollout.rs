@@ -106,7 +106,7 @@ impl Rollout<'_> {
             }
         };
         if done.replicas.iter().any(is_left) {
-            return Err(explain(client, name, Some(done), "and nothing starts the others again").await);
+            return Err(explain(client, name, Some(done), "and what ended is not started again").await);
         }
         render::line(&running(&done))?;
         Ok(ExitCode::SUCCESS)

@@ -116,7 +116,8 @@ impl From<Refusal> for ApiError {
 /// Which command shows the names there are.
 fn list_hint(what: &str) -> &'static str {
     match what {
-        "service" | "version" => "`blixard service ls` lists the services",
+        "version" => "`blixard service history NAME` lists the versions that are kept",
+        "service" => "`blixard service ls` lists the services",
         "replica" => "`blixard ps -a` lists the containers",
         "node" => "`blixard node ls` lists the nodes",
         "token" => "`blixard cluster token ls` lists the tokens",

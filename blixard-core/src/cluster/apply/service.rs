@@ -109,13 +109,9 @@ impl ClusterState {
     /// are is not part of it: the bounds stay.
     pub(super) fn roll_back(&mut self, name: &ServiceName, version: Option<u64>) -> Answer {
         let service = self.service_to_change(name)?;
-        let kept = || {
-            let numbers = service.versions.iter().map(|kept| kept.version.to_string());
-            numbers.collect::<Vec<_>>().join(", ")
-        };
         let target = match version {
             Some(number) => service.versions.iter().find(|kept| kept.version == number).ok_or_else(|| {
-                Refusal::not_found("version", format!("{number} of {name}; kept are {}", kept()))
+                Refusal::not_found("version", format!("{number} of {name}"))
             })?,
             None => service.previous().ok_or_else(|| {
                 Refusal::conflict(format!(
