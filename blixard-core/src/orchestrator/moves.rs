@@ -10,6 +10,7 @@
 //! be emptied of a service that fails elsewhere. It gives the replica that it moves the current
 //! version, unless that is held back.
 
+use super::backoff;
 use super::service::Pass;
 use super::slot::{Decision, Slot, exclusive, set_desired};
 use crate::cluster::replica::Desired;
@@ -31,6 +32,14 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &
         let keeps = slot.is_outdated(replica) && gate.holds_back(slot.number);
         let slot = if keeps { slot.aiming_at(replica.version) } else { slot.clone() };
         return drain(&slot, pass, id, replica, node.availability);
+    }
+    // Where the newest version failed a moment ago and another stands in, it waits for its next try.
+    if slot.is_outdated(replica)
+        && let Some(until) = backoff::holds_until(slot.service, slot.number, slot.target)
+        && until > slot.draft.now()
+    {
+        pass.wake(until);
+        return Decision::Settled;
     }
     if slot.is_outdated(replica) && pass.gate(slot.draft).admits_update_of(slot.number) {
         return update(slot, pass, id, replica);
