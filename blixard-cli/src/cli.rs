@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::args::Connection;
 use crate::commands::{
-    cluster, config, cp, events, exec, image, inspect, kill, logs, node, ps, run, service, stop, wait,
+    cluster, config, cp, events, exec, image, inspect, kill, logs, node, ps, run, service, stop, system, wait,
 };
 
 /// Runs containers on a few machines and keeps them running.
@@ -39,6 +39,7 @@ pub(crate) enum Command {
     Events(events::Args),
     Service(service::Args),
     Image(image::Args),
+    System(system::Args),
     Node(Box<node::Args>),
     Cluster(cluster::Args),
 }
@@ -120,8 +121,12 @@ mod tests {
         check("blixard exec -e HOME -e A=b web-0 env");
         check("blixard events -f");
         check("blixard image import f.tar");
+        check("blixard image import --name app:1 -");
         check("blixard image pull nginx");
         check("blixard image ls");
+        check("blixard image rm --force app:1 sha256:0123456");
+        check("blixard image prune -o json");
+        check("blixard system df");
     }
 
     #[test]

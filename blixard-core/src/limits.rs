@@ -129,3 +129,36 @@ pub const PROBE_RETRIES: u32 = 3;
 pub const PROBE_RETRIES_MAX: u32 = 1_000;
 /// The least memory a container may be limited to, in bytes: with less, its start fails.
 pub const MEMORY_LIMIT_MIN: u64 = 6 << 20;
+
+/// The largest manifest, index or configuration of an image read, in bytes: what registries take.
+pub const IMAGE_DOCUMENT_BYTES_MAX: usize = 4 << 20;
+/// The most entries of an index of an image.
+pub const IMAGE_INDEX_ENTRIES_MAX: usize = 1_000;
+/// The largest layers and configuration of an image together, compressed, in bytes; also the largest
+/// archive of images, unpacked.
+pub const IMAGE_BYTES_MAX: u64 = 128 << 30;
+/// The largest root file system of an image, in bytes.
+pub const IMAGE_UNPACKED_BYTES_MAX: u64 = 128 << 30;
+/// The most files of a root file system of an image.
+pub const IMAGE_UNPACKED_FILES_MAX: u64 = 4_000_000;
+/// A layer that unpacks to more than this, in bytes, and [`IMAGE_RATIO_MAX`] times its size, is
+/// refused: what has content does not compress so well, what is made to fill disks does.
+pub const IMAGE_RATIO_FREE_BYTES: u64 = 1 << 30;
+/// See [`IMAGE_RATIO_FREE_BYTES`].
+pub const IMAGE_RATIO_MAX: u64 = 200;
+/// The longest USER, STOPSIGNAL, operating system and architecture of an image, in bytes.
+pub const IMAGE_USER_BYTES_MAX: usize = 1 << 10;
+/// The longest WORKDIR of an image, in bytes: the kernel's bound of a path.
+pub const IMAGE_PATH_BYTES_MAX: usize = 4 << 10;
+/// The most entries of each of an image's ENV, ENTRYPOINT and CMD.
+pub const IMAGE_LIST_ENTRIES_MAX: usize = 4_096;
+/// The most bytes of each of an image's ENV, ENTRYPOINT and CMD: half of what a program can be given.
+pub const IMAGE_LIST_BYTES_MAX: usize = 1 << 20;
+/// The largest `/etc/passwd` or `/etc/group` of an image read, in bytes.
+pub const IMAGE_ACCOUNTS_BYTES_MAX: u64 = 4 << 20;
+/// How long a member may take to say whether it has an image before a registry is asked.
+pub const IMAGE_ASK_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a submission waits for the registry of an image that some member has already.
+pub const RESOLVE_KNOWN_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a submission waits for the registry of an image that no member has.
+pub const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);

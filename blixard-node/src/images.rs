@@ -1,11 +1,11 @@
 //! Images between members: what one has, another need not pull.
 
 use std::pin::{Pin, pin};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use blixard_core::cluster::NodeStatus;
 use blixard_core::id::NodeId;
-use blixard_core::limits;
 use blixard_core::wire::{self, Channel, ImageRequest};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -23,16 +23,17 @@ async fn open(
     shared: &Shared,
     peer: NodeId,
     wanted: &ImageRequest,
+    within: Duration,
 ) -> Result<Option<Box<dyn Duplex>>, LinkError> {
     let header = Bytes::from(wire::encode(wanted));
-    let opening = shared.platform.transport.open_stream(peer, Channel::Image, header, limits::WRITE_DEADLINE);
+    let opening = shared.platform.transport.open_stream(peer, Channel::Image, header, within);
     let mut stream = opening.await?;
     let to = format!("node {peer}");
-    match shared.within(limits::WRITE_DEADLINE, stream.read_u8()).await {
+    match shared.within(within, stream.read_u8()).await {
         Some(Ok(1)) => Ok(Some(stream)),
         Some(Ok(_)) => Ok(None),
         Some(Err(error)) => Err(LinkError::Unreachable { to, reason: error.to_string() }),
-        None => Err(LinkError::Timeout { to, within: limits::WRITE_DEADLINE }),
+        None => Err(LinkError::Timeout { to, within }),
     }
 }
 
@@ -45,13 +46,14 @@ impl ImageSource for Members {
         &self,
         reference: &str,
         digest: Option<&str>,
+        within: Duration,
     ) -> Result<Option<Pin<Box<dyn AsyncRead + Send>>>, LinkError> {
         let wanted = ImageRequest { reference: reference.to_owned(), digest: digest.map(str::to_owned) };
         let state = self.0.state();
         let others = state.nodes.iter().filter(|(id, _)| **id != self.0.id);
         let up: Vec<_> =
             others.filter(|(_, node)| node.status == NodeStatus::Up).map(|(id, _)| *id).collect();
-        let found = first_found(up.into_iter().map(|id| open(&self.0, id, &wanted))).await?;
+        let found = first_found(up.into_iter().map(|id| open(&self.0, id, &wanted, within))).await?;
         Ok(found.map(|stream| Box::pin(stream) as _))
     }
 }

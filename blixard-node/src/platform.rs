@@ -231,6 +231,28 @@ pub struct ImageInfo {
     pub digest: String,
     /// The size of the blobs here, in bytes.
     pub bytes: u64,
+    /// Whether somebody imported it under this name, rather than that a registry gave it.
+    #[serde(default)]
+    pub imported: bool,
+}
+
+/// What a node has on disk; sizes in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// How many images there are.
+    pub images: u64,
+    /// Images as registries send them.
+    pub image_bytes: u64,
+    /// Their layers unpacked.
+    pub unpacked_bytes: u64,
+    /// How many containers there are.
+    pub containers: u64,
+    /// What containers wrote onto their own root file systems.
+    pub container_bytes: u64,
+    /// Logs of containers.
+    pub log_bytes: u64,
+    /// The rest of the data directory: the stores.
+    pub data_bytes: u64,
 }
 
 /// What to run.
@@ -495,7 +517,10 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         config: &ExecConfig,
     ) -> Result<Box<dyn ExecSession>, RuntimeError>;
 
-    /// The digest a reference stands for now: the store's if it has it, else the registry's.
+    /// What a reference stands for here; none when there is no image of that name.
+    async fn image(&self, reference: &str) -> Result<Option<ImageInfo>, RuntimeError>;
+
+    /// The digest a reference stands for now, as its registry says.
     async fn resolve(&self, reference: &str) -> Result<String, RuntimeError>;
 
     /// Whether the image is here in full, unpacked for this platform.
@@ -510,8 +535,13 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         progress: OnProgress,
     ) -> Result<String, RuntimeError>;
 
-    /// Takes in every image of an OCI or Docker archive (tar, perhaps gzipped).
-    async fn import(&self, archive: Pin<Box<dyn AsyncRead + Send>>) -> Result<Vec<ImageInfo>, RuntimeError>;
+    /// Takes in every image of an OCI or Docker archive (tar, perhaps compressed), under `name` when
+    /// given.
+    async fn import(
+        &self,
+        archive: Pin<Box<dyn AsyncRead + Send>>,
+        name: Option<&str>,
+    ) -> Result<Vec<ImageInfo>, RuntimeError>;
 
     /// Writes an image as an OCI archive that [`ContainerRuntime::import`] takes.
     async fn export(
@@ -522,6 +552,13 @@ pub trait ContainerRuntime: Send + Sync + 'static {
 
     /// The images here.
     async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError>;
+
+    /// Removes images by their full names, and what no other image and no container needs of them.
+    /// Gives the bytes that this freed. Running containers go on.
+    async fn remove_images(&self, names: &[String]) -> Result<u64, RuntimeError>;
+
+    /// What is on disk.
+    async fn disk_usage(&self) -> Result<DiskUsage, RuntimeError>;
 
     /// Stops and removes every container of this node and what it left on the machine: networks,
     /// rules, mounts. With `images`, also the image store.

@@ -23,7 +23,9 @@ use containerd_client::{Client, with_namespace};
 use serde_json::json;
 use support::containerd::TestContainerd;
 use support::fake_registry::{FakeRegistry, Faults};
-use support::image::{File, TestImage, busybox, docker_archive, gzip, node_platform, oci_archive};
+use support::image::{
+    ByHand, File, TestImage, busybox, docker_archive, gzip, node_platform, oci_archive, tar_of, xz, zstd,
+};
 use support::registry::{CREDENTIALS, TestRegistry};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -89,7 +91,7 @@ async fn file_in_rootfs(containerd: &TestContainerd, chain_id: &str, path: &str)
 
 /// Has containerd collect garbage: a refused import waits for it.
 async fn collect_garbage(store: &ImageStore) {
-    store.import(reader(b"no archive")).await.expect_err("no archive");
+    store.import(reader(b"no archive"), None).await.expect_err("no archive");
 }
 
 /// Blobs, unfinished writes, snapshots and names of the namespace.
@@ -151,9 +153,8 @@ async fn a_pulled_image_is_unpacked_and_needs_its_registry_no_more() {
     let rootfs = store.rootfs(&reference, Some(&digest)).await.expect("rootfs");
     assert_eq!(rootfs.reference, reference);
     assert_eq!(rootfs.manifest_digest, digest);
-    let config = rootfs.config.config().clone().expect("config");
-    assert_eq!(config.cmd().clone().expect("cmd"), ["/bin/busybox"]);
-    assert_eq!(config.user().as_deref(), Some("7"));
+    assert_eq!(rootfs.config.cmd, ["/bin/busybox"]);
+    assert_eq!(rootfs.config.user, "7");
     assert_eq!(
         file_in_rootfs(&containerd, &rootfs.chain_id, "etc/motd").await.as_deref(),
         Some(&b"hello"[..])
@@ -161,7 +162,8 @@ async fn a_pulled_image_is_unpacked_and_needs_its_registry_no_more() {
 
     registry.stop();
     assert_eq!(store.pull(&reference, Some(&digest), quiet()).await.expect("all is here"), digest);
-    assert_eq!(store.resolve(&reference).await.expect("from the store"), digest);
+    let named = store.image(&reference).await.expect("asks").expect("is here");
+    assert_eq!((named.digest, named.imported), (digest.clone(), false));
     let images = store.images().await.expect("lists");
     assert_eq!(images.len(), 1);
     assert_eq!(
@@ -282,7 +284,7 @@ async fn the_nodes_platform_is_chosen_from_an_index() {
     assert_eq!(store.pull(&reference, None, quiet()).await.expect("pulls"), digest);
     let rootfs = store.rootfs(&reference, Some(&digest)).await.expect("rootfs");
     assert_ne!(rootfs.manifest_digest, digest);
-    assert_eq!(format!("linux/{}", rootfs.config.architecture()), node_platform());
+    assert_eq!(format!("linux/{}", rootfs.config.architecture), node_platform());
 
     let foreign = format!("{}/test/foreign:1", registry.host);
     let error = store.pull(&foreign, None, quiet()).await.expect_err("foreign");
@@ -381,7 +383,7 @@ async fn archives_of_every_kind_are_imported() {
     let other = two_layers("docker.io/test/other:1", &base, b"other");
     let check = async |archive: &[u8], names: &[&str]| {
         let store = store(&containerd);
-        let images = store.import(reader(archive)).await.expect("imports");
+        let images = store.import(reader(archive), None).await.expect("imports");
         let imported: Vec<_> = images.iter().map(|image| image.reference.as_str()).collect();
         assert_eq!(imported, names);
         collect_garbage(&store).await;
@@ -394,7 +396,7 @@ async fn archives_of_every_kind_are_imported() {
                 Some(&base[..])
             );
         }
-        let again = store.import(reader(archive)).await.expect("imports again");
+        let again = store.import(reader(archive), None).await.expect("imports again");
         assert_eq!(again, images);
         store.remove_all().await.expect("removes");
         assert_eq!(leftovers(&containerd).await, (0, 0, 0, 0));
@@ -402,8 +404,10 @@ async fn archives_of_every_kind_are_imported() {
     };
     let images = check(&image.to_oci(), &["docker.io/test/app:1"]).await;
     assert_eq!(images[0].digest, image.digest());
-    let images = check(&gzip(&image.to_oci()), &["docker.io/test/app:1"]).await;
-    assert_eq!(images[0].digest, image.digest());
+    for packed in [gzip(&image.to_oci()), zstd(&image.to_oci()), xz(&image.to_oci())] {
+        let images = check(&packed, &["docker.io/test/app:1"]).await;
+        assert_eq!(images[0].digest, image.digest());
+    }
     let plain = check(&image.to_docker(), &["docker.io/test/app:1"]).await;
     let packed = check(&gzip(&image.to_docker()), &["docker.io/test/app:1"]).await;
     assert_eq!(plain, packed);
@@ -417,7 +421,7 @@ async fn a_bad_archive_is_refused_and_leaves_nothing() {
     let image = two_layers("docker.io/test/app:1", &base, b"own");
     let oci = image.to_oci();
     let check = async |what: &str, archive: &[u8], expect: &str| {
-        let error = store(&containerd).import(reader(archive)).await.expect_err(what);
+        let error = store(&containerd).import(reader(archive), None).await.expect_err(what);
         assert!(matches!(&error, RuntimeError::Invalid(text) if text.contains(expect)), "{what}: {error:?}");
         assert_eq!(leftovers(&containerd).await, (0, 0, 0, 0), "{what}");
     };
@@ -494,7 +498,7 @@ async fn an_exported_image_keeps_its_digest_elsewhere() {
     let elsewhere = [store(&there), store_with(&here, "second", "{}")];
     for target in elsewhere {
         let archive = source.export(&reference, Some(&digest)).await.expect("exports");
-        let images = target.import(archive).await.expect("imports");
+        let images = target.import(archive, None).await.expect("imports");
         assert_eq!(
             (images[0].reference.as_str(), images[0].digest.as_str()),
             (reference.as_str(), digest.as_str())
@@ -542,6 +546,224 @@ async fn without_containerd_calls_fail_in_time() {
     drop(containerd);
     let error = store.has_image("app", None).await.expect_err("containerd is gone");
     assert!(matches!(error, RuntimeError::Unavailable(_)), "{error:?}");
-    let error = store.import(reader(b"")).await.expect_err("containerd is gone");
+    let error = store.import(reader(b""), None).await.expect_err("containerd is gone");
     assert!(matches!(error, RuntimeError::Unavailable(_)), "{error:?}");
+}
+
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+fn named(name: &str) -> serde_json::Value {
+    json!({"io.containerd.image.name": name})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn platforms_are_judged_as_well_as_what_is_said_of_them_allows() {
+    let containerd = TestContainerd::start().await;
+    let store = store(&containerd);
+    let (os, here) = node_platform().split_once('/').expect("os/architecture");
+    let platform = |architecture: &str| json!({"os": os, "architecture": architecture});
+    let tar = tar_of(&[("a", 0o644, b"a")]);
+    let layers: [(&str, &[u8], &[u8]); 1] = [(LAYER, &tar, &tar)];
+    let check =
+        async |what: &str, build: &dyn Fn(&mut ByHand) -> serde_json::Value, expect: Result<(), &str>| {
+            let mut parts = ByHand::default();
+            let root = build(&mut parts);
+            parts.list(root, named("test/app:1"));
+            let imported = store.import(reader(&parts.archive()), None).await;
+            match (imported, expect) {
+                (Ok(images), Ok(())) => {
+                    let rootfs = store.rootfs("test/app:1", Some(&images[0].digest)).await.expect(what);
+                    assert_eq!(rootfs.config.cmd, ["fits"], "{what}");
+                    assert!(store.has_image("test/app:1", None).await.expect(what), "{what}");
+                }
+                (Err(RuntimeError::Invalid(text)), Err(expect)) => {
+                    assert!(text.contains(expect), "{what}: {text}")
+                }
+                (found, expect) => panic!("{what}: {found:?}, not {expect:?}"),
+            }
+            store.remove_all().await.expect("removes");
+        };
+    let config = |architecture: &str, cmd: &str| {
+        let mut config = platform(architecture);
+        config["config"] = json!({"Cmd": [cmd]});
+        config
+    };
+    let said = |mut descriptor: serde_json::Value, architecture: &str| {
+        descriptor["platform"] = platform(architecture);
+        descriptor
+    };
+    check(
+        "nothing is said at all",
+        &|parts| parts.manifest(&layers, json!({"config": {"Cmd": ["fits"]}})),
+        Ok(()),
+    )
+    .await;
+    check("another machine's", &|parts| parts.manifest(&layers, config("s390x", "no")), Err("linux/s390x"))
+        .await;
+    check(
+        "entries without a platform",
+        &|parts| {
+            let other = parts.manifest(&layers, config("s390x", "no"));
+            let ours = parts.manifest(&layers, config(here, "fits"));
+            parts.index(&[other, ours])
+        },
+        Ok(()),
+    )
+    .await;
+    check(
+        "the index's word against the configuration's",
+        &|parts| {
+            let wrong = parts.manifest(&layers, config("s390x", "fits"));
+            let silent = parts.manifest(&layers, json!({"config": {"Cmd": ["no"]}}));
+            let (wrong, silent) = (said(wrong, here), said(silent, "s390x"));
+            parts.index(&[silent, wrong])
+        },
+        Ok(()),
+    )
+    .await;
+    check(
+        "attestations and an index within",
+        &|parts| {
+            let ours = parts.manifest(&layers, config(here, "fits"));
+            let mut note = parts.blob("application/vnd.oci.image.manifest.v1+json", b"{}");
+            note["platform"] = json!({"os": "unknown", "architecture": "unknown"});
+            let within = parts.index(&[said(ours, here)]);
+            parts.index(&[note, within])
+        },
+        Ok(()),
+    )
+    .await;
+    check(
+        "an entry that is no image",
+        &|parts| {
+            let other = parts.blob("application/vnd.oci.image.manifest.v1+json", b"{\"schemaVersion\": 2}");
+            let ours = parts.manifest(&layers, config(here, "fits"));
+            parts.index(&[other, ours])
+        },
+        Ok(()),
+    )
+    .await;
+    check(
+        "none fits",
+        &|parts| {
+            let one = parts.manifest(&layers, config("s390x", "no"));
+            let two = parts.manifest(&layers, config("mips", "no"));
+            parts.index(&[one, said(two, "riscv64")])
+        },
+        Err("offered for: linux/riscv64, linux/s390x"),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_unpacked_by_their_first_bytes() {
+    let containerd = TestContainerd::start().await;
+    let store = store(&containerd);
+    let content = noise(8, 200_000);
+    let tar = tar_of(&[("own", 0o644, &content)]);
+    let import = async |kind: &str, packed: &[u8]| {
+        let mut parts = ByHand::default();
+        let root = parts.manifest(&[(kind, packed, &tar)], json!({}));
+        parts.list(root, named("test/app:1"));
+        store.import(reader(&parts.archive()), None).await
+    };
+    let docker = "application/vnd.docker.image.rootfs.diff.tar";
+    for (kind, packed) in [
+        (LAYER.to_owned(), gzip(&tar)),
+        (format!("{LAYER}+gzip"), tar.clone()),
+        (format!("{docker}.gzip"), zstd(&tar)),
+        (format!("{LAYER}+zstd"), gzip(&tar)),
+        (LAYER.to_owned(), xz(&tar)),
+        (format!("{docker}.gzip"), xz(&tar)),
+        ("application/octet-stream".to_owned(), [gzip(&tar[..512]), gzip(&tar[512..])].concat()),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip".to_owned(), gzip(&tar)),
+    ] {
+        let images = import(&kind, &packed).await.expect(&kind);
+        let rootfs = store.rootfs("test/app:1", Some(&images[0].digest)).await.expect("rootfs");
+        assert!(
+            file_in_rootfs(&containerd, &rootfs.chain_id, "own").await.as_deref() == Some(&content[..]),
+            "{kind}"
+        );
+        store.remove_all().await.expect("removes");
+        assert_eq!(leftovers(&containerd).await, (0, 0, 0, 0), "{kind}");
+    }
+    let refused = async |packed: &[u8], expect: &str| {
+        let error = import(LAYER, packed).await.expect_err(expect);
+        assert!(matches!(&error, RuntimeError::Invalid(text) if text.contains(expect)), "{error:?}");
+        assert_eq!(leftovers(&containerd).await, (0, 0, 0, 0), "{expect}");
+    };
+    refused(b"BZh91AY&SY and so on", "compressed with bzip2").await;
+    refused(&xz(b"something else"), "does not unpack to sha256:").await;
+    let cut = xz(&tar);
+    refused(&cut[..cut.len() / 2], "is damaged").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_names_no_image_asks_for_a_name() {
+    let containerd = TestContainerd::start().await;
+    let store = store(&containerd);
+    let tar = tar_of(&[("a", 0o644, b"a")]);
+    let archive = |notes: serde_json::Value| {
+        let mut parts = ByHand::default();
+        let root = parts.manifest(&[(LAYER, &tar, &tar)], json!({}));
+        parts.list(root, notes);
+        parts.archive()
+    };
+    let tagged = archive(json!({"org.opencontainers.image.ref.name": "latest"}));
+    let error = store.import(reader(&tagged), None).await.expect_err("a tag alone");
+    assert!(error.to_string().contains("only \"latest\"") && error.to_string().contains("--name"), "{error}");
+    let check = async |archive: &[u8], name: Option<&str>, expect: &str| {
+        let images = store.import(reader(archive), name).await.expect(expect);
+        let names: Vec<_> = images.iter().map(|image| image.reference.as_str()).collect();
+        assert_eq!(names, [expect]);
+    };
+    check(&tagged, Some("team/app"), "docker.io/team/app:latest").await;
+    check(&archive(json!({})), Some("reg.lan/app:2"), "reg.lan/app:2").await;
+    check(&archive(json!({"org.opencontainers.image.ref.name": "reg.lan/app:3"})), None, "reg.lan/app:3")
+        .await;
+    let error = store.import(reader(&tagged), Some("No/Name")).await.expect_err("no name");
+    assert!(matches!(error, RuntimeError::Invalid(_)), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_moves_leaves_what_it_stood_for() {
+    let containerd = TestContainerd::start().await;
+    let registry_image = oci_archive("docker.io/test/app:1", &[("a", 0o644, b"pulled")], json!({}));
+    let registry = FakeRegistry::start(&registry_image, Faults::default()).await;
+    let reference = format!("{}/test/app:1", registry.host);
+    let store = store(&containerd);
+    let import = async |content: &[u8]| {
+        let archive = oci_archive(&reference, &[("a", 0o644, content)], json!({}));
+        store.import(reader(&archive), None).await.expect("imports").remove(0).digest
+    };
+    let (first, second) = (import(b"1").await, import(b"2").await);
+    collect_garbage(&store).await;
+    let now =
+        async || store.image(&reference).await.expect("asks").map(|image| (image.digest, image.imported));
+    assert_eq!(now().await, Some((second.clone(), true)));
+    assert!(store.has_image(&reference, Some(&first)).await.expect("asks"), "the first import is lost");
+    // A replica's pull by digest takes no imported name away, somebody's pull does.
+    let pulled = store.resolve(&reference).await.expect("the registry's");
+    store.pull(&reference, Some(&pulled), quiet()).await.expect("pulls");
+    assert_eq!(now().await, Some((second.clone(), true)));
+    assert!(store.has_image(&reference, Some(&pulled)).await.expect("asks"));
+    store.pull(&reference, None, quiet()).await.expect("pulls");
+    assert_eq!(now().await, Some((pulled, false)));
+    for digest in [first, second] {
+        assert!(store.has_image(&reference, Some(&digest)).await.expect("asks"));
+        assert!(store.rootfs(&reference, Some(&digest)).await.is_ok());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_refuses_head_is_asked_by_get() {
+    let containerd = TestContainerd::start().await;
+    let archive = oci_archive("docker.io/test/app:1", &[("a", 0o644, b"a")], json!({}));
+    let digest = support::image::Layout::read(&archive).root;
+    let store = store(&containerd);
+    for code in [400, 403, 404, 405, 500, 501] {
+        let registry = FakeRegistry::start(&archive, Faults { head: Some(code), ..Faults::default() }).await;
+        let reference = format!("{}/test/app:1", registry.host);
+        assert_eq!(store.resolve(&reference).await.expect("by GET"), digest, "{code}");
+    }
 }

@@ -11,8 +11,8 @@ use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
 use blixard_core::spec::RestartPolicy;
 use blixard_node::platform::{
-    ContainerConfig, ContainerInfo, ContainerRuntime, ExecConfig, ExecSession, ImageInfo, LogLine, LogQuery,
-    OnProgress, PullProgress, RuntimeError, RuntimeEvent, Started,
+    ContainerConfig, ContainerInfo, ContainerRuntime, DiskUsage, ExecConfig, ExecSession, ImageInfo, LogLine,
+    LogQuery, OnProgress, PullProgress, RuntimeError, RuntimeEvent, Started,
 };
 use futures_util::Stream as FutureStream;
 use sha2::{Digest, Sha256};
@@ -432,6 +432,18 @@ impl ContainerRuntime for SimContainers {
         Err(RuntimeError::Invalid("simulated containers have no processes to start".to_owned()))
     }
 
+    async fn image(&self, reference: &str) -> Result<Option<ImageInfo>, RuntimeError> {
+        let inner = self.lock();
+        inner.up()?;
+        let here = inner.images.contains(reference).then(|| ImageInfo {
+            reference: reference.to_owned(),
+            digest: digest_of(reference),
+            bytes: 0,
+            imported: false,
+        });
+        Ok(here)
+    }
+
     async fn resolve(&self, reference: &str) -> Result<String, RuntimeError> {
         self.take(5).await;
         Ok(digest_of(reference))
@@ -460,13 +472,14 @@ impl ContainerRuntime for SimContainers {
     async fn import(
         &self,
         mut archive: Pin<Box<dyn AsyncRead + Send>>,
+        _: Option<&str>,
     ) -> Result<Vec<ImageInfo>, RuntimeError> {
         let mut reference = String::new();
         let read = archive.read_to_string(&mut reference).await;
         read.map_err(|error| RuntimeError::Invalid(error.to_string()))?;
         let digest = digest_of(&reference);
         self.lock().images.insert(reference.clone());
-        Ok(vec![ImageInfo { reference, digest, bytes: 0 }])
+        Ok(vec![ImageInfo { reference, digest, bytes: 0, imported: true }])
     }
 
     async fn export(
@@ -486,8 +499,23 @@ impl ContainerRuntime for SimContainers {
             reference: reference.clone(),
             digest: digest_of(reference),
             bytes: 0,
+            imported: false,
         });
         Ok(images.collect())
+    }
+
+    async fn remove_images(&self, names: &[String]) -> Result<u64, RuntimeError> {
+        let mut inner = self.lock();
+        inner.up()?;
+        inner.images.retain(|image| !names.contains(image));
+        Ok(0)
+    }
+
+    async fn disk_usage(&self) -> Result<DiskUsage, RuntimeError> {
+        let inner = self.lock();
+        inner.up()?;
+        let (images, containers) = (inner.images.len() as u64, inner.containers.len() as u64);
+        Ok(DiskUsage { images, containers, ..DiskUsage::default() })
     }
 
     async fn purge(&self, images: bool) -> Result<(), RuntimeError> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use blixard_core::api::image::{ImageList, ImportAnswer, PullLine, PullRequest};
+use blixard_core::api::image::{ImageList, ImageRemoval, ImportAnswer, PullLine, PullRequest};
 use clap::Subcommand;
 use http::Method;
 use tokio::sync::mpsc;
@@ -16,7 +16,7 @@ use crate::render::progress::{Item, Progress};
 use crate::render::table::Table;
 use crate::render::{self, color, text};
 
-/// Import, pull and list images
+/// Import, pull, list and remove images
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  blixard image import app.tar\n  blixard image pull nginx\n  blixard image ls"
@@ -29,11 +29,19 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Import the images of an OCI or Docker archive into every node
-    #[command(after_help = "Example:\n  docker save app:1 -o app.tar && blixard image import app.tar")]
+    ///
+    /// From then on its name stands for it in the whole cluster, whatever a registry says, until it is
+    /// pulled with `blixard image pull` or removed.
+    #[command(
+        after_help = "Example:\n  docker save app:1 -o app.tar && blixard image import app.tar\n  blixard image import --name team/app:1 layout.tar.zst"
+    )]
     Import {
-        /// The archive (tar, perhaps gzipped), or - for standard input
+        /// The archive (tar, perhaps compressed with gzip, zstd or xz), or - for standard input
         #[arg(value_name = "FILE.tar")]
         file: PathBuf,
+        /// What the image is called, instead of as the archive says; without a tag it keeps its own
+        #[arg(long, value_name = "NAME[:TAG]")]
+        name: Option<String>,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -52,17 +60,48 @@ enum Command {
         after_help = "Example:\n  blixard image ls\n  blixard image ls -o json"
     )]
     Ls(OutputArgs),
+    /// Remove images from every node
+    ///
+    /// Refused while a service needs one. What runs goes on in any case.
+    #[command(
+        after_help = "Example:\n  blixard image rm app:1\n  blixard image rm sha256:3f2a9c1 nginx:1.25"
+    )]
+    Rm {
+        /// Images: names, or digests as `blixard image ls` shows them
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+        /// Also when a service needs it: what starts again has to fetch it anew
+        #[arg(short, long)]
+        force: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Remove the images that no service needs, from every node
+    ///
+    /// A service needs the images of all its kept versions, so that it can go back to them.
+    #[command(after_help = "Example:\n  blixard image prune")]
+    Prune(OutputArgs),
 }
 
 pub(crate) async fn image(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Import { file, output } => import(client, file, output).await,
+        Command::Import { file, name, output } => import(client, file, name, output).await,
         Command::Pull { reference } => pull(client, reference).await,
         Command::Ls(output) => list(client, output).await,
+        Command::Rm { names, force, output } => remove(client, names, force, output).await,
+        Command::Prune(output) => {
+            let removal: ImageRemoval = client.post_empty("/v1/images/prune").await?;
+            report(removal, output)
+        }
     }
 }
 
-async fn import(client: &Client, file: PathBuf, output: OutputArgs) -> anyhow::Result<ExitCode> {
+async fn import(
+    client: &Client,
+    file: PathBuf,
+    name: Option<String>,
+    output: OutputArgs,
+) -> anyhow::Result<ExitCode> {
     let (sender, mut sent) = mpsc::unbounded_channel();
     let (body, total) = client::file(&file, move |bytes| {
         let _ = sender.send(bytes);
@@ -70,7 +109,11 @@ async fn import(client: &Client, file: PathBuf, output: OutputArgs) -> anyhow::R
     .await
     .with_context(|| format!("cannot read {}", file.display()))?;
     let mut progress = Progress::new();
-    let upload = client.upload::<ImportAnswer>("/v1/images/import", body);
+    let path = match name {
+        Some(name) => format!("/v1/images/import?name={}", client::segment(&name)),
+        None => "/v1/images/import".to_owned(),
+    };
+    let upload = client.upload::<ImportAnswer>(&path, body);
     let mut upload = std::pin::pin!(upload);
     let answer = loop {
         // Cancel safe: the upload is pinned outside the loop and `recv` keeps what it has.
@@ -151,4 +194,55 @@ async fn list(client: &Client, output: OutputArgs) -> anyhow::Result<ExitCode> {
     }
     render::print(&table.render())?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn remove(
+    client: &Client,
+    names: Vec<String>,
+    force: bool,
+    output: OutputArgs,
+) -> anyhow::Result<ExitCode> {
+    let mut all = ImageRemoval::default();
+    let mut fault = None;
+    for name in &names {
+        let path = format!("/v1/images?reference={}&force={force}", client::segment(name));
+        match client.delete::<ImageRemoval>(&path).await {
+            Ok(removal) => {
+                all.items.extend(removal.items);
+                all.bytes_freed = all.bytes_freed.saturating_add(removal.bytes_freed);
+                all.failed.extend(removal.failed);
+            }
+            // The others are removed all the same.
+            Err(error) => match &fault {
+                None => fault = Some(error),
+                Some(_) => render::warn(&format!("{error:#}")),
+            },
+        }
+    }
+    let code = report(all, output)?;
+    fault.map_or(Ok(code), Err)
+}
+
+fn report(removal: ImageRemoval, output: OutputArgs) -> anyhow::Result<ExitCode> {
+    if output.output == Output::Json {
+        render::json(&removal)?;
+    } else {
+        for image in &removal.items {
+            let nodes: Vec<String> = image.nodes.iter().map(ToString::to_string).collect();
+            let (name, digest) = (text::printable(&image.reference), text::short_digest(&image.digest));
+            render::line(&format!("removed {name} ({digest}) from node {}", nodes.join(", ")))?;
+        }
+        render::line(&format!("freed {}", text::bytes(removal.bytes_freed)))?;
+    }
+    if removal.failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let failed = removal.failed.iter();
+    let failed: Vec<String> = failed
+        .map(|member| {
+            format!("node {}: {}", member.node, member.error.as_deref().unwrap_or("no reason given"))
+        })
+        .collect();
+    let error = format!("{} nodes keep what they have", failed.len());
+    Err(Failure::new(error, "try again once they are up").with_details(failed).into())
 }

@@ -15,6 +15,7 @@ pub(crate) mod rollout;
 pub(crate) mod run;
 pub(crate) mod service;
 pub(crate) mod stop;
+pub(crate) mod system;
 pub(crate) mod wait;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events(args) => ask(node, async |client| events::events(client, args).await),
         Command::Service(args) => ask(node, async |client| service::service(client, args).await),
         Command::Image(args) => ask(node, async |client| image::image(client, args).await),
+        Command::System(args) => ask(node, async |client| system::system(client, args).await),
         Command::Cluster(args) => ask(node, async |client| cluster::cluster(client, args).await),
         Command::Node(args) => match args.task(node) {
             node::Task::Here(local) => local.run(),

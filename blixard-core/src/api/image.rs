@@ -17,6 +17,9 @@ pub struct ImageRow {
     pub bytes: u64,
     /// The members that have it.
     pub nodes: Vec<NodeId>,
+    /// Whether somebody imported it under this name: then no registry is asked what the name means.
+    #[serde(default)]
+    pub imported: bool,
 }
 
 /// The images of the cluster.
@@ -67,4 +70,47 @@ pub struct PullLine {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// Which images were removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageRemoval {
+    /// The images removed, and the members that had them.
+    pub items: Vec<ImageRow>,
+    /// How many bytes of disk this freed, of all members together.
+    pub bytes_freed: u64,
+    /// Members that could not be asked, and why: they keep what they have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<ImportMember>,
+}
+
+/// What a member has on disk. Sizes are in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskUsageRow {
+    /// The member.
+    pub node: NodeId,
+    /// How many images it has.
+    pub images: u64,
+    /// Its images as registries send them.
+    pub image_bytes: u64,
+    /// Their layers unpacked, which containers share.
+    pub unpacked_bytes: u64,
+    /// How many containers it has.
+    pub containers: u64,
+    /// What containers wrote onto their own root file systems.
+    pub container_bytes: u64,
+    /// Logs of containers.
+    pub log_bytes: u64,
+    /// The rest of its data directory: the stores.
+    pub data_bytes: u64,
+}
+
+/// What the members have on disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskUsageList {
+    /// One row a member.
+    pub items: Vec<DiskUsageRow>,
+    /// Members that could not be asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreachable: Vec<NodeId>,
 }

@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::access::Access;
-use super::context::{Api, JsonBody};
+use super::context::{Api, JsonBody, Params};
 use super::error::ApiError;
 use super::proxy;
 use super::replicas::{self, ndjson};
@@ -37,39 +37,92 @@ const HAND_OVER_BREAKS_MAX: u32 = 3;
 /// How long an image whose link broke waits before it is sent again.
 const HAND_OVER_PAUSE: Duration = Duration::from_secs(1);
 
+/// Which images are listed.
+#[derive(serde::Deserialize)]
+pub(super) struct ListQuery {
+    reference: Option<String>,
+}
+
 /// The images of every member; another member is asked for its own only.
-#[utoipa::path(get, path = "/v1/images", responses((status = 200, description = "The images", body = ImageList)))]
-pub(super) async fn list(State(api): State<Api>) -> Result<Response, ApiError> {
-    let own = api.handle.platform.containers.images().await?;
-    let own = own.into_iter().map(|image| row(image, api.handle.id)).collect();
+#[utoipa::path(
+    get, path = "/v1/images",
+    params(("reference" = Option<String>, Query, description = "Only the image of this name, of each member")),
+    responses((status = 200, description = "The images", body = ImageList))
+)]
+pub(super) async fn list(
+    State(api): State<Api>,
+    Params(query): Params<ListQuery>,
+) -> Result<Response, ApiError> {
+    let Some(reference) = &query.reference else {
+        if api.access == Access::Peer {
+            let own = api.handle.platform.containers.images().await?;
+            let items = own.into_iter().map(|image| row(image, api.handle.id)).collect();
+            return Ok(Json(ImageList { items, unreachable: Vec::new() }).into_response());
+        }
+        let (items, unreachable) = all(&api).await?;
+        return Ok(Json(ImageList { items, unreachable }).into_response());
+    };
+    let own = api.handle.platform.containers.image(reference).await?;
+    let own: Vec<ImageRow> = own.into_iter().map(|image| row(image, api.handle.id)).collect();
     if api.access == Access::Peer {
         return Ok(Json(ImageList { items: own, unreachable: Vec::new() }).into_response());
     }
-    let mut unreachable = Vec::new();
-    let mut all: Vec<ImageRow> = own;
-    let others = others(&api);
-    let answers = others.iter().map(|&node| proxy::ask::<ImageList>(&api, node, "/v1/images"));
+    let (items, unreachable) = with_others(&api, own, &of_reference(reference)).await;
+    Ok(Json(ImageList { items, unreachable }).into_response())
+}
+
+/// The images of every member, and the members that did not answer.
+pub(super) async fn all(api: &Api) -> Result<(Vec<ImageRow>, Vec<NodeId>), ApiError> {
+    let own = api.handle.platform.containers.images().await?;
+    let own = own.into_iter().map(|image| row(image, api.handle.id)).collect();
+    Ok(with_others(api, own, "/v1/images").await)
+}
+
+async fn with_others(api: &Api, own: Vec<ImageRow>, path: &str) -> (Vec<ImageRow>, Vec<NodeId>) {
+    let (mut all, mut unreachable) = (own, Vec::new());
+    let others = others(api);
+    let answers = others.iter().map(|&node| proxy::ask::<ImageList>(api, node, path));
     for (&node, answer) in others.iter().zip(join_all(answers).await) {
         match answer {
             Ok(list) => all.extend(list.items),
             Err(_) => unreachable.push(node),
         }
     }
-    Ok(Json(ImageList { items: merge(all), unreachable }).into_response())
+    (merge(all), unreachable)
 }
 
-fn row(image: ImageInfo, node: NodeId) -> ImageRow {
-    ImageRow { reference: image.reference, digest: image.digest, bytes: image.bytes, nodes: vec![node] }
+/// The path of the image of one name. A reference has no character that a query would need escaped;
+/// what is none is refused by whoever is asked.
+pub(super) fn of_reference(reference: &str) -> String {
+    format!("/v1/images?reference={}", escaped(reference))
+}
+
+/// A text as a query's value.
+pub(super) fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b if b.is_ascii_alphanumeric() || b"-._~/:@".contains(&b) => escaped.push(char::from(b)),
+            b => escaped.push_str(&format!("%{b:02X}")),
+        }
+    }
+    escaped
+}
+
+pub(super) fn row(image: ImageInfo, node: NodeId) -> ImageRow {
+    let ImageInfo { reference, digest, bytes, imported } = image;
+    ImageRow { reference, digest, bytes, nodes: vec![node], imported }
 }
 
 /// One row for each image, with all the members that have it.
-fn merge(rows: Vec<ImageRow>) -> Vec<ImageRow> {
+pub(super) fn merge(rows: Vec<ImageRow>) -> Vec<ImageRow> {
     let mut merged: BTreeMap<(String, String), ImageRow> = BTreeMap::new();
     for row in rows {
         let key = (row.reference.clone(), row.digest.clone());
         match merged.get_mut(&key) {
             Some(known) => {
                 known.bytes = known.bytes.max(row.bytes);
+                known.imported |= row.imported;
                 known.nodes.extend(row.nodes);
                 known.nodes.sort_unstable();
                 known.nodes.dedup();
@@ -80,7 +133,7 @@ fn merge(rows: Vec<ImageRow>) -> Vec<ImageRow> {
     merged.into_values().collect()
 }
 
-fn others(api: &Api) -> Vec<NodeId> {
+pub(super) fn others(api: &Api) -> Vec<NodeId> {
     api.handle.state().nodes.keys().copied().filter(|&node| node != api.handle.id).collect()
 }
 
@@ -114,14 +167,26 @@ pub(super) async fn pull(
     replicas::stream(Body::from_stream(lines))
 }
 
-/// Takes in an OCI or Docker archive (tar, perhaps gzipped) here, then at every other member.
+/// How an archive is taken in.
+#[derive(serde::Deserialize)]
+pub(super) struct ImportQuery {
+    name: Option<String>,
+}
+
+/// Takes in an OCI or Docker archive (tar, perhaps compressed) here, then at every other member.
 #[utoipa::path(
     post, path = "/v1/images/import", request_body(content = Vec<u8>, content_type = "application/x-tar"),
+    params(("name" = Option<String>, Query, description = "What the image is called, instead of by the archive")),
     responses((status = 200, description = "What became of it at each member", body = ImportAnswer), (status = 400, description = "Not an image archive", body = ErrorBody))
 )]
-pub(super) async fn import(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn import(
+    State(api): State<Api>,
+    Params(query): Params<ImportQuery>,
+    request: Request,
+) -> Result<Response, ApiError> {
     let body = request.into_body().into_data_stream().map_err(std::io::Error::other);
-    let images = api.handle.platform.containers.import(Box::pin(StreamReader::new(body))).await?;
+    let body = Box::pin(StreamReader::new(body));
+    let images = api.handle.platform.containers.import(body, query.name.as_deref()).await?;
     let mut members = vec![ImportMember { node: api.handle.id, error: None }];
     if api.access != Access::Peer {
         let handing = others(&api).into_iter().map(async |node| {
@@ -181,6 +246,7 @@ mod tests {
             digest: digest.into(),
             bytes: 5,
             nodes: vec![NodeId(node)],
+            imported: false,
         };
         let merged = merge(vec![row("b", "1", 2), row("a", "1", 1), row("b", "1", 1), row("b", "2", 3)]);
         let short: Vec<_> = merged

@@ -18,7 +18,9 @@ mod logs;
 mod nodes;
 mod openapi;
 mod proxy;
+mod removal;
 mod replicas;
+mod resolution;
 mod resolve;
 mod serve;
 mod services;
@@ -70,7 +72,9 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .route("/v1/node/down", post(nodes::down))
         .route("/v1/cluster", get(nodes::cluster))
         .route("/v1/events", get(events::events))
-        .route("/v1/images", get(images::list))
+        .route("/v1/images", get(images::list).delete(removal::remove))
+        .route("/v1/images/prune", post(removal::prune))
+        .route("/v1/system/df", get(removal::disk_usage))
         .route("/v1/images/pull", post(images::pull))
         .route("/v1/images/import", post(images::import))
         .route("/v1/tokens", get(tokens::list).post(tokens::add))

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{ended, events, exec, files, images, logs, nodes, replicas, services, tokens};
+use super::{ended, events, exec, files, images, logs, nodes, removal, replicas, services, tokens};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -44,6 +44,9 @@ use super::{ended, events, exec, files, images, logs, nodes, replicas, services,
         images::list,
         images::pull,
         images::import,
+        removal::remove,
+        removal::prune,
+        removal::disk_usage,
         tokens::list,
         tokens::add,
         tokens::remove,

@@ -21,12 +21,11 @@ use futures_util::future::join_all;
 use super::access::Principal;
 use super::context::{Api, JsonBody, RequestIdent, created};
 use super::error::ApiError;
-use super::{proxy, replicas, views};
+use super::resolution::Resolved;
+use super::{proxy, replicas, resolution, views};
 
 /// How long a submission waits for the disk to say whether the sources of volumes are there.
 const LOOK_DEADLINE: Duration = Duration::from_secs(2);
-/// How long a submission waits for a registry to say which digest a reference stands for.
-const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Creates a service or gives it a new version. The same specification again changes nothing.
 #[utoipa::path(
@@ -91,16 +90,15 @@ async fn check_volumes(api: &Api, spec: &ServiceSpec) -> Result<(), ApiError> {
 /// Fixes the digest that the image's reference stands for now; the warning when it could not be.
 async fn resolve(api: &Api, spec: &mut ServiceSpec) -> Option<String> {
     let reference = &spec.image.reference;
-    let resolved = api.within(RESOLVE_DEADLINE, api.handle.platform.containers.resolve(reference)).await;
-    let reason = match resolved {
-        Some(Ok(digest)) => {
+    let known = known_digest(&api.handle.state(), spec);
+    let (digest, reason) = match resolution::resolve(api, reference, known).await {
+        Resolved::Now(digest) => {
             spec.image.digest = Some(digest);
             return None;
         }
-        Some(Err(error)) => error.to_string(),
-        None => format!("no answer within {} s", RESOLVE_DEADLINE.as_secs()),
+        Resolved::Before { digest, reason } => (digest, reason),
     };
-    spec.image.digest = known_digest(&api.handle.state(), spec);
+    spec.image.digest = digest;
     Some(match &spec.image.digest {
         Some(digest) => format!("image `{reference}` stays at {digest}: it could not be looked up: {reason}"),
         None => format!(

@@ -283,6 +283,10 @@ impl ContainerRuntime for NoContainers {
         unreachable!("Raft runs no containers")
     }
 
+    async fn image(&self, _: &str) -> Result<Option<ImageInfo>, RuntimeError> {
+        unreachable!("Raft runs no containers")
+    }
+
     async fn resolve(&self, _: &str) -> Result<String, RuntimeError> {
         unreachable!("Raft runs no containers")
     }
@@ -295,7 +299,11 @@ impl ContainerRuntime for NoContainers {
         unreachable!("Raft runs no containers")
     }
 
-    async fn import(&self, _: Pin<Box<dyn AsyncRead + Send>>) -> Result<Vec<ImageInfo>, RuntimeError> {
+    async fn import(
+        &self,
+        _: Pin<Box<dyn AsyncRead + Send>>,
+        _: Option<&str>,
+    ) -> Result<Vec<ImageInfo>, RuntimeError> {
         unreachable!("Raft runs no containers")
     }
 
@@ -304,6 +312,14 @@ impl ContainerRuntime for NoContainers {
     }
 
     async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
+        unreachable!("Raft runs no containers")
+    }
+
+    async fn remove_images(&self, _: &[String]) -> Result<u64, RuntimeError> {
+        unreachable!("Raft runs no containers")
+    }
+
+    async fn disk_usage(&self) -> Result<crate::platform::DiskUsage, RuntimeError> {
         unreachable!("Raft runs no containers")
     }
 

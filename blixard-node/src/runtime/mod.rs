@@ -42,6 +42,7 @@ mod shims;
 mod spec;
 mod start;
 mod supervise;
+mod usage;
 mod user;
 
 use std::collections::BTreeSet;
@@ -70,8 +71,8 @@ use self::files::Files;
 use self::images::{ImageStore, Registries};
 use self::supervise::Private;
 use crate::platform::{
-    Chunks, ContainerConfig, ContainerInfo, ContainerRuntime, EndedContainer, ExecConfig, ExecSession,
-    ImageInfo, LogLine, LogQuery, OnProgress, RuntimeError, RuntimeEvent, Started,
+    Chunks, ContainerConfig, ContainerInfo, ContainerRuntime, DiskUsage, EndedContainer, ExecConfig,
+    ExecSession, ImageInfo, LogLine, LogQuery, OnProgress, RuntimeError, RuntimeEvent, Started,
 };
 
 pub use self::connect::{ContainerdChoice, SYSTEM_SOCKET};
@@ -393,6 +394,10 @@ impl ContainerRuntime for ContainerdRuntime {
         containers.exec(&containers.id(replica, attempt), config).await
     }
 
+    async fn image(&self, reference: &str) -> Result<Option<ImageInfo>, RuntimeError> {
+        self.attached()?.images.image(reference).await
+    }
+
     async fn resolve(&self, reference: &str) -> Result<String, RuntimeError> {
         self.attached()?.images.resolve(reference).await
     }
@@ -410,8 +415,12 @@ impl ContainerRuntime for ContainerdRuntime {
         self.attached()?.images.pull(reference, digest, progress).await
     }
 
-    async fn import(&self, archive: Pin<Box<dyn AsyncRead + Send>>) -> Result<Vec<ImageInfo>, RuntimeError> {
-        self.attached()?.images.import(archive).await
+    async fn import(
+        &self,
+        archive: Pin<Box<dyn AsyncRead + Send>>,
+        name: Option<&str>,
+    ) -> Result<Vec<ImageInfo>, RuntimeError> {
+        self.attached()?.images.import(archive, name).await
     }
 
     async fn export(
@@ -424,6 +433,14 @@ impl ContainerRuntime for ContainerdRuntime {
 
     async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
         self.attached()?.images.images().await
+    }
+
+    async fn remove_images(&self, names: &[String]) -> Result<u64, RuntimeError> {
+        self.attached()?.images.remove(names).await
+    }
+
+    async fn disk_usage(&self) -> Result<DiskUsage, RuntimeError> {
+        self.attached()?.disk_usage(self.config.data.clone()).await
     }
 
     async fn purge(&self, images: bool) -> Result<(), RuntimeError> {

@@ -1,19 +1,25 @@
 //! Reads files of a container's root file system before anything is mounted, from the layers of
 //! its snapshot: symbolic links, whiteouts and opaque directories mean what overlayfs makes of
-//! them, and no link leads out of the layers.
+//! them, and no link leads out of the layers. The image may be hostile: a layer is walked by the
+//! kernel's rules against links (`openat2`), and only a regular file is ever opened for reading.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use blixard_core::limits::IMAGE_ACCOUNTS_BYTES_MAX;
 use containerd_client::types::Mount;
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 /// Links followed for one path before it counts as a loop; the kernel's own number.
 const LINKS_MAX: usize = 40;
-/// The largest file read, in bytes.
-const FILE_BYTES_MAX: u64 = 4 << 20;
+/// No link is followed, and no way leads out, also not by what the kernel makes links of.
+const CONFINED: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// The layers of one root file system.
 #[derive(Debug, Clone)]
@@ -25,7 +31,9 @@ pub(crate) struct Rootfs {
 enum Found {
     Directory,
     Link(PathBuf),
-    Other(PathBuf),
+    File(OwnedFd),
+    /// A device, a fifo or a socket.
+    Other,
 }
 
 impl Rootfs {
@@ -49,7 +57,8 @@ impl Rootfs {
     /// absent or no regular file.
     ///
     /// # Errors
-    /// When the layers cannot be read, or the links form a loop.
+    /// When the layers cannot be read; of kind `InvalidData` when the links form a loop or the file is
+    /// larger than is read.
     pub(crate) fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
         let mut pending: VecDeque<OsString> = parts(Path::new(path)).collect();
         let mut resolved = PathBuf::new();
@@ -66,7 +75,7 @@ impl Rootfs {
                 Some(Found::Link(target)) => {
                     links += 1;
                     if links > LINKS_MAX {
-                        return Err(io::Error::other(format!("{path}: too many symbolic links")));
+                        return Err(invalid(format!("{path}: too many symbolic links")));
                     }
                     if target.is_absolute() {
                         resolved = PathBuf::new();
@@ -75,8 +84,8 @@ impl Rootfs {
                         pending.push_front(part);
                     }
                 }
-                Some(Found::Other(file)) if pending.is_empty() => return read_regular(&file),
-                Some(Found::Other(_)) => return Ok(None),
+                Some(Found::File(file)) if pending.is_empty() => return read(path, &file).map(Some),
+                Some(Found::File(_) | Found::Other) => return Ok(None),
             }
         }
         Ok(None)
@@ -85,40 +94,60 @@ impl Rootfs {
     /// Finds the uppermost entry at `path`, whose parents are directories in the merged tree.
     fn find(&self, path: &Path) -> io::Result<Option<Found>> {
         for layer in &self.layers {
-            let mut at = layer.clone();
-            let mut opaque = false;
-            let mut entry = None;
-            for part in path {
-                opaque |= is_opaque(&at);
-                at.push(part);
-                entry = match std::fs::symlink_metadata(&at) {
-                    Ok(metadata) => Some(metadata),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => None,
-                    Err(error) => return Err(error),
-                };
-                match &entry {
-                    Some(metadata) if metadata.file_type().is_char_device() && metadata.rdev() == 0 => {
-                        return Ok(None);
-                    }
-                    Some(_) => {}
-                    None => break,
-                }
-            }
-            if let Some(metadata) = entry {
-                return Ok(Some(if metadata.is_dir() {
-                    Found::Directory
-                } else if metadata.is_symlink() {
-                    Found::Link(std::fs::read_link(&at)?)
-                } else {
-                    Found::Other(at)
-                }));
-            }
-            if opaque {
-                return Ok(None);
+            match in_layer(layer, path)? {
+                Layered::Found(found) => return Ok(Some(found)),
+                Layered::Hidden => return Ok(None),
+                Layered::Below => {}
             }
         }
         Ok(None)
+    }
+}
+
+/// What one layer says of a path.
+enum Layered {
+    Found(Found),
+    /// That nothing is there, in the layers below it either.
+    Hidden,
+    /// Nothing: the layers below it count.
+    Below,
+}
+
+fn in_layer(layer: &Path, path: &Path) -> io::Result<Layered> {
+    let mut at = rustix::fs::open(layer, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut opaque = false;
+    let mut parts = path.iter().peekable();
+    while let Some(part) = parts.next() {
+        opaque |= is_opaque(at.as_fd());
+        let Some(entry) = open_entry(at.as_fd(), part)? else {
+            return Ok(if opaque { Layered::Hidden } else { Layered::Below });
+        };
+        let stat = rustix::fs::fstat(&entry)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::CharacterDevice if stat.st_rdev == 0 => return Ok(Layered::Hidden),
+            FileType::Directory if parts.peek().is_some() => at = entry,
+            FileType::Directory => return Ok(Layered::Found(Found::Directory)),
+            // A layer above has a directory in its place, which hides it and all that is below.
+            _ if parts.peek().is_some() => return Ok(Layered::Hidden),
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&entry, "", Vec::new())?;
+                let target = OsString::from(String::from_utf8_lossy(target.as_bytes()).into_owned());
+                return Ok(Layered::Found(Found::Link(target.into())));
+            }
+            FileType::RegularFile => return Ok(Layered::Found(Found::File(entry))),
+            _ => return Ok(Layered::Found(Found::Other)),
+        }
+    }
+    Ok(Layered::Found(Found::Directory))
+}
+
+/// The entry itself, a link too; nothing when there is none.
+fn open_entry(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat2(directory, name, flags, Mode::empty(), CONFINED) {
+        Ok(entry) => Ok(Some(entry)),
+        Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -130,19 +159,32 @@ fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     })
 }
 
-fn is_opaque(directory: &Path) -> bool {
+fn is_opaque(directory: BorrowedFd<'_>) -> bool {
     let mut value = [0_u8; 1];
-    let length = rustix::fs::lgetxattr(directory, "trusted.overlay.opaque", &mut value[..]);
+    let length = rustix::fs::getxattr(through_proc(directory), "trusted.overlay.opaque", &mut value[..]);
     length == Ok(1) && value == *b"y"
 }
 
-fn read_regular(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    if !std::fs::symlink_metadata(path)?.is_file() {
-        return Ok(None);
-    }
+/// The path of what a descriptor refers to, for calls that take no descriptor of a path alone.
+fn through_proc(descriptor: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd())
+}
+
+/// Reads a regular file that is open as a path.
+fn read(path: &str, file: &OwnedFd) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
+    let file = File::open(through_proc(file.as_fd()))?;
+    file.take(IMAGE_ACCOUNTS_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > IMAGE_ACCOUNTS_BYTES_MAX {
+        return Err(invalid(format!(
+            "{path} is longer than the {IMAGE_ACCOUNTS_BYTES_MAX} bytes that are read"
+        )));
+    }
+    Ok(bytes)
+}
+
+fn invalid(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 #[cfg(test)]
@@ -182,5 +224,36 @@ mod tests {
         check("/etc/passwd/more", None);
         check("/absent", None);
         assert!(rootfs.read("/etc/loop").is_err());
+    }
+
+    #[test]
+    fn nothing_outside_the_layers_is_read_and_nothing_blocks() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (upper, lower) = (directory.path().join("upper"), directory.path().join("lower"));
+        let host = directory.path().join("host");
+        for path in [upper.join("etc"), upper.join("run"), lower.join("var"), host.clone()] {
+            fs::create_dir_all(path).expect("directory");
+        }
+        fs::write(host.join("passwd"), "secret").expect("file");
+        // The merged tree has the upper directory; the lower layer's link must not lead elsewhere.
+        symlink(&host, lower.join("etc")).expect("link");
+        fs::write(lower.join("run"), "a file where the merged tree has a directory").expect("file");
+        let fifo = upper.join("etc/group");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .expect("fifo");
+        fs::File::create(upper.join("etc/large"))
+            .and_then(|file| file.set_len(1 << 40))
+            .expect("sparse file");
+        symlink("/proc/self/environ", upper.join("etc/proc")).expect("link");
+        symlink("/etc/../../../../../etc/../host/passwd", upper.join("etc/up")).expect("link");
+        let rootfs = Rootfs { layers: vec![upper, lower] };
+        for path in
+            ["/etc/passwd", "/etc/group", "/etc/proc", "/etc/up", "/run/passwd", "/var/../../host/passwd"]
+        {
+            assert_eq!(rootfs.read(path).expect(path), None, "{path}");
+        }
+        let error = rootfs.read("/etc/large").expect_err("too large");
+        assert!(error.to_string().contains("/etc/large is longer than"), "{error}");
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
     }
 }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use blixard_core::spec::{NetworkMode, ServiceSpec, VolumeSpec};
 use oci_spec::OciSpecError;
-use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxNamespace,
     LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType,
@@ -15,6 +14,7 @@ use oci_spec::runtime::{
 
 use super::cgroups::{self, CgroupSupport};
 use super::files::ContainerFiles;
+use super::images::ImageConfig;
 use super::seccomp;
 use super::user::ResolvedUser;
 use crate::platform::RuntimeError;
@@ -81,7 +81,7 @@ pub(crate) struct Input<'a> {
     /// What the service asks for.
     pub(crate) service: &'a ServiceSpec,
     /// What the image says.
-    pub(crate) image: &'a ImageConfiguration,
+    pub(crate) image: &'a ImageConfig,
     /// The container's host name.
     pub(crate) hostname: &'a str,
     /// Who it runs as.
@@ -122,14 +122,12 @@ pub(crate) fn build(input: &Input<'_>) -> Result<(Spec, Vec<&'static str>), Runt
 }
 
 /// The program and its arguments: the service's command replaces ENTRYPOINT and CMD together.
-fn command(service: &ServiceSpec, image: &ImageConfiguration) -> Option<Vec<String>> {
+fn command(service: &ServiceSpec, image: &ImageConfig) -> Option<Vec<String>> {
     if let Some(command) = service.image.command.as_ref().filter(|command| !command.is_empty()) {
         return Some(command.clone());
     }
-    let config = image.config().as_ref()?;
-    let mut args = config.entrypoint().clone().unwrap_or_default();
-    args.extend(config.cmd().clone().unwrap_or_default());
-    (!args.is_empty()).then_some(args)
+    let args = [image.entrypoint.as_slice(), &image.cmd].concat();
+    args.first().is_some_and(|program| !program.is_empty()).then_some(args)
 }
 
 fn assemble(input: &Input<'_>, args: Vec<String>) -> Result<(Spec, Vec<&'static str>), OciSpecError> {
@@ -160,16 +158,9 @@ fn assemble(input: &Input<'_>, args: Vec<String>) -> Result<(Spec, Vec<&'static 
 }
 
 fn process(input: &Input<'_>, args: Vec<String>) -> Result<Process, OciSpecError> {
-    let config = input.image.config().as_ref();
-    let workdir = input
-        .service
-        .image
-        .workdir
-        .clone()
-        .or_else(|| config.and_then(|config| config.working_dir().clone()))
-        .filter(|path| !path.is_empty())
-        .unwrap_or_else(|| "/".to_owned());
-    let image_env = config.and_then(|config| config.env().clone()).unwrap_or_default();
+    let wanted = input.service.image.workdir.as_ref().unwrap_or(&input.image.working_dir);
+    let workdir = if wanted.is_empty() { "/" } else { wanted };
+    let image_env = input.image.env.iter().cloned();
     let service_env = input.service.environment.iter().map(|(key, value)| format!("{key}={value}"));
     let defaults = [DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", input.hostname)];
     let env = merge_environment(defaults.into_iter().chain(image_env).chain(service_env));
@@ -288,10 +279,9 @@ fn bind(destination: &Path, source: &Path, read_only: bool) -> Result<Mount, Oci
 #[cfg(test)]
 mod tests {
     use blixard_core::spec::{ImageSpec, NetworkMode, ServiceSpec, VolumeSpec};
-    use oci_spec::image::ImageConfiguration;
     use oci_spec::runtime::Spec;
 
-    use super::{CgroupSupport, Input, build, hostname, merge_environment};
+    use super::{CgroupSupport, ImageConfig, Input, build, hostname, merge_environment};
     use crate::platform::RuntimeError;
     use crate::runtime::files::ContainerFiles;
     use crate::runtime::user::ResolvedUser;
@@ -308,7 +298,7 @@ mod tests {
     }
 
     fn spec(service: &ServiceSpec, image: &str) -> Result<Spec, RuntimeError> {
-        let image: ImageConfiguration = serde_json::from_str(image).expect("image");
+        let image = ImageConfig::parse(image.as_bytes()).expect("image");
         let netns = (service.network == NetworkMode::Bridge).then_some("/run/netns/x".as_ref());
         build(&Input {
             service,
@@ -347,6 +337,8 @@ mod tests {
         assert_eq!(args(&ServiceSpec { image, ..service() }), ["sleep", "1"]);
         let silent = r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
         assert!(matches!(spec(&service(), silent), Err(RuntimeError::Invalid(_))));
+        let empty = r#"{"config": {"Entrypoint": [""], "Cmd": [""]}}"#;
+        assert!(matches!(spec(&service(), empty), Err(RuntimeError::Invalid(_))));
     }
 
     #[test]

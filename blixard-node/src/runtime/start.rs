@@ -179,8 +179,7 @@ impl Containers {
         lease: Option<&NetworkLease>,
         rootfs: &[Mount],
     ) -> Result<(ContainerFiles, ResolvedUser), RuntimeError> {
-        let wanted =
-            image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
+        let wanted = image.config.user.clone();
         let (files, id, hostname) = (self.files.clone(), id.clone(), hostname.to_owned());
         let (config, rootfs) = (config.clone(), Rootfs::from_mounts(rootfs));
         let address = lease.map(|lease| lease.address);
@@ -208,7 +207,6 @@ impl Containers {
     ) -> Result<(), RuntimeError> {
         let spec = serde_json::to_vec(spec)
             .map_err(|error| RuntimeError::Invalid(format!("cannot encode the specification: {error}")))?;
-        let stop_signal = image.config.config().as_ref().and_then(|config| config.stop_signal().clone());
         let record = Record {
             id: id.clone(),
             replica: config.replica,
@@ -218,7 +216,9 @@ impl Containers {
             version: config.version,
             image: image.reference.clone(),
             image_digest: image.manifest_digest.clone(),
-            stop_signal: signal_number(stop_signal.as_deref()),
+            stop_signal: signal_number(
+                Some(image.config.stop_signal.as_str()).filter(|signal| !signal.is_empty()),
+            ),
             ports: config.spec.ports.clone(),
         };
         let container = Container {

@@ -5,6 +5,12 @@ use super::client::disk;
 use super::rootfs::Rootfs;
 use crate::platform::RuntimeError;
 
+/// The largest id of a user or group: what lies beyond means "none" to some system calls.
+const ID_MAX: u32 = i32::MAX as u32;
+
+/// The most groups of a process: the kernel's own bound.
+const GROUPS_MAX: usize = 65_536;
+
 /// The ids of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ResolvedUser {
@@ -23,6 +29,8 @@ pub(crate) enum UserError {
     User(String),
     #[error("the image has no group `{0}` in its /etc/group")]
     Group(String),
+    #[error("the id {0} is beyond {ID_MAX}")]
+    Range(u32),
 }
 
 struct Account<'a> {
@@ -42,6 +50,9 @@ pub(crate) fn in_rootfs(wanted: &str, rootfs: Option<&Rootfs>) -> Result<Resolve
     let read = |path: &str| match rootfs.map(|rootfs| rootfs.read(path)) {
         None => Ok(String::new()),
         Some(Ok(bytes)) => Ok(String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()),
+        Some(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+            Err(RuntimeError::Invalid(format!("of the image, {error}")))
+        }
         Some(Err(error)) => Err(disk(&format!("read {path} of the image"), &error)),
     };
     resolve(wanted, &read("/etc/passwd")?, &read("/etc/group")?)
@@ -82,9 +93,12 @@ pub(crate) fn resolve(wanted: &str, passwd: &str, group: &str) -> Result<Resolve
     }
     let mut all = vec![gid];
     for gid in supplementary {
-        if !all.contains(&gid) {
+        if !all.contains(&gid) && all.len() < GROUPS_MAX {
             all.push(gid);
         }
+    }
+    if let Some(&id) = all.iter().chain([&uid]).find(|id| **id > ID_MAX) {
+        return Err(UserError::Range(id));
     }
     Ok(ResolvedUser { uid, gid, groups: all })
 }
@@ -130,6 +144,9 @@ mod tests {
         check("1000", 1000, 0, &[0]);
         check("1000:1001", 1000, 1001, &[1001]);
         check(":adm", 0, 4, &[4]);
+        check("70000:70001", 70_000, 70_001, &[70_001]);
+        assert_eq!(resolve("4294967295", PASSWD, GROUP), Err(UserError::Range(u32::MAX)));
+        assert_eq!(resolve("-1", PASSWD, GROUP), Err(UserError::User("-1".into())));
         assert_eq!(resolve("nobody", PASSWD, GROUP), Err(UserError::User("nobody".into())));
         assert_eq!(resolve("www:none", PASSWD, GROUP), Err(UserError::Group("none".into())));
     }

@@ -45,7 +45,7 @@ impl Bench {
         let mut bench = Self { cluster: ClusterId(rand::random()), directory, networks, runtime: None };
         bench.connect().await;
         let archive = Box::pin(std::io::Cursor::new(box_image()));
-        let images = bench.runtime().import(archive).await.expect("import");
+        let images = bench.runtime().import(archive, None).await.expect("import");
         assert_eq!(images.len(), 1, "{images:?}");
         bench
     }

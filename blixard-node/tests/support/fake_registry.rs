@@ -35,6 +35,10 @@ pub struct Faults {
     pub wants_token: bool,
     /// Whether ranges are ignored.
     pub ignores_ranges: bool,
+    /// The status that answers HEAD, instead of what it should be.
+    pub head: Option<u16>,
+    /// Where blobs are instead.
+    pub redirect: Option<String>,
 }
 
 struct Served {
@@ -68,6 +72,12 @@ async fn answer(State(served): State<Arc<Served>>, request: Request) -> Response
     let path = request.uri().path().to_owned();
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let status = |code: u16| Response::builder().status(code);
+    if let (Some(code), &http::Method::HEAD) = (served.faults.head, request.method()) {
+        return status(code).body(Body::empty()).expect("valid");
+    }
+    if let Some(to) = served.faults.redirect.as_ref().filter(|_| path.contains("/blobs/")) {
+        return status(307).header("location", to).body(Body::empty()).expect("valid");
+    }
     if path == "/token" {
         let scope = request.uri().query().unwrap_or_default();
         assert!(scope.contains("scope=repository"), "{scope}");

@@ -253,3 +253,66 @@ pub fn manifests_below(layout: &Layout) -> Vec<(String, String)> {
     }
     manifests
 }
+
+/// An OCI archive put together by hand, to hold what no tool should write.
+#[derive(Default)]
+pub struct ByHand {
+    blobs: BTreeMap<String, Vec<u8>>,
+    entries: Vec<Value>,
+}
+
+impl ByHand {
+    /// Adds a blob. Its descriptor.
+    pub fn blob(&mut self, media_type: &str, content: &[u8]) -> Value {
+        let digest = digest_of(content);
+        self.blobs.insert(digest.clone(), content.to_vec());
+        json!({"mediaType": media_type, "digest": digest, "size": content.len()})
+    }
+
+    /// Adds a manifest with layers, each as it lies in the archive, and a configuration with the
+    /// digests of their tars. Its descriptor.
+    pub fn manifest(&mut self, layers: &[(&str, &[u8], &[u8])], mut config: Value) -> Value {
+        let diffs: Vec<_> = layers.iter().map(|(_, _, tar)| digest_of(tar)).collect();
+        config["rootfs"] = json!({"type": "layers", "diff_ids": diffs});
+        let layers: Vec<_> = layers.iter().map(|(kind, packed, _)| self.blob(kind, packed)).collect();
+        let config = self.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+        let manifest =
+            json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers});
+        self.blob(OCI_MANIFEST, manifest.to_string().as_bytes())
+    }
+
+    /// Adds an index. Its descriptor.
+    pub fn index(&mut self, manifests: &[Value]) -> Value {
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
+        self.blob(OCI_INDEX, index.to_string().as_bytes())
+    }
+
+    /// Lists an image in the archive's `index.json`.
+    pub fn list(&mut self, mut descriptor: Value, annotations: Value) {
+        descriptor["annotations"] = annotations;
+        self.entries.push(descriptor);
+    }
+
+    /// The archive.
+    pub fn archive(&self) -> Vec<u8> {
+        let paths = self.blobs.iter();
+        let paths: Vec<_> =
+            paths.map(|(digest, content)| (format!("blobs/{}", digest.replace(':', "/")), content)).collect();
+        let index = json!({"schemaVersion": 2, "manifests": self.entries}).to_string();
+        let mut files: Vec<File<'_>> =
+            paths.iter().map(|(path, content)| (path.as_str(), 0o644, content.as_slice())).collect();
+        files.push(("index.json", 0o644, index.as_bytes()));
+        tar_of(&files)
+    }
+}
+
+pub fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+pub fn xz(bytes: &[u8]) -> Vec<u8> {
+    let options = lzma_rust2::XzOptions::with_preset(1);
+    let mut encoder = lzma_rust2::XzWriter::new(Vec::new(), options).expect("options");
+    encoder.write_all(bytes).expect("into memory");
+    encoder.finish().expect("into memory")
+}

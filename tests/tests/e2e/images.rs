@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use blixard_core::api::image::ImageRow;
+use blixard_core::api::image::{DiskUsageRow, ImageRemoval, ImageRow};
 use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
 use blixard_tests::image;
@@ -94,6 +94,37 @@ fn an_image_that_no_registry_has_is_reported_with_its_name() -> Result<()> {
         registry.push(&image::web()?, "team/missing", "9")?;
         cluster.hosts[0].submit(&Bundle::of("missing", &reference))?;
         cluster.wait_ready(0, "missing", 1, Duration::from_secs(60))?;
+        Ok(())
+    })
+}
+
+#[test]
+fn images_go_when_no_service_needs_them() -> Result<()> {
+    Cluster::formed(2)?.check(|cluster| {
+        let busybox = image::busybox()?;
+        let host = &cluster.hosts[0];
+        host.import(&busybox)?;
+        host.run(&Bundle::of("needs", &busybox.reference).shell("sleep 600"))?;
+        let usage: Vec<DiskUsageRow> = host.cli_json(&["system", "df"])?;
+        ensure!(
+            usage.len() == 2 && usage.iter().all(|row| row.images == 1 && row.image_bytes > 100_000),
+            "{usage:?}"
+        );
+        ensure!(usage.iter().map(|row| row.containers).sum::<u64>() == 1, "{usage:?}");
+
+        let refused = host.cli_refused(&["image", "rm", &busybox.reference])?;
+        ensure!(refused.contains("needed by service needs"), "{refused}");
+        let pruned: ImageRemoval = host.cli_json(&["image", "prune"])?;
+        ensure!(pruned.items.is_empty(), "{pruned:?}");
+
+        host.cli(&["rm", "needs"])?;
+        let pruned: ImageRemoval = cluster.hosts[1].cli_json(&["image", "prune"])?;
+        ensure!(pruned.items.len() == 1 && pruned.items[0].nodes.len() == 2, "{pruned:?}");
+        ensure!(pruned.bytes_freed > 200_000, "{pruned:?}");
+        let left: Vec<ImageRow> = host.cli_json(&["image", "ls"])?;
+        ensure!(left.is_empty(), "{left:?}");
+        let refused = host.cli_refused(&["image", "rm", &busybox.reference])?;
+        ensure!(refused.contains("no node has an image"), "{refused}");
         Ok(())
     })
 }

@@ -1,11 +1,12 @@
-//! Gets an image onto this node: it is here, or its registry has it, or another member does.
+//! Gets an image onto this node: it is here, or another member has it, or its registry does.
 
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use blixard_core::id::ReplicaId;
-use blixard_core::limits::PULL_STALL;
+use blixard_core::limits::{IMAGE_ASK_DEADLINE, PULL_STALL, WRITE_DEADLINE};
 use blixard_core::spec::ImageSpec;
 use tokio::io::AsyncRead;
 use tokio::sync::Semaphore;
@@ -18,7 +19,7 @@ use crate::platform::{LinkError, OnProgress, Platform, PullProgress};
 /// Where images come from that no registry gives: the other members.
 #[async_trait]
 pub trait ImageSource: Send + Sync + 'static {
-    /// An OCI archive of the image; `None` when nobody has it.
+    /// An OCI archive of the image; `None` when nobody has it. Each member has `within` to say so.
     ///
     /// # Errors
     /// When a member that may have it could not be asked.
@@ -26,6 +27,7 @@ pub trait ImageSource: Send + Sync + 'static {
         &self,
         reference: &str,
         digest: Option<&str>,
+        within: Duration,
     ) -> Result<Option<Pin<Box<dyn AsyncRead + Send>>>, LinkError>;
 }
 
@@ -56,9 +58,18 @@ impl Images {
         // The semaphore is never closed; were it, downloads would only lose their bound.
         let _permit = self.downloads.acquire().await.ok();
         let shown = Shown::new(&self.pulls, replica);
-        let Err(registry) = self.pull(&shown, image).await else { return Ok(()) };
+        // Members are near, answer at once, and may have what no registry has.
+        let near = self.fetch(&shown, image, IMAGE_ASK_DEADLINE).await;
+        if let Ok(true) = near {
+            return Ok(());
+        }
         shown.set(PullProgress::default());
-        match self.fetch(&shown, image).await {
+        let Err(registry) = self.pull(&shown, image).await else { return Ok(()) };
+        if let Ok(false) = near {
+            return Err(registry);
+        }
+        shown.set(PullProgress::default());
+        match self.fetch(&shown, image, WRITE_DEADLINE).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(registry),
             Err(members) => Err(format!("{registry}; from another member: {members}")),
@@ -81,8 +92,8 @@ impl Images {
     }
 
     /// Takes the image from another member; false when none has it.
-    async fn fetch(&self, shown: &Shown, image: &ImageSpec) -> Result<bool, String> {
-        let asked = self.members.fetch(&image.reference, image.digest.as_deref());
+    async fn fetch(&self, shown: &Shown, image: &ImageSpec, limit: Duration) -> Result<bool, String> {
+        let asked = self.members.fetch(&image.reference, image.digest.as_deref(), limit);
         let Some(archive) = self.unless_stalled(shown, asked).await?.map_err(|error| error.to_string())?
         else {
             return Ok(false);
@@ -93,7 +104,7 @@ impl Images {
             progress.bytes = progress.bytes.saturating_add(bytes.len() as u64);
             set(&pulls, replica, progress);
         });
-        let import = self.platform.containers.import(Box::pin(counted));
+        let import = self.platform.containers.import(Box::pin(counted), None);
         self.unless_stalled(shown, import).await?.map_err(|error| error.to_string())?;
         if self.is_here(image).await? {
             Ok(true)

@@ -1,18 +1,18 @@
-//! Reads a tar stream, perhaps gzipped, entry by entry as it arrives, holding none of them.
+//! Reads a tar stream, perhaps compressed, entry by entry as it arrives, holding none of them.
 //!
 //! Asynchronous from end to end, which the tar crate is not: an import that is dropped leaves no
 //! thread waiting for its source. Only what archives of images use: files, links, long names.
 
 use std::collections::VecDeque;
-use std::io::{self, Write as _};
+use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 
+use blixard_core::limits::IMAGE_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
-use flate2::write::MultiGzDecoder;
 use tar::{EntryType, Header, PaxExtensions};
-use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+use super::compression::{Compression, Decompressed, MAGIC_BYTES};
 use crate::platform::RuntimeError;
 
 const BLOCK_BYTES: usize = 512;
@@ -21,13 +21,36 @@ const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 
 /// A tar stream.
 pub(super) struct Archive {
-    source: Pin<Box<dyn AsyncRead + Send>>,
+    source: Source,
+    /// Bytes read so far, unpacked.
+    bytes: u64,
     /// Bytes of the current entry not read yet.
     remaining: u64,
     /// Bytes that fill up its last block.
     padding: u64,
     /// The current entry, for errors.
     path: String,
+}
+
+enum Source {
+    Plain(Pin<Box<dyn AsyncRead + Send>>),
+    Compressed(Decompressed),
+}
+
+impl Source {
+    async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(source) => source.read(buf).await,
+            Self::Compressed(source) => source.read(buf).await,
+        }
+    }
+
+    async fn read_exact(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(source) => source.read_exact(buf).await,
+            Self::Compressed(source) => source.read_exact(buf).await,
+        }
+    }
 }
 
 /// One entry.
@@ -51,15 +74,26 @@ pub(super) enum EntryKind {
 }
 
 impl Archive {
-    /// Looks at the first bytes to tell whether the stream is gzipped.
+    /// Looks at the first bytes to tell how the stream is compressed.
+    ///
+    /// # Errors
+    /// `Invalid` when it is compressed in a way that is not understood.
     pub(super) async fn open(mut source: Pin<Box<dyn AsyncRead + Send>>) -> Result<Self, RuntimeError> {
-        let mut magic = Vec::with_capacity(2);
-        (&mut source).take(2).read_to_end(&mut magic).await.map_err(|err| source_fault("archive", &err))?;
-        let gzipped = magic == [0x1f, 0x8b];
-        let source = io::Cursor::new(magic).chain(source);
-        let source: Pin<Box<dyn AsyncRead + Send>> =
-            if gzipped { Box::pin(Gunzip::new(Box::pin(source))) } else { Box::pin(source) };
-        Ok(Self { source, remaining: 0, padding: 0, path: "archive".into() })
+        let mut magic = Vec::with_capacity(MAGIC_BYTES);
+        let start = (&mut source).take(MAGIC_BYTES as u64).read_to_end(&mut magic).await;
+        start.map_err(|err| source_fault("archive", &err))?;
+        let compression = Compression::of(&magic);
+        let source: Pin<Box<dyn AsyncRead + Send>> = Box::pin(io::Cursor::new(magic).chain(source));
+        let source = match compression {
+            Compression::Plain => Source::Plain(source),
+            Compression::Unknown(name) => {
+                return Err(RuntimeError::Invalid(format!(
+                    "the archive is compressed with {name}: give it plain, or compressed with gzip, zstd or xz"
+                )));
+            }
+            compression => Source::Compressed(Decompressed::new(compression, source)),
+        };
+        Ok(Self { source, bytes: 0, remaining: 0, padding: 0, path: "archive".into() })
     }
 
     /// The next entry; what was not read of the current one is skipped. None at the end.
@@ -77,6 +111,9 @@ impl Archive {
             let kind = header.entry_type();
             if let Some(size) = pax_size.filter(|_| !is_extension(kind)) {
                 self.remaining = size;
+            }
+            if self.remaining > IMAGE_BYTES_MAX {
+                return Err(fault("a file of impossible size"));
             }
             self.padding = self.remaining.wrapping_neg() % BLOCK_BYTES as u64;
             match kind {
@@ -118,6 +155,7 @@ impl Archive {
         if wanted == 0 {
             return Ok(None);
         }
+        self.count(wanted)?;
         let mut chunk = BytesMut::zeroed(wanted);
         self.source.read_exact(&mut chunk).await.map_err(|err| source_fault(&self.path, &err))?;
         self.remaining -= wanted as u64;
@@ -136,8 +174,23 @@ impl Archive {
     }
 
     /// Reads what follows the end, so that the sender is not cut off. What it is does not matter.
-    pub(super) async fn drain(&mut self) {
-        let _ = tokio::io::copy(&mut self.source, &mut tokio::io::sink()).await;
+    pub(super) async fn drain(self) {
+        let mut rest = match self.source {
+            Source::Plain(source) => source,
+            Source::Compressed(source) => source.into_source(),
+        };
+        let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
+    }
+
+    fn count(&mut self, bytes: usize) -> Result<(), RuntimeError> {
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+        if self.bytes > IMAGE_BYTES_MAX {
+            return Err(RuntimeError::Invalid(format!(
+                "the archive unpacks to more than the {IMAGE_BYTES_MAX} bytes that are read, in {}",
+                self.path
+            )));
+        }
+        Ok(())
     }
 
     async fn skip(&mut self) -> Result<(), RuntimeError> {
@@ -145,6 +198,7 @@ impl Archive {
         let mut scratch = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(64 << 10)];
         while left > 0 {
             let part = usize::try_from(left).unwrap_or(usize::MAX).min(scratch.len());
+            self.count(part)?;
             let read = self.source.read_exact(&mut scratch[..part]).await;
             read.map_err(|err| source_fault(&self.path, &err))?;
             left -= part as u64;
@@ -155,6 +209,7 @@ impl Archive {
 
     /// The next header; none at the end, marked or not.
     async fn header(&mut self) -> Result<Option<Header>, RuntimeError> {
+        self.count(BLOCK_BYTES)?;
         let mut header = Header::new_old();
         let block = header.as_mut_bytes();
         let mut filled = 0;
@@ -230,53 +285,10 @@ fn source_fault(path: &str, err: &io::Error) -> RuntimeError {
     }
 }
 
-/// Decompresses a gzip stream as it is read.
-struct Gunzip {
-    source: Pin<Box<dyn AsyncRead + Send>>,
-    decoder: MultiGzDecoder<Vec<u8>>,
-    /// How much of the decoder's output was handed on.
-    taken: usize,
-    input: Box<[u8]>,
-    ended: bool,
-}
-
-impl Gunzip {
-    fn new(source: Pin<Box<dyn AsyncRead + Send>>) -> Self {
-        let input = vec![0; 16 << 10].into_boxed_slice();
-        Self { source, decoder: MultiGzDecoder::new(Vec::new()), taken: 0, input, ended: false }
-    }
-}
-
-impl AsyncRead for Gunzip {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        loop {
-            let output = this.decoder.get_mut();
-            if this.taken < output.len() {
-                let part = buf.remaining().min(output.len() - this.taken);
-                buf.put_slice(&output[this.taken..this.taken + part]);
-                this.taken += part;
-                return Poll::Ready(Ok(()));
-            }
-            output.clear();
-            this.taken = 0;
-            if this.ended {
-                return Poll::Ready(Ok(()));
-            }
-            let mut input = ReadBuf::new(&mut this.input);
-            ready!(this.source.as_mut().poll_read(cx, &mut input))?;
-            if input.filled().is_empty() {
-                this.ended = true;
-                this.decoder.try_finish()?;
-            } else {
-                this.decoder.write_all(input.filled())?;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
@@ -337,6 +349,40 @@ mod tests {
         ];
         assert_eq!(plain, expect);
         assert_eq!(entries(&gzipped(&sample())).await.expect("valid"), plain);
+    }
+
+    #[tokio::test]
+    async fn sizes_that_no_archive_has_are_refused() {
+        let check = async |size: u64, extended: &str| {
+            let mut header = Header::new_gnu();
+            header.set_path("blob").expect("short");
+            header.set_size(size);
+            header.set_cksum();
+            let mut bytes = Vec::new();
+            if !extended.is_empty() {
+                let record = format!("{} size={extended}\n", extended.len() + 9);
+                let mut pax = Header::new_ustar();
+                pax.set_entry_type(EntryType::XHeader);
+                pax.set_size(record.len() as u64);
+                pax.set_cksum();
+                bytes.extend_from_slice(pax.as_bytes());
+                bytes.extend_from_slice(format!("{record:\0<512}").as_bytes());
+            }
+            bytes.extend_from_slice(header.as_bytes());
+            bytes.resize(bytes.len() + 1024, 0);
+            let error = entries(&bytes).await.expect_err("refused");
+            assert!(error.to_string().contains("impossible size"), "{error}");
+        };
+        check(u64::MAX, "").await;
+        check(u64::MAX - 100, "").await;
+        check(IMAGE_BYTES_MAX + 1, "").await;
+        check(0, "18446744073709551615").await;
+    }
+
+    #[tokio::test]
+    async fn a_compression_that_is_not_understood_is_named() {
+        let error = entries(b"BZh91AY&SY").await.expect_err("refused");
+        assert!(error.to_string().contains("compressed with bzip2"), "{error}");
     }
 
     #[tokio::test]

@@ -31,6 +31,18 @@ const LEASE_REUSE_MAX: Duration = Duration::from_secs(12 * 3600);
 /// Every lease of ours starts so.
 pub(super) const LEASE_PREFIX: &str = "blixard-";
 
+/// The label of an image that somebody imported, rather than that a registry gave.
+const IMPORTED: &str = "blixard.imported";
+
+/// An image's name and what it stands for.
+#[derive(Debug, Clone)]
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) root: Descriptor,
+    /// Whether somebody imported it under this name: then no registry is asked what the name means.
+    pub(super) imported: bool,
+}
+
 /// A connection to containerd in one namespace.
 #[derive(Clone)]
 pub(super) struct Containerd {
@@ -132,36 +144,36 @@ impl Containerd {
         }
     }
 
-    /// What an image name stands for; none when there is no such image.
-    pub(super) async fn image(&self, name: &str) -> Result<Option<Descriptor>, RuntimeError> {
+    /// The image of a name; none when there is none.
+    pub(super) async fn image(&self, name: &str) -> Result<Option<Named>, RuntimeError> {
         let request = self.request(GetImageRequest { name: name.to_owned() });
         match ImagesClient::new(self.channel.clone()).get(request).await {
-            Ok(answer) => Ok(answer.into_inner().image.and_then(target)),
+            Ok(answer) => Ok(answer.into_inner().image.and_then(named)),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(fault("look up an image", &status)),
         }
     }
 
-    /// Every image name with what it stands for, by name.
-    pub(super) async fn images(&self) -> Result<Vec<(String, Descriptor)>, RuntimeError> {
+    /// Every image, by name.
+    pub(super) async fn images(&self) -> Result<Vec<Named>, RuntimeError> {
         let request = self.request(ListImagesRequest { filters: Vec::new() });
         let answer = ImagesClient::new(self.channel.clone()).list(request).await;
         let images = answer.map_err(|status| fault("list images", &status))?.into_inner().images;
-        let mut images: Vec<_> =
-            images.into_iter().filter_map(|image| Some((image.name.clone(), target(image)?))).collect();
-        images.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut images: Vec<Named> = images.into_iter().filter_map(named).collect();
+        images.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(images)
     }
 
-    /// Makes `name` stand for `root` from here on.
-    pub(super) async fn set_image(&self, name: &str, root: &Descriptor) -> Result<(), RuntimeError> {
+    async fn set_image(&self, name: &str, root: &Descriptor, imported: bool) -> Result<(), RuntimeError> {
         let target = ImageTarget {
             media_type: root.media_type.clone(),
             digest: root.digest.clone(),
             size: i64::try_from(root.size).unwrap_or(i64::MAX),
             annotations: HashMap::new(),
         };
-        let image = Image { name: name.to_owned(), target: Some(target), ..Image::default() };
+        let labels =
+            if imported { [(IMPORTED.to_owned(), "true".to_owned())].into() } else { HashMap::new() };
+        let image = Image { name: name.to_owned(), target: Some(target), labels, ..Image::default() };
         let mut client = ImagesClient::new(self.channel.clone());
         let create = CreateImageRequest { image: Some(image.clone()), source_date_epoch: None };
         match client.create(self.request(create)).await {
@@ -169,10 +181,33 @@ impl Containerd {
             Err(status) if status.code() == Code::AlreadyExists => {}
             Err(status) => return Err(fault("name an image", &status)),
         }
-        let update_mask = Some(prost_types::FieldMask { paths: vec!["target".into()] });
+        let update_mask = Some(prost_types::FieldMask { paths: vec!["target".into(), "labels".into()] });
         let update = UpdateImageRequest { image: Some(image), update_mask, source_date_epoch: None };
         client.update(self.request(update)).await.map_err(|status| fault("name an image", &status))?;
         Ok(())
+    }
+
+    /// Gives an image its name. What the name stood for until now stays, under its digest as well: a
+    /// service may run it. With `yields` a name that somebody imported stays as it is, and the image
+    /// is here under its digest alone.
+    pub(super) async fn name_image(
+        &self,
+        name: &str,
+        root: &Descriptor,
+        imported: bool,
+        yields: bool,
+    ) -> Result<(), RuntimeError> {
+        let by_digest = |digest: &str| format!("{}@{digest}", name.split('@').next().unwrap_or(name));
+        match self.image(name).await?.filter(|before| before.root.digest != root.digest) {
+            Some(before) if before.imported && yields => {
+                return self.set_image(&by_digest(&root.digest), root, imported).await;
+            }
+            Some(before) => {
+                self.set_image(&by_digest(&before.root.digest), &before.root, before.imported).await?;
+            }
+            None => {}
+        }
+        self.set_image(name, root, imported).await
     }
 
     pub(super) async fn delete_image(&self, name: &str) -> Result<(), RuntimeError> {
@@ -185,15 +220,16 @@ impl Containerd {
     }
 }
 
-fn target(image: Image) -> Option<Descriptor> {
+fn named(image: Image) -> Option<Named> {
     let target = image.target?;
-    Some(Descriptor {
+    let root = Descriptor {
         media_type: target.media_type,
         digest: target.digest,
         size: u64::try_from(target.size).unwrap_or(0),
         platform: None,
         annotations: None,
-    })
+    };
+    Some(Named { name: image.name, root, imported: image.labels.contains_key(IMPORTED) })
 }
 
 /// An answer of containerd as the error it means to callers.

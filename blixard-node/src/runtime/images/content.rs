@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use blixard_core::limits::IMAGE_DOCUMENT_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{
@@ -13,9 +14,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
+use super::compression::{Compression, MAGIC_BYTES};
 use super::containerd::{Containerd, fault, reason};
 use super::digest_of;
-use super::manifest::DOCUMENT_BYTES_MAX;
 use crate::platform::RuntimeError;
 
 /// The most bytes in one message to containerd, which takes 16 MiB at most.
@@ -91,8 +92,10 @@ impl Containerd {
             let Some(frame) = frame.map_err(|status| fault(&format!("read blob {digest}"), &status))? else {
                 break;
             };
-            if bytes.len() + frame.data.len() > DOCUMENT_BYTES_MAX {
-                return Err(RuntimeError::Invalid(format!("blob {digest} is too large for a manifest")));
+            if bytes.len() + frame.data.len() > IMAGE_DOCUMENT_BYTES_MAX {
+                return Err(RuntimeError::Invalid(format!(
+                    "document {digest} is longer than {IMAGE_DOCUMENT_BYTES_MAX} bytes"
+                )));
             }
             bytes.extend_from_slice(&frame.data);
         }
@@ -103,6 +106,22 @@ impl Containerd {
             )));
         }
         Ok(bytes.freeze())
+    }
+
+    /// How a blob is compressed.
+    pub(super) async fn compression(&self, digest: &str) -> Result<Compression, RuntimeError> {
+        let size = self.blob(digest).await?.map_or(0, |info| info.size);
+        let mut start = Vec::new();
+        let wanted = size.min(i64::try_from(MAGIC_BYTES).unwrap_or(0));
+        if wanted > 0 {
+            let mut stream = self.read_blob(digest, 0, wanted).await?;
+            while let Some(frame) =
+                stream.message().await.map_err(|status| fault(&format!("read blob {digest}"), &status))?
+            {
+                start.extend_from_slice(&frame.data);
+            }
+        }
+        Ok(Compression::of(&start))
     }
 
     /// Writes a small blob whole.

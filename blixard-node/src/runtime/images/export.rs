@@ -15,7 +15,9 @@ use tokio::task::JoinHandle;
 use super::ImageStore;
 use super::containerd::{Containerd, fault};
 use super::content::FRAME_BYTES_MAX;
-use super::manifest::{Descriptor, Index, OCI_INDEX};
+use super::import::PULLED;
+use super::manifest::{Descriptor, Index, OCI_INDEX, Platform};
+use super::tree::Tree;
 use crate::platform::RuntimeError;
 
 const BLOCK_BYTES: u64 = 512;
@@ -34,7 +36,8 @@ impl ImageStore {
             })?;
             blobs.push((digest.to_owned(), u64::try_from(info.size).unwrap_or(0)));
         }
-        let index = layout_index(reference, root);
+        let pulled = !self.is_imported(reference, root).await?;
+        let index = layout_index(reference, root, &tree, pulled, &self.platform);
         let containerd = self.containerd.clone();
         let (reader, mut writer) = tokio::io::duplex(FRAME_BYTES_MAX);
         let task = tokio::spawn(async move { write(&containerd, &index, &blobs, &mut writer).await });
@@ -42,13 +45,24 @@ impl ImageStore {
     }
 }
 
-/// The layout's `index.json`, which names the image.
-fn layout_index(reference: &ImageReference, root: &Descriptor) -> Vec<u8> {
+/// The layout's `index.json`, which names the image. A root that is a manifest runs on machines like
+/// this one, whatever its configuration says: that was looked at when it came here.
+fn layout_index(
+    reference: &ImageReference,
+    root: &Descriptor,
+    tree: &Tree,
+    pulled: bool,
+    platform: &Platform,
+) -> Vec<u8> {
     let mut annotations = BTreeMap::from([("io.containerd.image.name".to_owned(), reference.to_string())]);
     if let Some(tag) = reference.tag() {
         annotations.insert("org.opencontainers.image.ref.name".to_owned(), tag.to_owned());
     }
-    let root = Descriptor { annotations: Some(annotations), ..root.clone() };
+    if pulled {
+        annotations.insert(PULLED.to_owned(), "true".to_owned());
+    }
+    let platform = (tree.found.trail.len() == 1).then(|| platform.clone());
+    let root = Descriptor { annotations: Some(annotations), platform, ..root.clone() };
     let index = Index { schema_version: 2, media_type: Some(OCI_INDEX.into()), manifests: vec![root] };
     serde_json::to_vec(&index).expect("an index has only strings and numbers")
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 
+use blixard_core::limits::IMAGE_DOCUMENT_BYTES_MAX;
 use bytes::Bytes;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -14,18 +15,20 @@ use tokio::io::AsyncRead;
 
 use super::ImageStore;
 use super::archive::{Archive, Entry, EntryKind};
+use super::compression::Compression;
 use super::containerd::Containerd;
 use super::content::{FRAME_BYTES_MAX, Opened};
-use super::manifest::{DOCUMENT_BYTES_MAX, Descriptor, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
-use super::tree::Tree;
+use super::manifest::{Descriptor, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Platform, Roots};
+use super::names::{self, Name};
+use super::tree::{Documents, Tree};
 use crate::platform::{ImageInfo, RuntimeError};
 
 /// The most files of an archive.
 const FILES_MAX: usize = 100_000;
 /// Links that lead to links: more are taken for a circle.
 const LINKS_MAX: usize = 8;
-/// Where the two common kinds of tools write an image's name.
-const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+/// The most images of an archive.
+const IMAGES_MAX: usize = 1_000;
 
 /// What an archive held.
 #[derive(Default)]
@@ -42,6 +45,9 @@ struct Blob {
     size: u64,
 }
 
+/// What a member that pulled an image notes on it when it sends it to another.
+pub(super) const PULLED: &str = "blixard.pulled";
+
 /// An entry of Docker's `manifest.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -55,10 +61,14 @@ impl ImageStore {
     pub(super) async fn import_archive(
         &self,
         archive: Pin<Box<dyn AsyncRead + Send>>,
+        name: Option<&str>,
     ) -> Result<Vec<ImageInfo>, RuntimeError> {
+        if let Some(name) = name {
+            self.reference(name)?;
+        }
         let lease = format!("import-{:016x}", rand::random::<u64>());
         let containerd = self.containerd.with_lease(&lease).await?;
-        let imported = self.import_under(&containerd, archive).await;
+        let imported = self.import_under(&containerd, archive, name).await;
         if let Err(err) = containerd.release(imported.is_err()).await {
             tracing::warn!(%err, "what no image uses stays until its lease ends");
         }
@@ -69,40 +79,46 @@ impl ImageStore {
         &self,
         containerd: &Containerd,
         archive: Pin<Box<dyn AsyncRead + Send>>,
+        name: Option<&str>,
     ) -> Result<Vec<ImageInfo>, RuntimeError> {
         let mut archive = Archive::open(archive).await?;
         let contents = store(containerd, &mut archive).await?;
         archive.drain().await;
-        let mut roots = self.oci_roots(&contents)?;
-        if roots.is_empty() {
-            roots = self.docker_roots(containerd, &contents).await?;
+        let mut images = contents.oci_images(&self.platform)?;
+        if !images.keys().any(|name| matches!(name, Name::Full(_))) {
+            let docker = docker_images(containerd, &contents).await?;
+            if images.is_empty() || docker.keys().any(|name| matches!(name, Name::Full(_))) {
+                images = docker;
+            }
         }
-        if roots.is_empty() {
-            return Err(RuntimeError::Invalid(
-                "the archive names no image: save it by name, as in `docker save NAME:TAG`".into(),
-            ));
-        }
+        let named: Vec<Name> = images.keys().cloned().collect();
+        let references = names::references(&named, name).map_err(RuntimeError::Invalid)?;
         let mut trees = BTreeMap::new();
-        for (name, digest) in roots {
-            let tree = self.complete(containerd, &digest).await.map_err(|err| incomplete(&name, err))?;
-            trees.insert(name, tree);
+        for (name, reference) in references {
+            let reference = self.reference(&reference)?.to_string();
+            let Some(image) = images.get(&name) else { continue };
+            let tree = self.complete(containerd, image.roots.clone()).await;
+            let tree = tree.map_err(|err| incomplete(&reference, err))?;
+            trees.insert(reference, (tree, !image.pulled));
         }
-        for tree in trees.values() {
-            self.install(containerd, tree).await?;
+        for (reference, (tree, _)) in &trees {
+            self.install(containerd, tree).await.map_err(|err| incomplete(reference, err))?;
         }
         let mut images = Vec::with_capacity(trees.len());
-        for (reference, tree) in trees {
-            containerd.set_image(&reference, &tree.root).await?;
+        for (reference, (tree, imported)) in trees {
+            containerd.name_image(&reference, &tree.root, imported, !imported).await?;
             tracing::info!(image = reference, digest = tree.root.digest, "image imported");
             let bytes = self.bytes(&tree).await?;
-            images.push(ImageInfo { reference, digest: tree.root.digest, bytes });
+            images.push(ImageInfo { reference, digest: tree.root.digest, bytes, imported });
         }
         Ok(images)
     }
 
     /// Reads an image's documents, and sees to it that all of its blobs are here and stay.
-    async fn complete(&self, containerd: &Containerd, digest: &str) -> Result<Tree, RuntimeError> {
-        let root = self.root(containerd, digest).await?;
+    async fn complete(&self, containerd: &Containerd, roots: Roots) -> Result<Tree, RuntimeError> {
+        let documents = Documents { containerd, registry: None };
+        let found = documents.walk(roots, &self.platform).await?;
+        let root = self.root(containerd, found.root()).await?;
         let tree = self.tree(containerd, &root).await?;
         if let Some(digest) = self.missing_blob(containerd, &tree).await? {
             return Err(RuntimeError::NotFound(format!("no blob {digest}")));
@@ -112,63 +128,54 @@ impl ImageStore {
         }
         Ok(tree)
     }
+}
 
-    /// The named images of an OCI layout, each with the digest of its root.
-    fn oci_roots(&self, contents: &Contents) -> Result<BTreeMap<String, String>, RuntimeError> {
-        let Some(bytes) = &contents.index else { return Ok(BTreeMap::new()) };
-        let index: Index = serde_json::from_slice(bytes)
-            .map_err(|err| RuntimeError::Invalid(format!("not an image archive: index.json: {err}")))?;
-        let mut named: BTreeMap<String, Vec<Descriptor>> = BTreeMap::new();
-        for descriptor in index.manifests {
-            let annotations = descriptor.annotations.as_ref();
-            if let Some(name) = NAME_ANNOTATIONS.iter().find_map(|key| annotations?.get(*key)) {
-                named.entry(self.reference(name)?.to_string()).or_default().push(descriptor);
-            }
-        }
-        let mut roots = BTreeMap::new();
-        for (name, mut manifests) in named {
-            manifests.dedup_by(|a, b| a.digest == b.digest);
-            let digest = match manifests.as_slice() {
-                [only] => only.digest.clone(),
-                _ => {
-                    let platforms = Index { schema_version: 2, media_type: None, manifests };
-                    platforms.select(&self.platform)?.digest.clone()
-                }
-            };
-            roots.insert(name, digest);
-        }
-        Ok(roots)
-    }
+/// The images of an archive by what each is called.
+type Images = BTreeMap<Name, Found>;
 
-    /// The named images of Docker's older form, each with the digest of a manifest made for it.
-    async fn docker_roots(
-        &self,
-        containerd: &Containerd,
-        contents: &Contents,
-    ) -> Result<BTreeMap<String, String>, RuntimeError> {
-        let Some(bytes) = &contents.docker_manifest else {
-            if contents.index.is_some() {
-                return Ok(BTreeMap::new());
-            }
-            return Err(RuntimeError::Invalid(
-                "not an image archive: it has neither index.json nor manifest.json".into(),
-            ));
-        };
-        let images: Vec<DockerImage> = serde_json::from_slice(bytes)
-            .map_err(|err| RuntimeError::Invalid(format!("not an image archive: manifest.json: {err}")))?;
-        let mut roots = BTreeMap::new();
-        for image in images {
-            let names = image.repo_tags.clone().unwrap_or_default();
-            if names.is_empty() {
-                continue;
-            }
-            let digest = docker_manifest(containerd, contents, &image).await?;
-            for name in names {
-                roots.insert(self.reference(&name)?.to_string(), digest.clone());
-            }
+/// An image of an archive.
+struct Found {
+    /// What may be its root here.
+    roots: Roots,
+    /// Whether a member sent it that had pulled it: then a registry's word on its name counts.
+    pulled: bool,
+}
+
+/// The images of Docker's older form, each with a manifest made for it.
+async fn docker_images(containerd: &Containerd, contents: &Contents) -> Result<Images, RuntimeError> {
+    let Some(bytes) = &contents.docker_manifest else {
+        if contents.index.is_some() {
+            return Ok(Images::new());
         }
-        Ok(roots)
+        return Err(RuntimeError::Invalid(
+            "not an image archive: it has neither index.json nor manifest.json".into(),
+        ));
+    };
+    let images: Vec<DockerImage> = serde_json::from_slice(bytes)
+        .map_err(|err| RuntimeError::Invalid(format!("not an image archive: manifest.json: {err}")))?;
+    check_number(images.len())?;
+    let mut roots = Images::new();
+    for image in images {
+        let digest = docker_manifest(containerd, contents, &image).await?;
+        let mut names: Vec<Name> = image.repo_tags.unwrap_or_default().into_iter().map(Name::Full).collect();
+        if names.is_empty() {
+            names.push(Name::None);
+        }
+        check_number(roots.len() + names.len())?;
+        for name in names {
+            roots.insert(name, Found { roots: Roots::one(digest.clone(), false), pulled: false });
+        }
     }
+    Ok(roots)
+}
+
+fn check_number(images: usize) -> Result<(), RuntimeError> {
+    if images > IMAGES_MAX {
+        return Err(RuntimeError::Invalid(format!(
+            "the archive holds more than the {IMAGES_MAX} images that are taken"
+        )));
+    }
+    Ok(())
 }
 
 /// Writes the manifest that Docker's older form lacks. The same archive gives the same manifest,
@@ -189,7 +196,11 @@ async fn docker_manifest(
     let mut layers = Vec::with_capacity(image.layers.len());
     for path in &image.layers {
         let blob = contents.blob(path)?;
-        let suffix = compression(containerd, &blob.digest).await?;
+        let suffix = match containerd.compression(&blob.digest).await? {
+            Compression::Gzip => "+gzip",
+            Compression::Zstd => "+zstd",
+            _ => "",
+        };
         layers.push(descriptor(format!("{OCI_LAYER}{suffix}"), blob));
     }
     let manifest = Manifest { schema_version: 2, media_type: Some(OCI_MANIFEST.into()), config, layers };
@@ -197,24 +208,27 @@ async fn docker_manifest(
     containerd.write_document(&bytes).await
 }
 
-/// How a layer is compressed, as media types say it.
-async fn compression(containerd: &Containerd, digest: &str) -> Result<&'static str, RuntimeError> {
-    let size = containerd.blob(digest).await?.map_or(0, |info| info.size);
-    let mut start = Vec::new();
-    if size >= 4 {
-        let mut stream = containerd.read_blob(digest, 0, 4).await?;
-        while let Ok(Some(frame)) = stream.message().await {
-            start.extend_from_slice(&frame.data);
-        }
-    }
-    Ok(match start.as_slice() {
-        [0x1f, 0x8b, ..] => "+gzip",
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => "+zstd",
-        _ => "",
-    })
-}
-
 impl Contents {
+    /// The images of an OCI layout.
+    fn oci_images(&self, platform: &Platform) -> Result<Images, RuntimeError> {
+        let Some(bytes) = &self.index else { return Ok(Images::new()) };
+        let not = |err: String| RuntimeError::Invalid(format!("not an image archive: index.json: {err}"));
+        let index: Index = serde_json::from_slice(bytes).map_err(|err| not(err.to_string()))?;
+        index.check().map_err(not)?;
+        let mut named: BTreeMap<Name, Vec<Descriptor>> = BTreeMap::new();
+        for descriptor in index.manifests.into_iter().filter(|entry| !entry.is_about_an_image()) {
+            named.entry(Name::of(descriptor.annotations.as_ref())).or_default().push(descriptor);
+        }
+        let found = named.into_iter().map(|(name, manifests)| {
+            let pulled = manifests
+                .iter()
+                .any(|entry| entry.annotations.as_ref().is_some_and(|notes| notes.contains_key(PULLED)));
+            let index = Index { schema_version: 2, media_type: None, manifests };
+            (name, Found { roots: index.roots(platform), pulled })
+        });
+        Ok(found.collect())
+    }
+
     /// The content of a file, through links.
     fn blob(&self, path: &str) -> Result<Blob, RuntimeError> {
         let mut at = path;
@@ -245,10 +259,10 @@ async fn store(containerd: &Containerd, archive: &mut Archive) -> Result<Content
         }
         match (&entry.kind, entry.path.as_str()) {
             (EntryKind::File, "index.json") => {
-                contents.index = Some(archive.whole(DOCUMENT_BYTES_MAX).await?)
+                contents.index = Some(archive.whole(IMAGE_DOCUMENT_BYTES_MAX).await?)
             }
             (EntryKind::File, "manifest.json") => {
-                contents.docker_manifest = Some(archive.whole(DOCUMENT_BYTES_MAX).await?);
+                contents.docker_manifest = Some(archive.whole(IMAGE_DOCUMENT_BYTES_MAX).await?);
             }
             (EntryKind::File, "oci-layout" | "repositories") => {}
             (EntryKind::File, _) => {

@@ -1,19 +1,20 @@
-//! The documents of an image: index, manifest and configuration. Reads them, picks the platform,
-//! computes chain ids and garbage-collection labels. Pure.
+//! The documents of an image: index and manifest. Reads them, picks the platform, computes chain ids
+//! and garbage-collection labels. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::image_reference::is_digest;
-use oci_spec::image::ImageConfiguration;
+use blixard_core::limits::{IMAGE_BYTES_MAX, IMAGE_INDEX_ENTRIES_MAX};
 use serde::{Deserialize, Serialize};
 
+use super::config::ImageConfig;
 use super::digest_of;
 use crate::platform::RuntimeError;
 
-/// The largest manifest, index or configuration read, in bytes.
-pub(super) const DOCUMENT_BYTES_MAX: usize = 8 << 20;
 /// The most layers of an image; overlayfs stacks at most 500 directories.
-const LAYERS_MAX: usize = 500;
+pub(super) const LAYERS_MAX: usize = 500;
+/// What annotates an index's entries that are about an image rather than one: attestations.
+const REFERENCE_ANNOTATION: &str = "vnd.docker.reference.type";
 
 pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -100,19 +101,14 @@ impl Document {
             }
             Shape { manifests: Some(_), layers: None, .. } => {
                 let index: Index = serde_json::from_slice(bytes).map_err(|err| not(err.to_string()))?;
-                check_digests(&index.manifests).map_err(not)?;
+                index.check().map_err(not)?;
                 Ok(Self::Index(index))
             }
             Shape { manifests: None, layers: Some(_), .. } => {
                 let manifest: Manifest = serde_json::from_slice(bytes).map_err(|err| not(err.to_string()))?;
                 check_digests(std::slice::from_ref(&manifest.config)).map_err(not)?;
                 check_digests(&manifest.layers).map_err(not)?;
-                if manifest.layers.len() > LAYERS_MAX {
-                    return Err(not(format!(
-                        "it has {} layers, at most {LAYERS_MAX} work",
-                        manifest.layers.len()
-                    )));
-                }
+                manifest.check_bounds().map_err(not)?;
                 Ok(Self::Manifest(manifest))
             }
             Shape { manifests: Some(_), layers: Some(_), .. } => {
@@ -133,35 +129,81 @@ impl Document {
     }
 }
 
+/// An entry of an index that may be the image for a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) digest: String,
+    /// Whether the index says that it runs on the node. Then that counts; else its configuration does.
+    pub(super) vouched: bool,
+}
+
+/// Where the search for a platform's manifest begins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Roots {
+    /// The best first.
+    pub(super) candidates: Vec<Candidate>,
+    /// The platforms that others are said to be for.
+    pub(super) offered: BTreeSet<String>,
+}
+
+impl Roots {
+    pub(super) fn one(digest: String, vouched: bool) -> Self {
+        Self { candidates: vec![Candidate { digest, vouched }], offered: BTreeSet::new() }
+    }
+}
+
 impl Index {
-    /// The manifest for `node`: the exact variant, else the nearest that runs there.
-    ///
     /// # Errors
-    /// `Invalid` when none fits, naming the platforms offered.
-    pub(super) fn select(&self, node: &Platform) -> Result<&Descriptor, RuntimeError> {
-        self.manifests
-            .iter()
-            .filter_map(|entry| Some((node.preference(entry.platform.as_ref()?)?, entry)))
-            .min_by_key(|(preference, _)| *preference)
-            .map(|(_, entry)| entry)
-            .or_else(|| match self.manifests.as_slice() {
-                [only] if only.platform.is_none() => Some(only),
-                _ => None,
-            })
-            .ok_or_else(|| {
-                let offered: BTreeSet<String> = self
-                    .manifests
-                    .iter()
-                    .filter_map(|entry| entry.platform.as_ref())
-                    .filter(|platform| platform.os != "unknown")
-                    .map(Platform::to_string)
-                    .collect();
-                let offered = Vec::from_iter(offered).join(", ");
-                let offered = if offered.is_empty() { "none" } else { &offered };
-                RuntimeError::Invalid(format!(
-                    "no image for this node's platform {node}; it is offered for: {offered}"
-                ))
-            })
+    /// In words, what is out of bounds.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let entries = self.manifests.len();
+        if entries > IMAGE_INDEX_ENTRIES_MAX {
+            return Err(format!("it has {entries} entries, at most {IMAGE_INDEX_ENTRIES_MAX} work"));
+        }
+        check_digests(&self.manifests)
+    }
+
+    /// What may be the image for `node`, the best first: what is said to be for its very variant,
+    /// then for the nearest that runs there, then what no platform is said of.
+    pub(super) fn candidates(&self, node: &Platform) -> Vec<Candidate> {
+        let mut found: Vec<(u32, Candidate)> = Vec::new();
+        for entry in self.manifests.iter().filter(|entry| !entry.is_about_an_image()) {
+            let (preference, vouched) = match entry.platform.as_ref().filter(|platform| platform.is_said()) {
+                Some(platform) => match node.preference(platform) {
+                    Some(preference) => (preference, true),
+                    None => continue,
+                },
+                None => (u32::MAX, false),
+            };
+            found.push((preference, Candidate { digest: entry.digest.clone(), vouched }));
+        }
+        found.sort_by_key(|(preference, _)| *preference);
+        found.into_iter().map(|(_, candidate)| candidate).collect()
+    }
+
+    /// A search among the entries, each once.
+    pub(super) fn roots(&self, node: &Platform) -> Roots {
+        let mut seen = BTreeSet::new();
+        let mut candidates = self.candidates(node);
+        candidates.retain(|candidate| seen.insert(candidate.digest.clone()));
+        Roots { candidates, offered: self.offered() }
+    }
+
+    /// The platforms that entries are said to be for.
+    pub(super) fn offered(&self) -> BTreeSet<String> {
+        let said = self.manifests.iter().filter(|entry| !entry.is_about_an_image());
+        said.filter_map(|entry| entry.platform.as_ref())
+            .filter(|platform| platform.is_said())
+            .map(Platform::to_string)
+            .collect()
+    }
+}
+
+impl Descriptor {
+    /// Whether this entry of an index is no image but says something about one.
+    pub(super) fn is_about_an_image(&self) -> bool {
+        self.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
+            || self.annotations.as_ref().is_some_and(|notes| notes.contains_key(REFERENCE_ANNOTATION))
     }
 }
 
@@ -180,9 +222,14 @@ impl Platform {
         Self { architecture: architecture.into(), os: "linux".into(), variant: variant.map(str::to_owned) }
     }
 
+    /// Whether it names a machine at all: some tools write empty platforms.
+    fn is_said(&self) -> bool {
+        !self.architecture.is_empty()
+    }
+
     /// How well an image for `offered` runs here, lower is better; none when it does not.
     fn preference(&self, offered: &Self) -> Option<u32> {
-        if offered.os != self.os || offered.architecture != self.architecture {
+        if !self.runs(&offered.os, &offered.architecture) {
             return None;
         }
         let level = |platform: &Self, default: u32| -> u32 {
@@ -233,32 +280,36 @@ impl Manifest {
             .collect()
     }
 
-    /// Reads the configuration and checks that it fits this manifest and `node`.
+    /// Reads the configuration and checks that it fits this manifest.
     ///
     /// # Errors
     /// `Invalid` when it does not.
-    pub(super) fn configuration(
-        &self,
-        bytes: &[u8],
-        node: &Platform,
-    ) -> Result<ImageConfiguration, RuntimeError> {
+    pub(super) fn configuration(&self, bytes: &[u8]) -> Result<ImageConfig, RuntimeError> {
         let not = |reason: String| RuntimeError::Invalid(format!("not a container image: {reason}"));
-        let config: ImageConfiguration = serde_json::from_slice(bytes)
+        let config = ImageConfig::parse(bytes)
             .map_err(|err| not(format!("configuration {}: {err}", self.config.digest)))?;
-        let (os, architecture) = (config.os().to_string(), config.architecture().to_string());
-        if !node.runs(&os, &architecture) {
-            return Err(RuntimeError::Invalid(format!(
-                "the image is for {os}/{architecture}, this node is {node}"
+        let (layers, diffs) = (self.layers.len(), config.diff_ids.len());
+        if layers != diffs {
+            let kind: String = self.config.media_type.chars().take(100).collect();
+            return Err(not(format!(
+                "its manifest has {layers} layers, its configuration (of type {kind:?}) {diffs}"
             )));
         }
-        let (layers, diffs) = (self.layers.len(), config.rootfs().diff_ids().len());
-        if layers != diffs {
-            return Err(not(format!("its manifest has {layers} layers, its configuration {diffs}")));
-        }
-        if let Some(diff) = config.rootfs().diff_ids().iter().find(|diff| !is_digest(diff)) {
-            return Err(not(format!("its configuration names a layer {diff:?}")));
-        }
         Ok(config)
+    }
+
+    fn check_bounds(&self) -> Result<(), String> {
+        let layers = self.layers.len();
+        if layers > LAYERS_MAX {
+            return Err(format!("it has {layers} layers, at most {LAYERS_MAX} work"));
+        }
+        let sizes = std::iter::once(&self.config).chain(&self.layers).map(|blob| blob.size);
+        match sizes.fold(0, u64::saturating_add) {
+            bytes if bytes > IMAGE_BYTES_MAX => {
+                Err(format!("its blobs have {bytes} bytes, at most {IMAGE_BYTES_MAX} work"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -277,7 +328,8 @@ pub(super) fn chain_ids(diff_ids: &[String]) -> Vec<String> {
 fn check_digests(descriptors: &[Descriptor]) -> Result<(), String> {
     match descriptors.iter().find(|descriptor| !is_digest(&descriptor.digest)) {
         Some(descriptor) => {
-            Err(format!("it names a blob {:?}, which is not a sha256 digest", descriptor.digest))
+            let digest: String = descriptor.digest.chars().take(100).collect();
+            Err(format!("it names a blob {digest:?}, which is not a sha256 digest"))
         }
         None if descriptors.iter().any(|d| i64::try_from(d.size).is_err()) => {
             Err("it names a blob of impossible size".into())
@@ -303,42 +355,34 @@ mod tests {
 
     #[test]
     fn an_index_gives_the_nearest_platform_that_runs() {
-        let check = |offered: &[&str], node: &str, expect: Result<usize, &str>| {
+        let check = |offered: &[&str], node: &str, expect: &[(usize, bool)]| {
             let entry = |(i, text): (usize, &&str)| Descriptor {
                 media_type: OCI_MANIFEST.into(),
                 digest: format!("sha256:{i:064x}"),
                 size: 1,
-                platform: Some(platform(text)),
-                annotations: None,
+                platform: Some(*text).filter(|text| !text.is_empty() && *text != "attests").map(platform),
+                annotations: (*text == "attests")
+                    .then(|| [(REFERENCE_ANNOTATION.into(), String::new())].into()),
             };
-            let index = Index {
-                schema_version: 2,
-                media_type: None,
-                manifests: offered.iter().enumerate().map(entry).collect(),
-            };
-            let chosen =
-                index.select(&platform(node)).map(|d| d.digest.clone()).map_err(|err| err.to_string());
-            match expect {
-                Ok(i) => assert_eq!(chosen, Ok(format!("sha256:{i:064x}")), "{offered:?} on {node}"),
-                Err(text) => {
-                    let error = chosen.expect_err("none fits");
-                    assert!(error.contains(text), "{error}");
-                }
-            }
+            let manifests = offered.iter().enumerate().map(entry).collect();
+            let index = Index { schema_version: 2, media_type: None, manifests };
+            let expect: Vec<_> = expect
+                .iter()
+                .map(|&(i, vouched)| Candidate { digest: format!("sha256:{i:064x}"), vouched })
+                .collect();
+            assert_eq!(index.candidates(&platform(node)), expect, "{offered:?} on {node}");
         };
-        check(&["linux/amd64", "linux/arm64/v8"], "linux/amd64", Ok(0));
-        check(&["linux/amd64", "linux/arm64/v8"], "linux/arm64/v8", Ok(1));
-        check(&["linux/amd64", "linux/arm64"], "linux/arm64/v8", Ok(1));
-        check(&["linux/arm/v5", "linux/arm/v6"], "linux/arm/v7", Ok(1));
-        check(&["linux/arm/v7", "linux/arm/v6"], "linux/arm/v6", Ok(1));
-        check(&["linux/amd64/v3", "linux/amd64"], "linux/amd64", Ok(1));
-        check(
-            &["windows/amd64", "linux/s390x"],
-            "linux/amd64",
-            Err("offered for: linux/s390x, windows/amd64"),
-        );
-        check(&["unknown/unknown"], "linux/amd64", Err("offered for: none"));
-        check(&[], "linux/amd64", Err("none"));
+        check(&["linux/amd64", "linux/arm64/v8"], "linux/amd64", &[(0, true)]);
+        check(&["linux/amd64", "linux/arm64/v8"], "linux/arm64/v8", &[(1, true)]);
+        check(&["linux/amd64", "linux/arm64"], "linux/arm64/v8", &[(1, true)]);
+        check(&["linux/arm/v5", "linux/arm/v6"], "linux/arm/v7", &[(1, true), (0, true)]);
+        check(&["linux/arm/v7", "linux/arm/v6"], "linux/arm/v6", &[(1, true)]);
+        check(&["linux/amd64/v3", "linux/amd64"], "linux/amd64", &[(1, true)]);
+        check(&["windows/amd64", "linux/s390x"], "linux/amd64", &[]);
+        check(&["unknown/unknown", "attests"], "linux/amd64", &[]);
+        check(&["", "linux/amd64", ""], "linux/amd64", &[(1, true), (0, false), (2, false)]);
+        check(&["/amd64", "/"], "linux/amd64", &[(0, true), (1, false)]);
+        check(&[], "linux/amd64", &[]);
     }
 
     #[test]
@@ -363,6 +407,13 @@ mod tests {
         check(&manifest.replace("sha256:0", "../../etc/0"), "not a sha256 digest");
         check(&manifest.replace("\"size\": 3", "\"size\": 18446744073709551615"), "impossible size");
         check("[", "not an image manifest");
+        let huge = format!("\"size\": {}", u64::MAX / 4);
+        check(&manifest.replace("\"size\": 3", &huge), "bytes, at most");
+        let many = format!("{blob},").repeat(1_001);
+        let many = many.trim_end_matches(',');
+        check(&format!(r#"{{"schemaVersion": 2, "manifests": [{many}]}}"#), "1001 entries");
+        check(&format!(r#"{{"schemaVersion": 2, "config": {blob}, "layers": [{many}]}}"#), "1001 layers");
+        check(&manifest.replace("sha256:", "sha512:"), "not a sha256 digest");
     }
 
     #[test]

@@ -17,30 +17,36 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use blixard_core::image_reference::{ImageReference, is_digest};
-use oci_spec::image::ImageConfiguration;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncRead;
 use tokio::sync::OwnedMutexGuard;
 use tonic::transport::Channel;
 
 mod archive;
+mod compression;
+mod config;
 mod containerd;
 mod content;
 mod export;
 mod import;
 mod manifest;
+mod names;
 mod pull;
+mod reach;
 mod registries;
 mod registry;
 mod registry_auth;
 mod tree;
 mod unpack;
+mod usage;
 
+pub use config::ImageConfig;
 pub use containerd::SNAPSHOTTER;
 pub use registries::{Registries, RegistriesError};
+pub use usage::StoreUsage;
 
 use crate::platform::{ImageInfo, OnProgress, RuntimeError};
-use containerd::{Containerd, LEASE_PREFIX};
+use containerd::{Containerd, LEASE_PREFIX, Named};
 use manifest::{Descriptor, Platform};
 
 /// The images in one containerd namespace.
@@ -60,7 +66,7 @@ pub struct ImageRootfs {
     /// layers.
     pub chain_id: String,
     /// The image's configuration: its user, environment, command and so on.
-    pub config: ImageConfiguration,
+    pub config: ImageConfig,
     /// The digest of this platform's manifest.
     pub manifest_digest: String,
     /// The full reference.
@@ -92,21 +98,30 @@ impl ImageStore {
         self.registries.reference(text).map_err(|err| RuntimeError::Invalid(err.to_string()))
     }
 
-    /// The digest a reference stands for now: the store's if it has it, else the registry's.
+    /// The digest a reference stands for now, as its registry says.
     ///
     /// # Errors
-    /// `NotFound` when neither has it, `Invalid` when the registry denies access, `Unavailable`
-    /// when the registry cannot be reached.
+    /// `NotFound` when it has no such image, `Invalid` when it denies access, `Unavailable` when it
+    /// cannot be reached.
     pub async fn resolve(&self, reference: &str) -> Result<String, RuntimeError> {
         let reference = self.reference(reference)?;
         if let Some(digest) = reference.digest() {
             return Ok(digest.to_owned());
         }
-        if let Some(root) = self.containerd.image(&reference.to_string()).await? {
-            return Ok(root.digest);
-        }
         let session = registry::RegistrySession::new(&self.registries, &reference)?;
         session.digest(reference.tag().unwrap_or_default()).await
+    }
+
+    /// What the name stands for here; none when there is no image of that name.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no reference, `Unavailable` when containerd is in trouble.
+    pub async fn image(&self, reference: &str) -> Result<Option<ImageInfo>, RuntimeError> {
+        let reference = self.reference(reference)?;
+        match self.containerd.image(&reference.to_string()).await? {
+            Some(named) => self.info(named).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Whether the image is here in full, unpacked for this platform: by `digest` under any name,
@@ -158,7 +173,8 @@ impl ImageStore {
         })
     }
 
-    /// Takes in every image of an OCI or Docker archive (tar, perhaps gzipped), all or none.
+    /// Takes in every image of an OCI or Docker archive (tar, perhaps compressed with gzip, zstd or
+    /// xz), all or none; under `name`, when given, instead of the archive's own.
     ///
     /// # Errors
     /// `Invalid` when the archive is damaged, incomplete, names no image, or has none for this
@@ -166,8 +182,9 @@ impl ImageStore {
     pub async fn import(
         &self,
         archive: Pin<Box<dyn AsyncRead + Send>>,
+        name: Option<&str>,
     ) -> Result<Vec<ImageInfo>, RuntimeError> {
-        self.import_archive(archive).await
+        self.import_archive(archive, name).await
     }
 
     /// Writes an image as an OCI archive that [`ImageStore::import`] takes, for this platform,
@@ -191,15 +208,20 @@ impl ImageStore {
     /// `Unavailable` when containerd is in trouble.
     pub async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
         let mut images = Vec::new();
-        for (reference, root) in self.containerd.images().await? {
-            let bytes = match self.tree(&self.containerd, &root).await {
-                Ok(tree) => self.bytes(&tree).await?,
-                Err(RuntimeError::Unavailable(err)) => return Err(RuntimeError::Unavailable(err)),
-                Err(_) => 0,
-            };
-            images.push(ImageInfo { reference, digest: root.digest, bytes });
+        for named in self.containerd.images().await? {
+            images.push(self.info(named).await?);
         }
         Ok(images)
+    }
+
+    async fn info(&self, named: Named) -> Result<ImageInfo, RuntimeError> {
+        let bytes = match self.tree(&self.containerd, &named.root).await {
+            Ok(tree) => self.bytes(&tree).await?,
+            Err(RuntimeError::Unavailable(err)) => return Err(RuntimeError::Unavailable(err)),
+            Err(_) => 0,
+        };
+        let Named { name: reference, root, imported } = named;
+        Ok(ImageInfo { reference, digest: root.digest, bytes, imported })
     }
 
     /// What a container of the image starts from.
@@ -212,8 +234,8 @@ impl ImageStore {
         let tree = self.tree(&self.containerd, &root).await?;
         Ok(ImageRootfs {
             chain_id: tree.chains.last().cloned().unwrap_or_default(),
-            config: tree.config,
-            manifest_digest: tree.manifest_digest,
+            manifest_digest: tree.found.manifest_digest().to_owned(),
+            config: tree.found.config,
             reference: reference.to_string(),
         })
     }
@@ -224,8 +246,8 @@ impl ImageStore {
     /// # Errors
     /// `Unavailable` when containerd is in trouble; then it may be called again.
     pub async fn remove_all(&self) -> Result<(), RuntimeError> {
-        for (name, _) in self.containerd.images().await? {
-            self.containerd.delete_image(&name).await?;
+        for image in self.containerd.images().await? {
+            self.containerd.delete_image(&image.name).await?;
         }
         for lease in self.containerd.leases().await? {
             if lease.id.starts_with(LEASE_PREFIX) {
@@ -244,15 +266,21 @@ impl ImageStore {
         digest: Option<&str>,
     ) -> Result<Option<Descriptor>, RuntimeError> {
         let digest = wanted_digest(reference, digest)?;
-        let named = self.containerd.image(&reference.to_string()).await?;
+        let named = self.containerd.image(&reference.to_string()).await?.map(|named| named.root);
         match digest {
             None => Ok(named),
             Some(digest) if named.as_ref().is_some_and(|root| root.digest == digest) => Ok(named),
             Some(digest) => {
                 let images = self.containerd.images().await?;
-                Ok(images.into_iter().map(|(_, root)| root).find(|root| root.digest == digest))
+                Ok(images.into_iter().map(|named| named.root).find(|root| root.digest == digest))
             }
         }
+    }
+
+    /// Whether somebody imported that image under the name.
+    async fn is_imported(&self, reference: &ImageReference, root: &Descriptor) -> Result<bool, RuntimeError> {
+        let named = self.containerd.image(&reference.to_string()).await?;
+        Ok(named.is_some_and(|named| named.imported && named.root.digest == root.digest))
     }
 
     async fn found(

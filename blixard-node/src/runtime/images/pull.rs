@@ -13,7 +13,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::containerd::Containerd;
 use super::content::{FRAME_BYTES_MAX, Ingest, Opened};
-use super::manifest::{Descriptor, Document};
+use super::manifest::{Descriptor, Document, Roots};
 use super::registry::RegistrySession;
 use super::tree::Documents;
 use super::{ImageStore, digest_of};
@@ -33,6 +33,7 @@ impl ImageStore {
         digest: Option<&str>,
         on_progress: OnProgress,
     ) -> Result<String, RuntimeError> {
+        let by_digest = digest.is_some();
         let name = reference.to_string();
         let _alone = self.locks.hold(&name).await;
         let session = RegistrySession::new(&self.registries, reference)?;
@@ -45,14 +46,13 @@ impl ImageStore {
         let containerd = self.containerd.with_lease(&lease).await?;
 
         let documents = Documents { containerd: &containerd, registry: Some(&session) };
-        let (_, _, manifest) = documents.walk(&digest, &self.platform).await?;
-        let blobs = manifest.blobs();
+        // What cannot run here shows in the documents, before the layers are fetched.
+        let found = documents.walk(Roots::one(digest.clone(), false), &self.platform).await?;
+        let blobs = found.manifest.blobs();
+        // The sum was bounded when the manifest was read.
         let progress = Progress::new(blobs.iter().map(|blob| blob.size).sum(), on_progress);
-        // What cannot run here shows in the configuration, before the layers are fetched.
-        self.fetch_blob(&containerd, &session, &manifest.config, &progress).await?;
-        manifest.configuration(&containerd.read_document(&manifest.config.digest).await?, &self.platform)?;
         let mut downloads = Vec::with_capacity(blobs.len());
-        for blob in blobs.into_iter().filter(|blob| blob.digest != manifest.config.digest) {
+        for blob in blobs {
             downloads.push(self.fetch_blob(&containerd, &session, blob, &progress));
         }
         stream::iter(downloads).buffer_unordered(DOWNLOADS_MAX).try_collect::<()>().await?;
@@ -60,7 +60,7 @@ impl ImageStore {
         let root = self.root(&containerd, &digest).await?;
         let tree = self.tree(&containerd, &root).await?;
         self.install(&containerd, &tree).await?;
-        containerd.set_image(&name, &root).await?;
+        containerd.name_image(&name, &root, false, by_digest).await?;
         if let Err(err) = containerd.release(false).await {
             tracing::warn!(%err, "a pull's lease stays until it expires");
         }

@@ -131,12 +131,17 @@ impl Registry {
     }
 }
 
-/// Whether a host, perhaps with a port, is this machine by its name alone.
-pub(super) fn is_loopback(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
+/// A host without its port.
+pub(super) fn name_of(host: &str) -> &str {
+    match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or(rest),
         None => host.split(':').next().unwrap_or(host),
-    };
+    }
+}
+
+/// Whether a host, perhaps with a port, is this machine by its name alone.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let name = name_of(host);
     name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use blixard_core::image_reference::{ImageReference, is_digest};
+use blixard_core::limits::IMAGE_DOCUMENT_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, TryStreamExt};
 use http::header::{ACCEPT, AUTHORIZATION, RANGE, WWW_AUTHENTICATE};
@@ -17,8 +18,9 @@ use reqwest::{Certificate, Response, Url};
 use tokio::sync::Mutex;
 
 use super::digest_of;
-use super::manifest::{DOCUMENT_BYTES_MAX, MEDIA_TYPES};
-use super::registries::{Credentials, Registries, Registry, is_loopback};
+use super::manifest::MEDIA_TYPES;
+use super::reach::{Names, is_internal, redirects};
+use super::registries::{Credentials, Registries, Registry, is_loopback, name_of};
 use super::registry_auth::{Challenge, basic, bearer_of};
 use crate::platform::RuntimeError;
 
@@ -61,7 +63,10 @@ enum Fault {
     NotFound,
     Denied(String),
     Refused(String),
+    /// It answered that it is in trouble.
     Unavailable(String),
+    /// It did not answer.
+    Unreachable(String),
 }
 
 impl RegistrySession {
@@ -85,10 +90,15 @@ impl RegistrySession {
         let path = &format!("manifests/{tag_or_digest}");
         self.first(|endpoint| async move {
             let url = self.url(endpoint, path)?;
-            let response = endpoint.send(Method::HEAD, &url, None).await?;
-            match header(&response, "docker-content-digest") {
-                Some(digest) if is_digest(digest) => Ok(digest.to_owned()),
-                _ => Ok(digest_of(&endpoint.document(&url, None).await?)),
+            let digest = match endpoint.send(Method::HEAD, &url, None).await {
+                Ok(response) => header(&response, "docker-content-digest").map(str::to_owned),
+                Err(fault @ Fault::Unreachable(_)) => return Err(fault),
+                // Some registries and their proxies refuse HEAD, each with a status of its own.
+                Err(_) => None,
+            };
+            match digest.filter(|digest| is_digest(digest)) {
+                Some(digest) => Ok(digest),
+                None => Ok(digest_of(&endpoint.document(&url, None).await?)),
             }
         })
         .await
@@ -97,6 +107,15 @@ impl RegistrySession {
     /// The manifest or index of that digest.
     pub(super) async fn document(&self, digest: &str) -> Result<Bytes, RuntimeError> {
         let path = &format!("manifests/{digest}");
+        self.first(
+            |endpoint| async move { endpoint.document(&self.url(endpoint, path)?, Some(digest)).await },
+        )
+        .await
+    }
+
+    /// A blob as small as a document, its digest checked.
+    pub(super) async fn small_blob(&self, digest: &str) -> Result<Bytes, RuntimeError> {
+        let path = &format!("blobs/{digest}");
         self.first(
             |endpoint| async move { endpoint.document(&self.url(endpoint, path)?, Some(digest)).await },
         )
@@ -173,7 +192,7 @@ impl RegistrySession {
             Fault::Refused(reason) => {
                 RuntimeError::Invalid(format!("registry {host}, image {image}: {reason}"))
             }
-            Fault::Unavailable(reason) => {
+            Fault::Unavailable(reason) | Fault::Unreachable(reason) => {
                 RuntimeError::Unavailable(format!("registry {host}, image {image}: {reason}"))
             }
         }
@@ -199,12 +218,12 @@ impl Endpoint {
         let response = self.send(Method::GET, url, None).await?;
         let announced =
             header(&response, "docker-content-digest").filter(|d| is_digest(d)).map(str::to_owned);
-        let bytes = self.body(response, DOCUMENT_BYTES_MAX).await?;
+        let bytes = self.body(response, IMAGE_DOCUMENT_BYTES_MAX).await?;
         let digest = digest_of(&bytes);
         if let Some(expected) = expected.or(announced.as_deref())
             && digest != expected
         {
-            return Err(Fault::Unavailable(format!("it sent {digest} instead of manifest {expected}")));
+            return Err(Fault::Unavailable(format!("it sent {digest} instead of {expected}")));
         }
         Ok(bytes)
     }
@@ -244,6 +263,12 @@ impl Endpoint {
     async fn log_in(&self, challenges: &[Challenge]) -> Result<String, Fault> {
         let wanted = |scheme: &str| challenges.iter().find(|c| c.scheme.eq_ignore_ascii_case(scheme));
         if let Some(url) = wanted("bearer").and_then(Challenge::token_url) {
+            let to = url.host_str().unwrap_or_default();
+            if is_internal(to) && !is_internal(name_of(&self.host)) {
+                return Err(Fault::Denied(format!(
+                    "its token server {to} is inside this machine or its link"
+                )));
+            }
             let mut request = self.http.get(url.clone());
             if let Some(credentials) = &self.credentials {
                 if url.scheme() != "https" && !self.plain_http {
@@ -316,7 +341,7 @@ impl Endpoint {
         } else {
             ""
         };
-        Fault::Unavailable(format!("{}{hint}", chain(&err.without_url())))
+        Fault::Unreachable(format!("{}{hint}", chain(&err.without_url())))
     }
 }
 
@@ -331,7 +356,9 @@ fn http_client(
             .user_agent(concat!("blixard/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
-            .https_only(!plain_http);
+            .https_only(!plain_http)
+            .redirect(redirects(host))
+            .dns_resolver(Names::of(host));
         if is_loopback(host) { builder.no_proxy() } else { builder }
     };
     let bare = || builder().tls_certs_only([]).build().map_err(|err| unusable(chain(&err)));

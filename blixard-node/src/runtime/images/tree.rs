@@ -3,37 +3,54 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use oci_spec::image::ImageConfiguration;
 
 use super::ImageStore;
+use super::config::ImageConfig;
 use super::containerd::{Containerd, SNAPSHOTTER};
-use super::manifest::{Descriptor, Document, Manifest, Platform, chain_ids};
+use super::manifest::{Candidate, Descriptor, Document, Manifest, Platform, Roots, chain_ids};
 use super::registry::RegistrySession;
 use crate::platform::RuntimeError;
 
 /// Indexes may hold indexes; no sane image nests deeper.
 const INDEX_DEPTH_MAX: usize = 3;
+/// The most documents read to find a platform's manifest.
+const DOCUMENTS_MAX: usize = 64;
 
 /// An image's documents for one platform.
 #[derive(Debug)]
 pub(super) struct Tree {
     /// What the image's name stands for.
     pub(super) root: Descriptor,
-    /// From the root down: indexes, each with the digest it leads to here.
-    pub(super) indexes: Vec<(String, String)>,
-    pub(super) manifest_digest: String,
-    pub(super) manifest: Manifest,
-    pub(super) config: ImageConfiguration,
+    pub(super) found: Found,
     /// The snapshots its layers build up, lowest first.
     pub(super) chains: Vec<String>,
+}
+
+/// A platform's manifest below a root.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// From the root down: indexes, then the manifest.
+    pub(super) trail: Vec<String>,
+    pub(super) manifest: Manifest,
+    pub(super) config: ImageConfig,
+}
+
+impl Found {
+    /// The digest of the root.
+    pub(super) fn root(&self) -> &str {
+        self.trail.first().map_or("", String::as_str)
+    }
+
+    pub(super) fn manifest_digest(&self) -> &str {
+        self.trail.last().map_or("", String::as_str)
+    }
 }
 
 impl Tree {
     /// Every blob of the image that this node has use for: documents first.
     pub(super) fn digests(&self) -> Vec<&str> {
-        let indexes = self.indexes.iter().map(|(index, _)| index.as_str());
-        let blobs = self.manifest.blobs().into_iter().map(|blob| blob.digest.as_str());
-        indexes.chain([self.manifest_digest.as_str()]).chain(blobs).collect()
+        let documents = self.found.trail.iter().map(String::as_str);
+        documents.chain(self.found.manifest.blobs().into_iter().map(|blob| blob.digest.as_str())).collect()
     }
 }
 
@@ -44,37 +61,92 @@ pub(super) struct Documents<'a> {
 }
 
 impl Documents<'_> {
-    /// Walks from a root document to a platform's manifest. What came from the registry is in
-    /// containerd afterwards; with a registry everything read is kept by the lease.
-    pub(super) async fn walk(
-        &self,
-        root: &str,
-        platform: &Platform,
-    ) -> Result<(Vec<(String, String)>, String, Manifest), RuntimeError> {
-        let mut indexes = Vec::new();
-        let mut digest = root.to_owned();
-        loop {
-            match Document::parse(&self.read(&digest).await?)? {
-                Document::Manifest(manifest) => return Ok((indexes, digest, manifest)),
-                Document::Index(_) if indexes.len() == INDEX_DEPTH_MAX => {
-                    return Err(RuntimeError::Invalid(format!(
-                        "index {root} nests deeper than {INDEX_DEPTH_MAX}"
-                    )));
+    /// Walks from root documents, the best first, to a platform's manifest. What came from the
+    /// registry is in containerd afterwards; with a registry everything read is kept by the lease.
+    ///
+    /// What an index says of a manifest's platform counts. Of a manifest that no index says anything
+    /// of, its configuration counts, and one that says nothing either is taken.
+    ///
+    /// # Errors
+    /// `Invalid` when none fits, naming the platforms offered; `NotFound` when what may fit is missing.
+    pub(super) async fn walk(&self, roots: Roots, platform: &Platform) -> Result<Found, RuntimeError> {
+        let Roots { candidates, mut offered } = roots;
+        let only = candidates.len() == 1;
+        let mut fault = None;
+        let mut waiting: Vec<(Vec<String>, Candidate)> =
+            candidates.into_iter().rev().map(|root| (Vec::new(), root)).collect();
+        let mut documents = 0;
+        while let Some((mut trail, Candidate { digest, vouched })) = waiting.pop() {
+            documents += 1;
+            if documents > DOCUMENTS_MAX || trail.len() > INDEX_DEPTH_MAX {
+                return Err(RuntimeError::Invalid(format!(
+                    "its index nests deeper than {INDEX_DEPTH_MAX}, or has more than {DOCUMENTS_MAX} entries without a platform"
+                )));
+            }
+            let is_root = only && trail.is_empty();
+            trail.push(digest.clone());
+            let fits = async {
+                match Document::parse(&self.read(&digest).await?)? {
+                    Document::Index(index) => {
+                        offered.extend(index.offered());
+                        let below = index.candidates(platform).into_iter().rev();
+                        waiting.extend(below.map(|candidate| (trail.clone(), candidate)));
+                        Ok(None)
+                    }
+                    Document::Manifest(manifest) => {
+                        let config = manifest.configuration(&self.read_config(&manifest.config).await?)?;
+                        if vouched || platform.runs(&config.os, &config.architecture) {
+                            return Ok(Some((manifest, config)));
+                        }
+                        offered.insert(format!("{}/{}", config.os, config.architecture));
+                        Ok(None)
+                    }
                 }
-                Document::Index(index) => {
-                    let chosen = index.select(platform)?.digest.clone();
-                    indexes.push((std::mem::replace(&mut digest, chosen.clone()), chosen));
+            };
+            match fits.await {
+                Ok(Some((manifest, config))) => return Ok(Found { trail, manifest, config }),
+                Ok(None) => {}
+                // One of several may be something else than an image, or of another platform and
+                // therefore not here.
+                Err(err @ (RuntimeError::NotFound(_) | RuntimeError::Invalid(_))) if !is_root => {
+                    fault.get_or_insert(err);
                 }
+                Err(err) => return Err(err),
+            }
+        }
+        match fault {
+            Some(fault @ RuntimeError::NotFound(_)) => Err(fault),
+            Some(fault) if offered.is_empty() => Err(fault),
+            _ => {
+                let offered = Vec::from_iter(offered).join(", ");
+                let offered = if offered.is_empty() { "none" } else { &offered };
+                Err(RuntimeError::Invalid(format!(
+                    "no image for this node's platform {platform}; it is offered for: {offered}"
+                )))
             }
         }
     }
 
     async fn read(&self, digest: &str) -> Result<Bytes, RuntimeError> {
-        let here = self.containerd.read_document(digest).await;
-        let Some(registry) = self.registry else { return here };
-        match here {
+        let Some(registry) = self.registry else { return self.containerd.read_document(digest).await };
+        self.read_or(digest, registry.document(digest)).await
+    }
+
+    async fn read_config(&self, config: &Descriptor) -> Result<Bytes, RuntimeError> {
+        let digest = &config.digest;
+        let Some(registry) = self.registry else { return self.containerd.read_document(digest).await };
+        self.read_or(digest, registry.small_blob(digest)).await
+    }
+
+    /// Reads what is here, else takes it from the registry.
+    async fn read_or(
+        &self,
+        digest: &str,
+        fetch: impl Future<Output = Result<Bytes, RuntimeError>>,
+    ) -> Result<Bytes, RuntimeError> {
+        match self.containerd.read_document(digest).await {
             Err(RuntimeError::NotFound(_)) => {
-                let bytes = registry.document(digest).await?;
+                let bytes = fetch.await?;
                 self.containerd.write_document(&bytes).await?;
                 Ok(bytes)
             }
@@ -98,11 +170,10 @@ impl ImageStore {
         root: &Descriptor,
     ) -> Result<Tree, RuntimeError> {
         let documents = Documents { containerd, registry: None };
-        let (indexes, manifest_digest, manifest) = documents.walk(&root.digest, &self.platform).await?;
-        let config = containerd.read_document(&manifest.config.digest).await?;
-        let config = manifest.configuration(&config, &self.platform)?;
-        let chains = chain_ids(config.rootfs().diff_ids());
-        Ok(Tree { root: root.clone(), indexes, manifest_digest, manifest, config, chains })
+        // Whether it runs here was checked when it came here.
+        let found = documents.walk(Roots::one(root.digest.clone(), true), &self.platform).await?;
+        let chains = chain_ids(&found.config.diff_ids);
+        Ok(Tree { root: root.clone(), found, chains })
     }
 
     /// The digest of a blob of the image that is not here.
@@ -111,7 +182,7 @@ impl ImageStore {
         containerd: &Containerd,
         tree: &Tree,
     ) -> Result<Option<String>, RuntimeError> {
-        for layer in &tree.manifest.layers {
+        for layer in &tree.found.manifest.layers {
             if containerd.blob(&layer.digest).await?.is_none() {
                 return Ok(Some(layer.digest.clone()));
             }
@@ -122,15 +193,16 @@ impl ImageStore {
     /// Unpacks an image whose blobs are all here, and ties its parts together, so that garbage
     /// collection keeps all of them as long as a name stands for the root.
     pub(super) async fn install(&self, containerd: &Containerd, tree: &Tree) -> Result<(), RuntimeError> {
-        for (index, chosen) in &tree.indexes {
-            let label = ("containerd.io/gc.ref.content.m.0".to_owned(), chosen.clone());
-            containerd.label_blob(index, BTreeMap::from([label])).await?;
+        for pair in tree.found.trail.windows(2) {
+            let label = ("containerd.io/gc.ref.content.m.0".to_owned(), pair[1].clone());
+            containerd.label_blob(&pair[0], BTreeMap::from([label])).await?;
         }
-        containerd.label_blob(&tree.manifest_digest, tree.manifest.gc_labels()).await?;
+        let manifest = &tree.found.manifest;
+        containerd.label_blob(tree.found.manifest_digest(), manifest.gc_labels()).await?;
         self.unpack(containerd, tree).await?;
         if let Some(top) = tree.chains.last() {
             let label = (format!("containerd.io/gc.ref.snapshot.{SNAPSHOTTER}"), top.clone());
-            containerd.label_blob(&tree.manifest.config.digest, BTreeMap::from([label])).await?;
+            containerd.label_blob(&manifest.config.digest, BTreeMap::from([label])).await?;
         }
         Ok(())
     }

@@ -68,6 +68,10 @@ impl ContainerRuntime for NoContainers {
         unreachable!("Raft runs no containers")
     }
 
+    async fn image(&self, _: &str) -> Result<Option<ImageInfo>, RuntimeError> {
+        Ok(None)
+    }
+
     async fn resolve(&self, _: &str) -> Result<String, RuntimeError> {
         unreachable!("Raft runs no containers")
     }
@@ -80,7 +84,11 @@ impl ContainerRuntime for NoContainers {
         unreachable!("Raft runs no containers")
     }
 
-    async fn import(&self, _: Pin<Box<dyn AsyncRead + Send>>) -> Result<Vec<ImageInfo>, RuntimeError> {
+    async fn import(
+        &self,
+        _: Pin<Box<dyn AsyncRead + Send>>,
+        _: Option<&str>,
+    ) -> Result<Vec<ImageInfo>, RuntimeError> {
         unreachable!("Raft runs no containers")
     }
 
@@ -90,6 +98,14 @@ impl ContainerRuntime for NoContainers {
 
     async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
         unreachable!("Raft runs no containers")
+    }
+
+    async fn remove_images(&self, _: &[String]) -> Result<u64, RuntimeError> {
+        unreachable!("nothing is run here")
+    }
+
+    async fn disk_usage(&self) -> Result<blixard_node::platform::DiskUsage, RuntimeError> {
+        unreachable!("nothing is run here")
     }
 
     async fn purge(&self, _: bool) -> Result<(), RuntimeError> {
