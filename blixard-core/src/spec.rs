@@ -1,6 +1,7 @@
 //! What a service is asked to be: the checked form of a bundle.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -133,6 +134,16 @@ pub struct PortSpec {
     /// TCP or UDP.
     #[serde(default)]
     pub protocol: Protocol,
+    /// The address of the node that `host_port` is on; absent: all of its IPv4 addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub host_ip: Option<Ipv4Addr>,
+}
+
+/// Whether a port can be published on `address`: one that a single host has. (0.0.0.0 is all of them,
+/// which a specification says by naming none.)
+pub fn is_host_address(address: Ipv4Addr) -> bool {
+    !(address.is_unspecified() || address.is_multicast() || address.is_broadcast())
 }
 
 /// One host path bound into the container. It pins the replicas to the submitting node.

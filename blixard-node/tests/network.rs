@@ -88,7 +88,7 @@ fn container(letter: char) -> ContainerId {
 }
 
 fn published(container_port: u16, host_port: u16) -> Vec<PortSpec> {
-    vec![PortSpec { container_port, host_port: Some(host_port), protocol: Protocol::Tcp }]
+    vec![PortSpec { container_port, host_port: Some(host_port), protocol: Protocol::Tcp, host_ip: None }]
 }
 
 /// A listener in the container's namespace that answers each connection with `word`.
@@ -213,7 +213,7 @@ fn datagrams() -> UdpSocket {
 }
 
 fn published_udp(container_port: u16, host_port: u16) -> Vec<PortSpec> {
-    vec![PortSpec { container_port, host_port: Some(host_port), protocol: Protocol::Udp }]
+    vec![PortSpec { container_port, host_port: Some(host_port), protocol: Protocol::Udp, host_ip: None }]
 }
 
 fn forwards(interface: &str) -> bool {
@@ -272,10 +272,16 @@ fn containers_that_share_a_port_take_turns() {
 
         // Connections that are established go on, and are counted until they end.
         let mut open = TcpStream::connect((Ipv4Addr::LOCALHOST, 8080)).expect("one answers");
-        let count = async |letter| network.connections(&container(letter)).await.expect("they are counted");
+        let within = Duration::from_secs(600);
+        let count =
+            async |letter| network.connections(&container(letter), within).await.expect("they are counted");
         network.withdraw(&container('a')).await.expect("it is withdrawn");
         network.withdraw(&container('c')).await.expect("it is withdrawn");
         assert_eq!(count('a').await + count('c').await, 1);
+        for letter in ['a', 'c'] {
+            let idle = network.connections(&container(letter), Duration::ZERO).await;
+            assert_eq!(idle.expect("they are counted"), 0, "any silence is long");
+        }
         let refused = ask((Ipv4Addr::LOCALHOST, 8080)).expect_err("nobody is left");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         let mut answer = String::new();
@@ -302,6 +308,9 @@ fn hardware_addresses_follow_from_addresses_and_stay() {
         assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("the node knows where it is"), "web");
         let known = run("ip", &["neigh", "show", "dev", &bridge]);
         assert!(known.contains("10.210.7.2 lladdr 02:42:0a:d2:07:02 PERMANENT"), "{known}");
+        drop(network);
+        let network = open(&directory).await.expect("it opens again");
+        assert_eq!(run("ip", &["neigh", "show", "dev", &bridge]), known, "a restart forgets nothing");
         for letter in ['b', 'c', 'd'] {
             create(&network, &container(letter), &[]).await.expect("it connects");
             network.remove(&container(letter)).await.expect("it goes");
@@ -520,6 +529,34 @@ fn a_refused_connection_is_dealt_to_another_container() {
             let node = (Ipv4Addr::new(10, 99, 4, 1), 8080);
             assert_eq!(ask_from_inside(&lan.lease(), node).expect("another answers"), "first");
         }
+        network.purge().await.expect("everything goes");
+    });
+}
+
+#[test]
+fn a_port_published_on_one_address_answers_there_alone() {
+    in_own_namespace(|network, _directory| async move {
+        let lan = Neighbour::new("10.99.5");
+        let node = Ipv4Addr::new(10, 99, 5, 1);
+        let on = |address, host_port| {
+            vec![PortSpec { host_ip: Some(address), ..published(80, host_port)[0].clone() }]
+        };
+        let ports = [on(Ipv4Addr::LOCALHOST, 8080), on(node, 8081)].concat();
+        let web = create(&network, &container('a'), &ports).await.expect("it connects");
+        answer_inside(&web, 80, "web");
+        assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("it is published there"), "web");
+        ask((node, 8080)).expect_err("and nowhere else");
+        assert_eq!(ask((node, 8081)).expect("it is published there"), "web");
+        ask((Ipv4Addr::LOCALHOST, 8081)).expect_err("and nowhere else");
+        ask_from_inside(&lan.lease(), (node, 8080)).expect_err("it is the node's alone");
+        assert_eq!(ask_from_inside(&lan.lease(), (node, 8081)).expect("it is published there"), "web");
+        // A neighbour that sends the node packets for the node's loopback.
+        inside(&lan.lease().netns_path, || {
+            std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").expect("root may");
+            run("ip", &["route", "flush", "table", "local", "dev", "lo"]);
+            run("ip", &["route", "add", "127.0.0.1/32", "via", "10.99.5.1", "src", "10.99.5.2"]);
+        });
+        ask_from_inside(&lan.lease(), (Ipv4Addr::LOCALHOST, 8080)).expect_err("it is the node's alone");
         network.purge().await.expect("everything goes");
     });
 }

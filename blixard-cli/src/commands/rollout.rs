@@ -218,7 +218,7 @@ fn running(detail: &ServiceDetail) -> String {
         .iter()
         .filter(|row| row.ready)
         .flat_map(|row| {
-            row.ports.iter().filter_map(|port| Some((row.node_address.as_ref()?, port.host_port?)))
+            row.ports.iter().filter_map(|port| Some((replica::host(row, port)?, port.host_port?)))
         })
         .map(|(address, port)| format!("{address}:{port}"))
         .collect();

@@ -211,7 +211,10 @@ fn state_style(state: ServiceState) -> Style {
 
 fn ports(row: &ServiceRow) -> String {
     let ports = row.ports.iter().map(|port| match port.host_port {
-        Some(host_port) => format!("{host_port}->{}/{}", port.container_port, port.protocol),
+        Some(host_port) => {
+            let host = port.host_ip.map(|address| format!("{address}:")).unwrap_or_default();
+            format!("{host}{host_port}->{}/{}", port.container_port, port.protocol)
+        }
         None => format!("{}/{}", port.container_port, port.protocol),
     });
     ports.collect::<Vec<_>>().join(", ")

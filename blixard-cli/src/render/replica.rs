@@ -1,8 +1,11 @@
 //! A container's row: its status and ports in words.
 
+use std::net::Ipv4Addr;
+
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::cluster::{Desired, Phase};
 use blixard_core::id::ContainerId;
+use blixard_core::spec::PortSpec;
 use blixard_core::time::UtcMs;
 
 use super::color::{Paint, Style};
@@ -127,14 +130,22 @@ fn style(row: &ReplicaRow) -> Option<Style> {
     }
 }
 
-/// Its ports: `10.77.0.1:8080->80/tcp`.
+/// Its ports: `10.77.0.1:8080->80/tcp`. A node known by an address of IPv6 shows none of its own:
+/// published ports answer on IPv4 alone.
 pub(crate) fn ports(row: &ReplicaRow) -> String {
-    let host = row.node_address.as_deref().unwrap_or("*");
     let ports = row.ports.iter().map(|port| match port.host_port {
-        Some(host_port) => format!("{host}:{host_port}->{}/{}", port.container_port, port.protocol),
+        Some(host_port) => {
+            let host = host(row, port).map_or_else(|| "*".to_owned(), |address| address.to_string());
+            format!("{host}:{host_port}->{}/{}", port.container_port, port.protocol)
+        }
         None => format!("{}/{}", port.container_port, port.protocol),
     });
     ports.collect::<Vec<_>>().join(", ")
+}
+
+/// The address that a published port of it answers on, as far as known.
+pub(crate) fn host(row: &ReplicaRow, port: &PortSpec) -> Option<Ipv4Addr> {
+    port.host_ip.or_else(|| row.node_address.as_ref()?.parse().ok())
 }
 
 #[cfg(test)]
@@ -143,7 +154,7 @@ mod tests {
     use blixard_core::cluster::{Desired, Phase};
     use blixard_core::time::UtcMs;
 
-    use super::{short_table, status, table};
+    use super::{ports, short_table, status, table};
     use crate::render::color::Paint;
 
     const NOW: UtcMs = UtcMs(1_000_000);
@@ -222,6 +233,14 @@ mod tests {
             },
             "Pending: port 80 is taken",
         );
+    }
+
+    #[test]
+    fn a_port_is_shown_where_it_answers() {
+        let check = |edit: fn(&mut ReplicaRow), expect: &str| assert_eq!(ports(&row(edit)), expect);
+        check(|_| {}, "10.77.0.1:8080->80/tcp, 53/udp");
+        check(|row| row.node_address = Some("fd00::1".into()), "*:8080->80/tcp, 53/udp");
+        check(|row| row.ports[0].host_ip = Some([127, 0, 0, 1].into()), "127.0.0.1:8080->80/tcp, 53/udp");
     }
 
     #[test]

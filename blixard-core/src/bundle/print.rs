@@ -78,6 +78,9 @@ fn ports(out: &mut Printer, spec: &ServiceSpec) {
         if let Some(host_port) = port.host_port {
             out.number(2, "host_port", host_port);
         }
+        if let Some(host_ip) = port.host_ip {
+            out.entry(2, "host_ip", &host_ip.to_string());
+        }
         out.entry(2, "protocol", &port.protocol.to_string());
     }
 }

@@ -62,8 +62,8 @@ fn spec() -> Arc<ServiceSpec> {
             workdir: Some("/srv".to_owned()),
         },
         ports: vec![
-            PortSpec { container_port: 80, host_port: Some(8_080), protocol: Protocol::Tcp },
-            PortSpec { container_port: 53, host_port: None, protocol: Protocol::Udp },
+            PortSpec { container_port: 80, host_port: Some(8_080), protocol: Protocol::Tcp, host_ip: None },
+            PortSpec { container_port: 53, host_port: None, protocol: Protocol::Udp, host_ip: None },
         ],
         volumes: vec![VolumeSpec { source: "/a".to_owned(), target: "/b".to_owned(), read_only: true }],
         environment: BTreeMap::from([("A".to_owned(), "1".to_owned())]),

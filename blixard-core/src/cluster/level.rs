@@ -203,8 +203,8 @@ impl ImageSpec {
 
 impl PortSpec {
     fn level(&self) -> u16 {
-        let Self { container_port: _, host_port: _, protocol: _ } = self;
-        FIRST_LEVEL
+        let Self { container_port: _, host_port: _, protocol: _, host_ip } = self;
+        if host_ip.is_some() { SECOND_LEVEL } else { FIRST_LEVEL }
     }
 }
 
@@ -239,7 +239,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::testing::{
-        Cluster, START, bootstrap, desire, facts, join, join_token, place, spec, status,
+        Cluster, START, bootstrap, desire, facts, join, join_token, place, publishing, spec, status,
     };
     use crate::cluster::{Desired, Entry, Phase};
     use crate::id::{NodeId, ReplicaId, RequestId, TokenId};
@@ -299,6 +299,14 @@ mod tests {
         check(&restart(RestartPolicy::OnFailure), FIRST_LEVEL);
         check(&restart(RestartPolicy::Never), SECOND_LEVEL);
         check(&|spec| spec.min_healthy_ms = Some(0), SECOND_LEVEL);
+        let published = |host_ip: Option<[u8; 4]>| {
+            move |spec: &mut ServiceSpec| {
+                *spec = publishing(spec.clone(), &[80]);
+                spec.ports[0].host_ip = host_ip.map(Into::into);
+            }
+        };
+        check(&published(None), FIRST_LEVEL);
+        check(&published(Some([127, 0, 0, 1])), SECOND_LEVEL);
     }
 
     #[test]

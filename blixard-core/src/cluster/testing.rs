@@ -71,6 +71,7 @@ pub(super) fn publishing(spec: ServiceSpec, ports: &[u16]) -> ServiceSpec {
         container_port: *host_port,
         host_port: Some(*host_port),
         protocol: Protocol::Tcp,
+        host_ip: None,
     };
     ServiceSpec { ports: ports.iter().map(port).collect(), ..spec }
 }

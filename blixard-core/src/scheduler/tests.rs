@@ -126,7 +126,9 @@ fn shortage_of_many_nodes_is_told_by_the_one_that_comes_closest() {
 fn port_that_something_else_holds_is_avoided() {
     let mut world = World::new(2);
     world.node(1).facts.reserved_ports = vec![80];
-    let ports = |port| vec![PortSpec { container_port: 8080, host_port: port, protocol: Default::default() }];
+    let ports = |host_port| {
+        vec![PortSpec { container_port: 8080, host_port, protocol: Default::default(), host_ip: None }]
+    };
     assert_eq!(place(&world, &spec("web", |spec| spec.ports = ports(Some(80)))), Ok(2));
     assert_eq!(place(&world, &spec("web", |spec| spec.ports = ports(None))), Ok(1));
     world.node(2).facts.reserved_ports = vec![80];

@@ -9,6 +9,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use blixard_core::spec::Protocol;
 use rtnetlink::sys::constants::NETLINK_NETFILTER;
@@ -32,8 +33,15 @@ const NETFILTER_HEADER: usize = 4;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const PROTOCOL_STATE: u16 = 4;
+const TIME_LEFT: u16 = 7;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
+/// The state of TCP after the handshake.
+const TCP_ESTABLISHED: u8 = 3;
+/// How long the kernel remembers an established connection after its last packet, in seconds; but for
+/// one with a packet that was not acknowledged, which it remembers for less than `UNACKNOWLEDGED`.
+const ESTABLISHED_TIMEOUT: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established";
+const UNACKNOWLEDGED: Duration = Duration::from_secs(301);
 /// The states of TCP in which either side may still send: from the first packet until both ended.
 const TCP_OPEN: std::ops::RangeInclusive<u8> = 1..=5;
 
@@ -54,6 +62,8 @@ pub(super) struct Flow {
     pub(super) reply: Direction,
     /// Whether more of it may come, as far as the protocol tells.
     pub(super) open: bool,
+    /// For how long the kernel goes on remembering it, when it is established.
+    remembered: Option<Duration>,
     /// The attributes by which the kernel knows it.
     key: Vec<u8>,
 }
@@ -66,10 +76,24 @@ impl Flow {
             .any(|end| *end.ip() == address)
     }
 
+    /// For how long nothing of it came; zero when the kernel does not tell. `established` is what
+    /// [`established_timeout`] gave.
+    pub(super) fn silent_for(&self, established: Duration) -> Duration {
+        let remembered = self.remembered.filter(|left| *left > UNACKNOWLEDGED);
+        remembered.map_or(Duration::ZERO, |left| established.saturating_sub(left))
+    }
+
     /// Whether it was translated to `address`, rather than made to it.
     pub(super) fn is_translated_to(&self, address: Ipv4Addr) -> bool {
         *self.reply.source.ip() == address && *self.original.destination.ip() != address
     }
+}
+
+/// How long the kernel remembers an established connection after its last packet; zero when it does
+/// not say.
+pub(super) fn established_timeout() -> Duration {
+    let text = std::fs::read_to_string(ESTABLISHED_TIMEOUT).ok();
+    Duration::from_secs(text.and_then(|text| text.trim().parse().ok()).unwrap_or(0))
 }
 
 /// How many connections there are of those that `counts` is true of.
@@ -196,7 +220,10 @@ fn flow(body: &[u8]) -> Option<Flow> {
         key.resize(key.len().next_multiple_of(4), 0);
     }
     let open = tcp.is_none_or(|state| TCP_OPEN.contains(&state));
-    Some(Flow { protocol, original, reply, open, key })
+    let left = attribute(body, TIME_LEFT).and_then(|left| left.try_into().ok()).map(u32::from_be_bytes);
+    let remembered =
+        left.filter(|_| tcp == Some(TCP_ESTABLISHED)).map(|left| Duration::from_secs(left.into()));
+    Some(Flow { protocol, original, reply, open, remembered, key })
 }
 
 fn direction(tuple: &[u8]) -> Option<(Protocol, Direction)> {
@@ -253,15 +280,19 @@ mod tests {
         let container = SocketAddrV4::new(Ipv4Addr::new(10, 210, 1, 2), 80);
         let state = nested(0x8000 | PROTOCOL_STATE, &[nested(0x8001, &[nested(1, &[vec![3]])])]);
         let id = nested(ID, &[vec![1, 2, 3, 4]]);
+        let left = nested(TIME_LEFT, &[431_990_u32.to_be_bytes().to_vec()]);
         let original = tuple(TUPLE_ORIGINAL, client, node);
         let body =
-            [vec![0; 4], original.clone(), tuple(TUPLE_REPLY, container, client), state, id.clone()].concat();
+            [vec![0; 4], original.clone(), tuple(TUPLE_REPLY, container, client), state, left, id.clone()]
+                .concat();
         let flow = flow(&body).expect("it is one of TCP");
         assert_eq!(flow.original, Direction { source: client, destination: node });
         assert_eq!(flow.reply, Direction { source: container, destination: client });
         assert!(flow.open && flow.protocol == Protocol::Tcp);
         assert!(flow.is_translated_to(*container.ip()) && !flow.is_translated_to(*node.ip()));
         assert!(flow.involves(*container.ip()) && flow.involves(*client.ip()));
+        assert_eq!(flow.silent_for(Duration::from_secs(432_000)), Duration::from_secs(10));
+        assert_eq!(flow.silent_for(Duration::ZERO), Duration::ZERO);
         assert_eq!(flow.key, [original, id].concat());
     }
 

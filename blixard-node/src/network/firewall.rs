@@ -41,7 +41,7 @@ pub(super) fn targets<'a>(leases: impl Iterator<Item = (&'a Lease, bool)>) -> Ta
     for (lease, leads_to) in leases {
         for port in &lease.ports {
             let Some(host_port) = port.host_port else { continue };
-            let published = Published { address: None, protocol: port.protocol, port: host_port };
+            let published = Published { address: port.host_ip, protocol: port.protocol, port: host_port };
             let dealt = targets.entry(published).or_default();
             if leads_to {
                 dealt.push(SocketAddrV4::new(lease.address, port.container_port));
@@ -284,7 +284,12 @@ mod tests {
     fn lease(host: u8, ports: &[(u16, Option<u16>, Protocol)]) -> Lease {
         let ports = ports
             .iter()
-            .map(|&(container_port, host_port, protocol)| PortSpec { container_port, host_port, protocol })
+            .map(|&(container_port, host_port, protocol)| PortSpec {
+                container_port,
+                host_port,
+                protocol,
+                host_ip: None,
+            })
             .collect();
         Lease { netns_path: PathBuf::new(), address: Ipv4Addr::new(10, 210, 1, host), ports }
     }
@@ -324,6 +329,31 @@ mod tests {
             &["tcp dport 8080 dnat ip to numgen inc mod 2 map { 0 : 10.210.1.2 . 80, 1 : 10.210.1.3 . 80 }"],
         );
         check(&[(web(2), false)], &[]);
+    }
+
+    #[test]
+    fn a_port_of_one_address_is_that_addresss_alone() {
+        let at = |host, address: [u8; 4]| {
+            let mut lease = web(host);
+            lease.ports[0].host_ip = Some(address.into());
+            lease
+        };
+        let leases = [(web(2), true), (at(3, [10, 77, 0, 1]), true), (at(4, [127, 0, 0, 1]), true)];
+        assert_eq!(
+            lines(&leases, &[], false, "numgen"),
+            [
+                "ip daddr 10.77.0.1 tcp dport 8080 dnat ip to numgen inc mod 1 map { 0 : 10.210.1.3 . 80 }",
+                "tcp dport 8080 dnat ip to numgen inc mod 1 map { 0 : 10.210.1.2 . 80 }",
+                "ip daddr 127.0.0.1 tcp dport 8080 dnat ip to numgen inc mod 1 map { 0 : 10.210.1.4 . 80 }",
+            ]
+        );
+        // Whoever sends the node a packet for its loopback address is not translated.
+        let targets = targets(leases.iter().map(|(lease, leads_to)| (lease, *leads_to)));
+        let served = BTreeSet::new();
+        let subnet = Ipv4Addr::new(10, 210, 1, 0);
+        let rules = Rules { name: "bx", subnet, targets: &targets, served: &served, closed: false }.text();
+        let own = rules.split("chain output").nth(1).and_then(|rest| rest.split("chain postrouting").next());
+        assert!(own.is_some_and(|own| own.contains("ip daddr 127.0.0.1 tcp")), "{rules}");
     }
 
     #[test]

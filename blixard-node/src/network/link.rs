@@ -59,7 +59,7 @@ pub(super) async fn ensure_bridge(name: &str, subnet: Ipv4Addr) -> Result<(), Ne
     }
     let index = match index_of(&netlink, name).await.map_err(failed(what()))? {
         Some(index) => {
-            keep_hardware_address(&netlink, index).await.map_err(failed(what()))?;
+            keep_hardware_address(&netlink, index, first_host(subnet)).await.map_err(failed(what()))?;
             index
         }
         None => {
@@ -76,13 +76,15 @@ pub(super) async fn ensure_bridge(name: &str, subnet: Ipv4Addr) -> Result<(), Ne
 
 /// Gives a bridge the hardware address that it has. One that was never given any has the lowest of
 /// its ports', and a change of it cuts every container off from its gateway until it asks again.
-async fn keep_hardware_address(netlink: &Handle, index: u32) -> Result<(), Error> {
+/// The one that follows from its address it was given; to give it again would empty the node's memory
+/// of where containers are.
+async fn keep_hardware_address(netlink: &Handle, index: u32, bridge: Ipv4Addr) -> Result<(), Error> {
     let link = netlink.link().get().match_index(index).execute().try_next().await?;
     let address = link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| match attribute {
         LinkAttribute::Address(address) => Some(address),
         _ => None,
     });
-    let Some(address) = address else { return Ok(()) };
+    let Some(address) = address.filter(|own| *own != hardware_address(bridge)) else { return Ok(()) };
     let kept = LinkUnspec::new_with_index(index).address(address).build();
     netlink.link().set(kept).execute().await
 }

@@ -22,6 +22,7 @@ mod published;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use blixard_core::id::{ClusterId, ContainerId, NodeId};
 use blixard_core::spec::{PortSpec, Protocol};
@@ -45,6 +46,14 @@ pub enum NetworkError {
         port: u16,
         /// `tcp` or `udp`.
         protocol: blixard_core::spec::Protocol,
+    },
+    /// A port is to be published on an address that the node does not have.
+    #[error("port {port} cannot be published on {address}: this node has no such address")]
+    NoSuchAddress {
+        /// The address.
+        address: Ipv4Addr,
+        /// The port on it.
+        port: u16,
     },
     /// Every address of the node's /24 is in use.
     #[error("the node's container network {subnet}/24 has no free address: move replicas to other nodes")]
@@ -239,14 +248,17 @@ impl ContainerNetwork {
         Ok(())
     }
 
-    /// How many connections to a container's published ports are open.
+    /// How many connections to a container's published ports are open and not idle, which is one that
+    /// was silent for `idle` or longer.
     ///
     /// # Errors
     /// When the kernel does not tell.
-    pub async fn connections(&self, id: &ContainerId) -> Result<usize, NetworkError> {
+    pub async fn connections(&self, id: &ContainerId, idle: Duration) -> Result<usize, NetworkError> {
         let Some(address) = self.address_of(id).await else { return Ok(0) };
+        let established = conntrack::established_timeout();
         let counts = move |flow: &conntrack::Flow| {
-            flow.protocol == Protocol::Tcp && flow.open && flow.is_translated_to(address)
+            let open = flow.protocol == Protocol::Tcp && flow.open && flow.silent_for(established) < idle;
+            open && flow.is_translated_to(address)
         };
         conntrack::count(counts).await
     }

@@ -26,7 +26,20 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// The bound sockets and which containers want them.
 #[derive(Debug, Default)]
 pub(super) struct HeldPorts {
-    by_port: BTreeMap<(Protocol, u16), (Socket, Vec<ContainerId>)>,
+    by_port: BTreeMap<(Protocol, u16), Held>,
+}
+
+/// A port, which containers of one service hold: on all addresses, or on those that each names.
+#[derive(Debug, Default)]
+struct Held {
+    sockets: BTreeMap<Ipv4Addr, Socket>,
+    holders: Vec<(ContainerId, Ipv4Addr)>,
+}
+
+impl Held {
+    fn has(&self, address: Ipv4Addr) -> bool {
+        [address, Ipv4Addr::UNSPECIFIED].iter().any(|held| self.sockets.contains_key(held))
+    }
 }
 
 /// A bound socket, kept for being bound.
@@ -37,20 +50,19 @@ enum Socket {
 }
 
 impl Socket {
-    fn bind(protocol: Protocol, port: u16) -> std::io::Result<Self> {
-        let any = (Ipv4Addr::UNSPECIFIED, port);
+    fn bind(protocol: Protocol, at: (Ipv4Addr, u16)) -> std::io::Result<Self> {
         match protocol {
             Protocol::Tcp => {
                 // Bound to be shared, so that ended connections of who had the port before are no
                 // obstacle, and listening for a moment, since that alone keeps out another that
                 // binds it likewise at the same time. What is not to be shared and was bound by
                 // its number stays bound when it listens no more.
-                let socket = TcpListener::bind(any)?;
+                let socket = TcpListener::bind(at)?;
                 set_socket_reuseaddr(&socket, false)?;
                 shutdown(&socket, Shutdown::Both)?;
                 Ok(Self::Tcp(socket))
             }
-            Protocol::Udp => UdpSocket::bind(any).map(Self::Udp),
+            Protocol::Udp => UdpSocket::bind(at).map(Self::Udp),
         }
     }
 }
@@ -60,7 +72,8 @@ impl HeldPorts {
     pub(super) async fn hold(&mut self, id: &ContainerId, ports: &[PortSpec]) -> Result<(), NetworkError> {
         for port in ports {
             let Some(host_port) = port.host_port else { continue };
-            if let Err(error) = self.hold_one(id, port.protocol, host_port).await {
+            let address = port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+            if let Err(error) = self.hold_one(id, port.protocol, (address, host_port)).await {
                 self.release(id);
                 return Err(error);
             }
@@ -72,16 +85,25 @@ impl HeldPorts {
         &mut self,
         id: &ContainerId,
         protocol: Protocol,
-        port: u16,
+        at: (Ipv4Addr, u16),
     ) -> Result<(), NetworkError> {
-        if let Some((_, holders)) = self.by_port.get_mut(&(protocol, port)) {
-            holders.push(id.clone());
+        let (address, port) = at;
+        let held = self.by_port.entry((protocol, port)).or_default();
+        held.holders.push((id.clone(), address));
+        if held.has(address) {
             return Ok(());
+        }
+        if address.is_unspecified() {
+            // What another version of the service has of it would be in the way.
+            held.sockets.clear();
         }
         let mut left = PATIENCE;
         let socket = loop {
-            match Socket::bind(protocol, port) {
+            match Socket::bind(protocol, at) {
                 Ok(socket) => break socket,
+                Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
+                    return Err(NetworkError::NoSuchAddress { address, port });
+                }
                 Err(error) if error.kind() != ErrorKind::AddrInUse => {
                     return Err(NetworkError::Io {
                         what: format!("bind port {port}/{protocol}"),
@@ -95,15 +117,25 @@ impl HeldPorts {
                 }
             }
         };
-        self.by_port.insert((protocol, port), (socket, vec![id.clone()]));
+        held.sockets.insert(address, socket);
         Ok(())
     }
 
     /// Lets go of what only `id` wants.
     pub(super) fn release(&mut self, id: &ContainerId) {
-        self.by_port.retain(|_, (_, holders)| {
-            holders.retain(|holder| holder != id);
-            !holders.is_empty()
+        self.by_port.retain(|(protocol, port), held| {
+            held.holders.retain(|(holder, _)| holder != id);
+            let wanted: Vec<Ipv4Addr> = held.holders.iter().map(|(_, address)| *address).collect();
+            held.sockets.retain(|address, _| wanted.contains(address));
+            for address in wanted {
+                // One that cannot be had now is not had: packets to it are translated all the same.
+                if !held.has(address)
+                    && let Ok(socket) = Socket::bind(*protocol, (address, *port))
+                {
+                    held.sockets.insert(address, socket);
+                }
+            }
+            !held.holders.is_empty()
         });
     }
 }
@@ -116,7 +148,12 @@ mod tests {
     use super::*;
 
     fn published(host_port: u16) -> Vec<PortSpec> {
-        vec![PortSpec { container_port: 80, host_port: Some(host_port), protocol: Protocol::Tcp }]
+        vec![PortSpec {
+            container_port: 80,
+            host_port: Some(host_port),
+            protocol: Protocol::Tcp,
+            host_ip: None,
+        }]
     }
 
     #[tokio::test]
@@ -165,5 +202,28 @@ mod tests {
         assert!(TcpListener::bind(("127.0.0.1", free)).is_err(), "the second still wants it");
         held.release(&second);
         HeldPorts::default().hold(&first, &published(free)).await.expect("nobody wants it");
+    }
+
+    #[tokio::test]
+    async fn a_port_of_one_address_leaves_the_others() {
+        let free =
+            TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("free ports").port();
+        let on =
+            |address: [u8; 4]| vec![PortSpec { host_ip: Some(address.into()), ..published(free)[0].clone() }];
+        let (first, second) = (ContainerId("a".repeat(64)), ContainerId("b".repeat(64)));
+        let mut held = HeldPorts::default();
+        held.hold(&first, &on([127, 0, 0, 1])).await.expect("it is free");
+        assert!(TcpListener::bind(("127.0.0.1", free)).is_err(), "it is held");
+        TcpListener::bind(("127.0.0.2", free)).expect("nobody holds it there");
+        // A version that publishes it everywhere, and goes again.
+        held.hold(&second, &published(free)).await.expect("the service has it");
+        assert!(TcpListener::bind(("127.0.0.2", free)).is_err(), "it is held everywhere");
+        held.release(&second);
+        assert!(TcpListener::bind(("127.0.0.1", free)).is_err(), "it is held still");
+        TcpListener::bind(("127.0.0.2", free)).expect("nobody holds it there");
+        held.release(&first);
+        TcpListener::bind(("127.0.0.1", free)).expect("nobody wants it");
+        let error = held.hold(&first, &on([192, 0, 2, 1])).await.expect_err("no host has it");
+        assert!(error.to_string().contains("192.0.2.1: this node has no such address"), "{error}");
     }
 }

@@ -149,7 +149,8 @@ impl Containers {
     }
 
     /// Takes a container out of the published ports, then waits until nobody is connected to them any
-    /// more, at most `longest`, so that its end cuts nobody off. How long that took.
+    /// more, at most `longest`, so that its end cuts nobody off. A connection that was silent for as
+    /// long as that is kept for later and not waited for. How long it took.
     async fn drain(&self, id: &ContainerId, longest: Duration) -> Duration {
         let began = Instant::now();
         if let Err(error) = self.networks.withdraw(id).await {
@@ -157,7 +158,7 @@ impl Containers {
         }
         let mut pause = DRAIN_PAUSE_MIN;
         while began.elapsed() < longest {
-            match self.networks.connections(id).await {
+            match self.networks.connections(id, longest).await {
                 Ok(0) => break,
                 Ok(open) => tracing::debug!(container = %id, open, "waiting for connections to end"),
                 Err(error) => {

@@ -6,6 +6,7 @@ use std::error::Error;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use blixard_core::id::{ClusterId, ContainerId, NodeId};
@@ -55,8 +56,8 @@ pub trait Networks: Send + Sync + 'static {
     ) -> Result<(), RuntimeError>;
     /// Takes a container out of the published ports; its connections go on.
     async fn withdraw(&self, id: &ContainerId) -> Result<(), RuntimeError>;
-    /// How many connections to a container's published ports are open.
-    async fn connections(&self, id: &ContainerId) -> Result<usize, RuntimeError>;
+    /// How many connections to a container's published ports are open, but for those silent for `idle`.
+    async fn connections(&self, id: &ContainerId, idle: Duration) -> Result<usize, RuntimeError>;
     /// Removes all of a container's, also when it was never connected.
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError>;
     /// A container's address, when it has one.
@@ -117,8 +118,8 @@ impl Networks for Bridge {
         self.open()?.withdraw(id).await.map_err(|error| failed(&error))
     }
 
-    async fn connections(&self, id: &ContainerId) -> Result<usize, RuntimeError> {
-        self.open()?.connections(id).await.map_err(|error| failed(&error))
+    async fn connections(&self, id: &ContainerId, idle: Duration) -> Result<usize, RuntimeError> {
+        self.open()?.connections(id, idle).await.map_err(|error| failed(&error))
     }
 
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
@@ -182,7 +183,7 @@ impl Networks for HostOnly {
         Ok(())
     }
 
-    async fn connections(&self, _: &ContainerId) -> Result<usize, RuntimeError> {
+    async fn connections(&self, _: &ContainerId, _: Duration) -> Result<usize, RuntimeError> {
         Ok(0)
     }
 

@@ -33,6 +33,7 @@ prop_compose! {
             container_port: if bridge { container } else { host },
             host_port: (!bridge || host % 3 > 0).then_some(host),
             protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+            host_ip: (bridge && host % 5 == 1 && host % 3 > 0).then_some([127, 0, 0, 1].into()),
         });
         (ports.collect(), network)
     }

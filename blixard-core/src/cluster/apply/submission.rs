@@ -8,7 +8,7 @@ use crate::cluster::snapshot::encoded_len;
 use crate::cluster::{ClusterState, Refusal};
 use crate::id::{NodeId, ServiceName};
 use crate::limits::{REPLICAS_PER_SERVICE_MAX, SERVICES_MAX, SPEC_BYTES_MAX};
-use crate::spec::ServiceSpec;
+use crate::spec::{NetworkMode, ServiceSpec, is_host_address};
 
 /// Checks that `spec`, submitted on `origin`, may become a version of its service.
 ///
@@ -45,6 +45,15 @@ fn check_ports(state: &ClusterState, spec: &ServiceSpec) -> Result<(), Refusal> 
     let name = &spec.name;
     if spec.ports.iter().any(|port| port.container_port == 0 || port.host_port == Some(0)) {
         return Err(Refusal::out_of_bounds(format!("`{name}` asks for port 0: ports are 1 to 65535")));
+    }
+    for port in &spec.ports {
+        let Some(address) = port.host_ip else { continue };
+        if port.host_port.is_none() || spec.network == NetworkMode::Host || !is_host_address(address) {
+            return Err(Refusal::out_of_bounds(format!(
+                "`{name}` publishes a port on {address}: that takes a host_port, `network: bridge`, and an \
+                 address that one host has"
+            )));
+        }
     }
     let mut seen = BTreeSet::new();
     for (port, protocol) in claims(spec) {
@@ -118,7 +127,7 @@ fn cycle(
 mod tests {
     use super::*;
     use crate::cluster::testing::{Cluster, assert_refused, needing, publishing, spec, with_volume};
-    use crate::spec::{NetworkMode, PortSpec, Protocol};
+    use crate::spec::{PortSpec, Protocol};
 
     fn check(spec: ServiceSpec, expect: Result<(), &str>) {
         let mut cluster = Cluster::of(2);
@@ -155,7 +164,7 @@ mod tests {
         check(publishing(api(), &[22]), Err("port 22 is in use on node 1 (one)"));
         check(publishing(api(), &[0]), Err("port 0"));
         check(publishing(spec_of_web(), &[81, 83]), Ok(()));
-        let port = PortSpec { container_port: 80, host_port: None, protocol: Protocol::Tcp };
+        let port = PortSpec { container_port: 80, host_port: None, protocol: Protocol::Tcp, host_ip: None };
         check(ServiceSpec { ports: vec![port.clone()], ..api() }, Ok(()));
         let host = NetworkMode::Host;
         check(
@@ -163,9 +172,24 @@ mod tests {
             Err("belongs to service `web`"),
         );
         check(
-            ServiceSpec { ports: vec![PortSpec { protocol: Protocol::Udp, ..port }], network: host, ..api() },
+            ServiceSpec {
+                ports: vec![PortSpec { protocol: Protocol::Udp, ..port.clone() }],
+                network: host,
+                ..api()
+            },
             Ok(()),
         );
+        let on = |address: [u8; 4], host_port, network| {
+            let port = PortSpec { host_port, host_ip: Some(address.into()), ..port.clone() };
+            ServiceSpec { ports: vec![port], network, ..api() }
+        };
+        let bridge = NetworkMode::Bridge;
+        check(on([127, 0, 0, 1], Some(82), bridge), Ok(()));
+        check(on([127, 0, 0, 1], Some(81), bridge), Err("port 81/tcp belongs to service `web`"));
+        check(on([127, 0, 0, 1], None, bridge), Err("that takes a host_port"));
+        check(on([127, 0, 0, 1], Some(80), host), Err("`network: bridge`"));
+        check(on([0, 0, 0, 0], Some(82), bridge), Err("an address that one host has"));
+        check(on([224, 0, 0, 1], Some(82), bridge), Err("an address that one host has"));
     }
 
     #[test]

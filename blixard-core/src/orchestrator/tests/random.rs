@@ -85,6 +85,7 @@ fn shaped(service: usize, shape: u8, max: u32, mib: u64, depends: Option<usize>)
                     container_port: 8000 + u16::try_from(service).expect("few services"),
                     host_port: None,
                     protocol: Default::default(),
+                    host_ip: None,
                 }];
             }
             5 => {
@@ -92,6 +93,7 @@ fn shaped(service: usize, shape: u8, max: u32, mib: u64, depends: Option<usize>)
                     container_port: 80,
                     host_port: Some(8000 + u16::try_from(service).expect("few services")),
                     protocol: Default::default(),
+                    host_ip: None,
                 }];
             }
             _ => {}
