@@ -288,7 +288,10 @@ impl ContainerNetwork {
         if let Some(lease) = state.leases.get(id) {
             link::disconnect(&self.name, &veth_name(id), lease.address).await?;
             let address = lease.address;
-            conntrack::forget(move |flow| flow.involves(address)).await?;
+            // The kernel forgets them by itself in time; a container that cannot go would be worse.
+            if let Err(error) = conntrack::forget(move |flow| flow.involves(address)).await {
+                tracing::warn!(container.id = id.short(), err = %error, "its connections are remembered");
+            }
             namespace::remove(&lease.netns_path)?;
             state.leases.remove(id)?;
         }
