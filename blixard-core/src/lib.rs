@@ -17,5 +17,6 @@ pub mod orchestrator;
 pub mod readiness;
 pub mod scheduler;
 pub mod spec;
+pub mod text;
 pub mod time;
 pub mod wire;

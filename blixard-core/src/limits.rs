@@ -22,6 +22,31 @@ pub const RAFT_LOG_KEEP: u64 = 500;
 pub const RAFT_BATCH_ENTRIES_MAX: u64 = 1_024;
 /// The largest encoded log entry, in bytes; a message holds one of these and a batch besides.
 pub const ENTRY_BYTES_MAX: usize = 16 << 20;
+/// The longest text of others that is kept, in bytes: a status's message, a reason, an event. Longer
+/// ones are cut. Statuses are many, and each is in the log, in events and in every answer about it.
+pub const TEXT_BYTES_MAX: usize = 1 << 10;
+/// The most steps of one plan; what they leave is planned next.
+pub const PLAN_STEPS_MAX: usize = 4_096;
+/// The most statuses of one report; an agent with more sends several.
+pub const REPORT_STATUSES_MAX: usize = 1_024;
+/// The most a node tells of itself, in encoded bytes.
+pub const FACTS_BYTES_MAX: usize = 12 << 10;
+/// The largest command of a client or joiner, in encoded bytes.
+pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+/// How large the commands of one entry may grow, in bytes, before the plan joins them.
+pub const BATCH_BYTES_MAX: usize = ENTRY_BYTES_MAX / 4;
+/// What a status or a step takes besides its text, in encoded bytes, at most.
+const ROW_BYTES: usize = 512;
+
+// A batch, the input that filled it, what all members tell of themselves and a plan are one entry.
+const _: () = assert!(
+    BATCH_BYTES_MAX
+        + REPORT_STATUSES_MAX * (TEXT_BYTES_MAX + ROW_BYTES)
+        + NODES_MAX * FACTS_BYTES_MAX
+        + PLAN_STEPS_MAX * (TEXT_BYTES_MAX + ROW_BYTES)
+        < ENTRY_BYTES_MAX
+);
+const _: () = assert!(COMMAND_BYTES_MAX < REPORT_STATUSES_MAX * (TEXT_BYTES_MAX + ROW_BYTES));
 /// The largest snapshot taken from another member, in bytes.
 pub const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 

@@ -33,6 +33,10 @@ const MAGIC_BYTES: usize = 9;
 const HEADER_BYTES: usize = 64;
 /// How much of a file is looked at at once, in bytes.
 const CHUNK_BYTES: usize = 64 << 10;
+/// A file that is larger than this, in bytes, and mostly empty is made smaller when it opens.
+const COMPACT_BYTES_MIN: u64 = 16 << 20;
+/// How many times larger than what it holds.
+const COMPACT_FACTOR: u64 = 4;
 /// What a mark begins with.
 const MARK_MAGIC: [u8; 8] = *b"bxmark1\n";
 /// The magic, the count of commits and the checksum of both.
@@ -74,7 +78,8 @@ pub(crate) fn open(
         })
     };
     let mark = Mark::open(disk, mark)?;
-    if mark.commits.is_some_and(|commits| commits > 0) && disk.open(name)?.len()? == 0 {
+    let length = disk.open(name)?.len()?;
+    if mark.commits.is_some_and(|commits| commits > 0) && length == 0 {
         return Err(io::Error::new(io::ErrorKind::NotFound, "it is missing or empty"));
     }
     let database = match create() {
@@ -90,6 +95,7 @@ pub(crate) fn open(
     };
     let mut opened = Opened { database, commits: 0, mark };
     let verified = guarded(|| verify(&mut opened, values));
+    let verified = verified.and_then(|()| guarded(|| compact(&mut opened.database, name, length)));
     if verified.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
         // What redb has mended meanwhile must not pass for whole at the next start.
         opened.mark.write(CONDEMNED);
@@ -134,6 +140,21 @@ fn verify(opened: &mut Opened, values: Values) -> io::Result<()> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Gives back what a database took at a peak: redb reuses its pages and keeps its file.
+fn compact(database: &mut Database, name: &str, length: u64) -> io::Result<()> {
+    if length < COMPACT_BYTES_MIN {
+        return Ok(());
+    }
+    let transaction = database.begin_write().map_err(io_error)?;
+    let stats = transaction.stats().map_err(io_error)?;
+    transaction.abort().map_err(io_error)?;
+    if (stats.stored_bytes() + stats.metadata_bytes()) * COMPACT_FACTOR < length {
+        database.compact().map_err(io_error)?;
+        tracing::info!(store = name, before_bytes = length, "the file was mostly empty and is made smaller");
+    }
+    Ok(())
 }
 
 /// Counts one more commit in the database's table of values. Returns the count.
@@ -401,6 +422,31 @@ mod tests {
         mark.rewind().expect("a file");
         mark.write_all(b"x").expect("room");
         assert_eq!(opened(dir).expect("it opens").commits, 2);
+    }
+
+    #[test]
+    fn a_file_shrinks_again_after_a_peak() {
+        const LARGE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("large");
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path();
+        commit(dir, 1);
+        let length = || std::fs::metadata(dir.join("x.redb")).expect("the file").len();
+        let Opened { database, .. } = opened(dir).expect("it opens");
+        let value = vec![7; 1 << 20];
+        for number in 0..48 {
+            let transaction = database.begin_write().expect("a transaction");
+            transaction.open_table(LARGE).expect("a table").insert(number, &value[..]).expect("room");
+            transaction.commit().expect("a commit");
+        }
+        drop(database);
+        let peak = length();
+        let Opened { database, .. } = opened(dir).expect("it opens");
+        let transaction = database.begin_write().expect("a transaction");
+        transaction.open_table(LARGE).expect("a table").retain(|number, _| number == 47).expect("room");
+        transaction.commit().expect("a commit");
+        drop(database);
+        commit(dir, 2);
+        assert!(peak > 48 << 20 && length() < peak / 4, "{peak} bytes became {}", length());
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(crate) fn facts(
     let host = rustix::system::uname();
     let name = config.name.clone().unwrap_or_else(|| host.nodename().to_string_lossy().into_owned());
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(NodeFacts {
+    let facts = NodeFacts {
         name,
         addresses: addresses.into_iter().filter(|address| usable(address.ip())).collect(),
         labels: config.labels.clone(),
@@ -54,7 +54,9 @@ pub(crate) fn facts(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         level: LEVEL,
         reserved_ports: own_ports(bind, config.http),
-    })
+    };
+    facts.check_size()?;
+    Ok(facts)
 }
 
 /// The ports this daemon itself listens on. A published port answers on every address of a node,

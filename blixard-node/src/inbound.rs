@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use blixard_core::cluster::{ClusterState, Command, Outcome};
 use blixard_core::id::{NodeId, NodeKey};
 use blixard_core::limits;
+use blixard_core::text;
 use blixard_core::wire::{
     self, Channel, Heartbeat, HeartbeatAck, HoldRequest, ImageRequest, JoinRequest, JoinResponse, Peer,
 };
@@ -34,7 +35,13 @@ impl Dispatch {
         Arc::new(Self { shared })
     }
 
-    async fn heartbeat(&self, from: NodeId, beat: Heartbeat) -> Result<HeartbeatAck, String> {
+    async fn heartbeat(&self, from: NodeId, mut beat: Heartbeat) -> Result<HeartbeatAck, String> {
+        if beat.statuses.len() > limits::REPORT_STATUSES_MAX {
+            let max = limits::REPORT_STATUSES_MAX;
+            return Err(format!("a report has at most {max} statuses, not {}", beat.statuses.len()));
+        }
+        beat.statuses.values_mut().for_each(|status| text::cut(&mut status.message));
+        beat.facts.check_size()?;
         let status = self.shared.status();
         if !status.is_leader(self.shared.id) {
             return Err("not the leader".to_owned());

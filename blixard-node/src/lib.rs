@@ -27,6 +27,7 @@ pub mod node;
 pub mod platform;
 pub mod raft;
 pub mod runtime;
+mod seldom;
 mod shared;
 mod telemetry;
 pub mod transport;

@@ -347,6 +347,18 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Its texts, which may quote what was asked for.
+    pub(super) fn texts_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let texts = match self {
+            Self::NotFound { what, name } => [Some(what), Some(name)],
+            Self::Conflict { message } | Self::OutOfBounds { message } | Self::Denied { message } => {
+                [Some(message), None]
+            }
+            Self::TooOld => [None, None],
+        };
+        texts.into_iter().flatten()
+    }
+
     pub(super) fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
         Self::NotFound { what: what.to_owned(), name: name.to_string() }
     }

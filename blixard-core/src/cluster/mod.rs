@@ -38,6 +38,7 @@ pub use self::replica::{Desired, Phase, Replica, ReplicaStatus};
 pub use self::service::{Service, ServiceVersion};
 pub use self::subnet::SubnetRange;
 use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, ServiceName, TokenId};
+use crate::limits;
 use crate::time::UtcMs;
 
 /// Everything the members agree on.
@@ -109,6 +110,22 @@ impl ClusterState {
             events: Vector::new(),
             index: Index::default(),
         }
+    }
+
+    /// Checks that a write may make the state larger, which takes about so many bytes encoded: one
+    /// that is larger than a snapshot may be reaches no member any more that needs one.
+    ///
+    /// # Errors
+    /// The bound, and what makes room.
+    pub fn check_room(state_bytes: u64) -> Result<(), Refusal> {
+        if state_bytes.saturating_add(limits::ENTRY_BYTES_MAX as u64) <= limits::SNAPSHOT_BYTES_MAX {
+            return Ok(());
+        }
+        Err(Refusal::out_of_bounds(format!(
+            "the cluster's state takes about {} MiB, at most {} MiB are held: remove services that are not needed",
+            state_bytes >> 20,
+            limits::SNAPSHOT_BYTES_MAX >> 20
+        )))
     }
 
     /// What a node whose clock says `now` stamps an entry or a write with: never before log time,

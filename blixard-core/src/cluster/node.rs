@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::snapshot::encoded_len;
 use crate::id::NodeKey;
+use crate::limits::FACTS_BYTES_MAX;
 use crate::time::UtcMs;
 
 /// A member of the cluster.
@@ -55,6 +57,22 @@ pub struct NodeFacts {
     /// Ports it cannot publish because something else on the machine holds them.
     #[serde(default)]
     pub reserved_ports: Vec<u16>,
+}
+
+impl NodeFacts {
+    /// Checks that this is not more than the state keeps of a node.
+    ///
+    /// # Errors
+    /// How large it is, for people.
+    pub fn check_size(&self) -> Result<(), String> {
+        let bytes = encoded_len(self);
+        if bytes <= FACTS_BYTES_MAX {
+            return Ok(());
+        }
+        Err(format!(
+            "what the node tells of itself takes {bytes} bytes, at most {FACTS_BYTES_MAX} are kept: give it fewer or shorter labels (--label) and addresses (--advertise)"
+        ))
+    }
 }
 
 /// What the leader believes of a node's health.

@@ -42,6 +42,7 @@ use self::service::{Findings, plan_service};
 use crate::cluster::{ClusterState, Plan, PlanStep};
 use crate::id::ServiceName;
 use crate::scheduler::NodeUsage;
+use crate::text;
 use crate::time::UtcMs;
 
 /// How often services that wait are tried again within one plan, because a later service freed
@@ -91,10 +92,17 @@ pub fn plan_for(
 /// Records why slots wait, where that changed.
 fn record_waits(draft: &mut Draft<'_>, name: &ServiceName, findings: &Findings) {
     let Some(service) = draft.service(name) else { return };
-    let cleared =
-        service.pending.keys().filter(|slot| !findings.waits.contains_key(slot)).map(|&slot| (slot, None));
-    let changed = findings
+    let waits: BTreeMap<u32, String> = findings
         .waits
+        .iter()
+        .map(|(slot, reason)| {
+            let mut reason = reason.clone();
+            text::cut(&mut reason);
+            (*slot, reason)
+        })
+        .collect();
+    let cleared = service.pending.keys().filter(|slot| !waits.contains_key(slot)).map(|&slot| (slot, None));
+    let changed = waits
         .iter()
         .filter(|(slot, reason)| service.pending.get(slot) != Some(reason))
         .map(|(&slot, reason)| (slot, Some(reason.clone())));

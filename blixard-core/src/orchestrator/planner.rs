@@ -18,6 +18,7 @@ use super::plan_for;
 use super::report::Report;
 use crate::cluster::{ClusterState, Plan, PlanStep, Replica};
 use crate::id::{ReplicaId, ServiceName};
+use crate::limits::PLAN_STEPS_MAX;
 use crate::scheduler::NodeUsage;
 use crate::time::UtcMs;
 
@@ -51,7 +52,8 @@ impl Planner {
 
     /// What to change so that `state` is as it should be at log time `now`. The state may be a
     /// copy on which writes have been tried that are proposed together with the plan, and the
-    /// plan need not be applied: the next call finds out.
+    /// plan need not be applied: the next call finds out. It has at most [`PLAN_STEPS_MAX`] steps; with
+    /// as many, more is to be done at once.
     pub fn plan(&mut self, state: &ClusterState, now: UtcMs) -> (Plan, Report) {
         self.observe(state, now);
         let due: Vec<ServiceName> =
@@ -73,6 +75,8 @@ impl Planner {
         let waiting = report.services.iter().filter(|(_, report)| !report.waits.is_empty());
         self.waiting.extend(waiting.map(|(name, _)| name.clone()));
         self.dirty = plan_made.steps.iter().filter_map(|step| step_service(state, step)).collect();
+        // What is left out is due still: its services stay marked. Steps depend on those before only.
+        plan_made.steps.truncate(PLAN_STEPS_MAX);
         (plan_made, report)
     }
 

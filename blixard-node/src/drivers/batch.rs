@@ -10,8 +10,6 @@ use tokio::sync::oneshot;
 
 use crate::raft::ProposeError;
 
-/// How large the commands of one entry may grow, in bytes, before the plan joins them.
-const BATCH_BYTES: usize = limits::ENTRY_BYTES_MAX / 4;
 /// What most commands, and statuses in a report, take at most, in bytes.
 const SMALL_BYTES: usize = 512;
 
@@ -78,11 +76,20 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Adds what fits in this order; the reply of a report that was overtaken is dropped.
+    /// Adds what fits in this order; the reply of a report that was overtaken is dropped. A command
+    /// that no entry should carry is refused by itself: with others it would take them along.
     pub(super) fn add(&mut self, newest: &mut Newest, input: Input) {
         match input {
             Input::Propose { command, reply } => {
-                self.bytes += size(&command);
+                let bytes = size(&command);
+                if bytes > limits::COMMAND_BYTES_MAX {
+                    let words =
+                        format!("it takes {bytes} bytes, at most {} are taken", limits::COMMAND_BYTES_MAX);
+                    // A requester that went away needs no answer.
+                    reply.send(Err(ProposeError::Invalid(words))).ok();
+                    return;
+                }
+                self.bytes += bytes;
                 self.replies.push((self.commands.len(), reply));
                 self.commands.push(*command);
             }
@@ -91,7 +98,8 @@ impl Batch {
                     tracing::debug!(node.id = %node, generation = number.generation, "a report was overtaken");
                     return;
                 }
-                self.bytes += statuses.len() * SMALL_BYTES;
+                self.bytes +=
+                    statuses.values().map(|status| SMALL_BYTES + status.message.len()).sum::<usize>();
                 let (known, replies) = self.reports.entry(node).or_default();
                 known.extend(statuses);
                 replies.push(reply);
@@ -100,14 +108,15 @@ impl Batch {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.commands.len() >= limits::WRITES_PER_ENTRY_MAX || self.bytes >= BATCH_BYTES
+        self.commands.len() >= limits::WRITES_PER_ENTRY_MAX || self.bytes >= limits::BATCH_BYTES_MAX
     }
 }
 
-/// About how large a command is when encoded: only specifications vary much.
+/// About how large a command is when encoded: only specifications and what joiners tell vary much.
 fn size(command: &Command) -> usize {
     match command {
         Command::Write { write: Write::Submit { spec, .. }, .. } => SMALL_BYTES + wire::encode(&**spec).len(),
+        Command::Join { facts, .. } | Command::Facts { facts, .. } => SMALL_BYTES + wire::encode(facts).len(),
         _ => SMALL_BYTES,
     }
 }
@@ -163,6 +172,22 @@ mod tests {
     }
 
     #[test]
+    fn a_command_that_is_too_large_is_refused_alone() {
+        let mut batch = Batch::default();
+        let mut propose = |bytes| {
+            let (reply, answer) = oneshot::channel();
+            let command = Box::new(submission(bytes));
+            batch.add(&mut Newest::default(), Input::Propose { command, reply });
+            (answer, batch.commands.len())
+        };
+        assert_eq!(propose(10).1, 1);
+        let (mut answer, commands) = propose(limits::COMMAND_BYTES_MAX);
+        assert_eq!(commands, 1);
+        let refused = answer.try_recv().expect("it is answered").expect_err("it is refused");
+        assert!(refused.to_string().contains("at most 1048576 are taken"), "{refused}");
+    }
+
+    #[test]
     fn a_full_batch_is_an_entry_that_fits() {
         let check = |bytes: usize, commands_min: usize| {
             let mut batch = Batch::default();
@@ -178,6 +203,6 @@ mod tests {
         check(10, limits::WRITES_PER_ENTRY_MAX);
         check(1 << 10, limits::WRITES_PER_ENTRY_MAX);
         check(limits::SPEC_BYTES_MAX, 8);
-        check(limits::SPEC_BYTES_MAX * 4, 4);
+        check(limits::SPEC_BYTES_MAX * 3, 4);
     }
 }

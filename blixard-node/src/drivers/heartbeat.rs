@@ -11,6 +11,7 @@ use blixard_core::cluster::node::NodeFacts;
 use blixard_core::cluster::replica::{Phase, ReplicaStatus};
 use blixard_core::id::ReplicaId;
 use blixard_core::limits;
+use blixard_core::text;
 use blixard_core::time::UtcMs;
 use blixard_core::wire::{self, Channel, Heartbeat, HeartbeatAck};
 use bytes::Bytes;
@@ -35,10 +36,18 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Adds a status, replacing an older one of the same replica.
-    pub(crate) fn put(&self, replica: ReplicaId, status: ReplicaStatus) {
+    /// Adds a status, replacing an older one of the same replica. Its message may be of any length: it
+    /// holds what images and runtimes say.
+    pub(crate) fn put(&self, replica: ReplicaId, mut status: ReplicaStatus) {
+        text::cut(&mut status.message);
         self.lock().insert(replica, status);
         self.changed.notify_one();
+    }
+
+    /// As many as a report holds.
+    fn some(&self) -> BTreeMap<ReplicaId, ReplicaStatus> {
+        let unsent = self.lock();
+        unsent.iter().take(limits::REPORT_STATUSES_MAX).map(|(id, status)| (*id, status.clone())).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<ReplicaId, ReplicaStatus>> {
@@ -115,7 +124,7 @@ pub(crate) async fn reports(shared: Shared, boot: u64, outbox: std::sync::Arc<Ou
             };
             shared.within(REPORT_GAP, urgent).await;
         }
-        let unsent = outbox.lock().clone();
+        let unsent = outbox.some();
         number.generation += 1;
         if send(&shared, number, &unsent).await {
             outbox.acknowledge(&unsent);

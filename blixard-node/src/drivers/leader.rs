@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 
 use super::batch::{Batch, Input, Newest};
 use crate::raft::{ProposeError, RaftNode};
+use crate::seldom::Seldom;
 use crate::shared::Shared;
 
 /// How many inputs wait at most; senders wait beyond that.
@@ -85,6 +86,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
     let mut wake = clock.now();
     let mut dirty = true;
     let mut replans = 0;
+    let mut warnings = Seldom::default();
 
     while shared.status().is_leader(shared.id) && shared.status().term == term {
         let mut batch = Batch::default();
@@ -92,7 +94,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
             // Cancel safety: `recv` loses nothing; the others hold no data.
             tokio::select! {
                 biased;
-                input = inputs.recv() => batch.add(newest, input?),
+                input = inputs.recv() => take(&mut batch, newest, &raft, input?),
                 () = shared.beats.news() => {}
                 () = clock.sleep_until(wake.min(clock.now() + LOOK)) => {}
                 () = shared.wait_not_leading(term) => break,
@@ -100,7 +102,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
         }
         while !batch.is_full() {
             match inputs.try_recv() {
-                Ok(input) => batch.add(newest, input),
+                Ok(input) => take(&mut batch, newest, &raft, input),
                 Err(_) => break,
             }
         }
@@ -133,6 +135,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
         if let Some(next) = planner.wake_at() {
             wake = wake.min(now + next.since(log_time) + Duration::from_millis(1));
         }
+        let unfinished = plan.steps.len() >= limits::PLAN_STEPS_MAX;
         if !plan.steps.is_empty() {
             batch.commands.push(Command::Plan(plan));
         }
@@ -158,9 +161,12 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
                     (dirty, replans) = (false, 0);
                     wake = wake.min(clock.now() + REPLAN_PAUSE);
                 }
+                dirty |= unfinished;
             }
             Err(error) => {
-                tracing::warn!(node.id = %shared.id, err = %error, "could not commit");
+                if let Some(before) = warnings.due(clock.now()) {
+                    tracing::warn!(node.id = %shared.id, err = %error, before, "could not commit");
+                }
                 let replies = batch.replies.into_iter().map(|(_, reply)| reply);
                 for reply in replies.chain(report_replies.into_iter().flatten()) {
                     reply.send(Err(error.clone())).ok();
@@ -174,6 +180,25 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
     }
     tracing::info!(node.id = %shared.id, raft.term = term, "no longer leading");
     Some(())
+}
+
+/// Adds an input to what is proposed next, unless the state has no room for what it adds.
+fn take(batch: &mut Batch, newest: &mut Newest, raft: &RaftNode, input: Input) {
+    match input {
+        Input::Propose { command, reply } if adds(&command) => {
+            match ClusterState::check_room(raft.state_bytes()) {
+                Ok(()) => batch.add(newest, Input::Propose { command, reply }),
+                // A requester that went away needs no answer.
+                Err(refusal) => drop(reply.send(Ok((raft.state().applied, Outcome::Refused(refusal))))),
+            }
+        }
+        input => batch.add(newest, input),
+    }
+}
+
+/// Whether a command makes the state larger by as much as a client likes.
+fn adds(command: &Command) -> bool {
+    matches!(command, Command::Write { write: Write::Submit { .. } | Write::AddToken { .. }, .. })
 }
 
 /// For how long no quorum has confirmed this leader; one that is a quorum by itself needs none.

@@ -40,6 +40,7 @@ mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -150,6 +151,8 @@ struct Inner {
     config: RaftConfig,
     raft: Raft,
     state: watch::Receiver<Arc<ClusterState>>,
+    /// About how many bytes the state takes encoded.
+    state_bytes: Arc<AtomicU64>,
     failure: watch::Receiver<Option<Arc<str>>>,
     leader_contact: Mutex<Option<(NodeId, Mono)>>,
     /// Told when a leader is heard for the first time, or again after a silence.
@@ -220,7 +223,7 @@ impl RaftNode {
             return Err(OpenError::Lost { file: STATE_FILE, node: id });
         }
 
-        let state = machine.published();
+        let (state, state_bytes) = (machine.published(), machine.size());
         let network = network::Network { id: id.0, transport: Arc::clone(&platform.transport) };
         let started = Raft::new(id.0, openraft, network, log, machine).await;
         let raft = started.map_err(|fatal| {
@@ -238,6 +241,7 @@ impl RaftNode {
             config,
             raft,
             state,
+            state_bytes,
             failure,
             leader_contact,
             contacts,
@@ -267,6 +271,11 @@ impl RaftNode {
     /// The state as this member has applied it; perhaps old.
     pub fn state(&self) -> Arc<ClusterState> {
         Arc::clone(&self.inner.state.borrow())
+    }
+
+    /// About how many bytes the state takes encoded.
+    pub fn state_bytes(&self) -> u64 {
+        self.inner.state_bytes.load(Ordering::Relaxed)
     }
 
     /// The state, and every later one; a slow receiver skips some.

@@ -5,9 +5,12 @@
 //! installed, and both end here.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blixard_core::cluster::ClusterState;
 use blixard_core::cluster::snapshot::encode_state;
+use blixard_core::limits::SNAPSHOT_BYTES_MAX;
 use bytes::Bytes;
 use openraft::RaftSnapshotBuilder;
 use redb::{ReadableTable as _, TableDefinition};
@@ -131,6 +134,8 @@ pub(super) struct SnapshotBuilder {
     pub(super) store: SnapshotStore,
     pub(super) meta: SnapshotMeta,
     pub(super) state: ClusterState,
+    /// Is told how many bytes the state takes.
+    pub(super) size: Arc<AtomicU64>,
 }
 
 impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
@@ -139,7 +144,15 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let state = self.state.clone();
         let data = Bytes::from(NodeContext::current().blocking(move || encode_state(&state)).await);
+        if data.len() as u64 > SNAPSHOT_BYTES_MAX {
+            tracing::error!(
+                bytes = data.len(),
+                bytes_max = SNAPSHOT_BYTES_MAX,
+                "the snapshot is too large to be sent to another member: remove services"
+            );
+        }
         self.store.save(&self.meta, data.clone()).await?;
+        self.size.store(data.len() as u64, Ordering::Relaxed);
         tracing::info!(raft.index = self.state.applied, bytes = data.len(), "snapshot taken");
         Ok(Snapshot { meta: self.meta.clone(), snapshot: data })
     }

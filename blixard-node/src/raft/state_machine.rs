@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blixard_core::cluster::ClusterState;
 use blixard_core::cluster::snapshot::{DecodeError, decode_entry, decode_state};
@@ -35,6 +36,8 @@ pub(super) struct StateMachine {
     /// How many bytes of commands were applied since the last snapshot began.
     since_snapshot: watch::Sender<u64>,
     failure: watch::Sender<Option<Arc<str>>>,
+    /// About how many bytes the state takes encoded: the last snapshot's, and what came since.
+    size: Arc<AtomicU64>,
 }
 
 impl StateMachine {
@@ -57,6 +60,7 @@ impl StateMachine {
             published,
             since_snapshot,
             failure,
+            size: Arc::default(),
         };
         if let Some(snapshot) = machine.snapshots.load().await? {
             let state = decode_state(&snapshot.snapshot).map_err(|error| match error {
@@ -73,6 +77,7 @@ impl StateMachine {
                 return Err(StoreError::Other { found: format!("cluster {other}") });
             }
             machine.replace(&snapshot.meta, state);
+            machine.size.store(snapshot.snapshot.len() as u64, Ordering::Relaxed);
         }
         Ok(machine)
     }
@@ -80,6 +85,11 @@ impl StateMachine {
     /// The last entry that the state holds.
     pub(super) fn applied(&self) -> Option<LogId> {
         self.applied
+    }
+
+    /// About how many bytes the state takes encoded.
+    pub(super) fn size(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.size)
     }
 
     /// Where every applied state is published.
@@ -126,6 +136,7 @@ impl StateMachine {
                 let entry = decode_entry(&proposal.0)
                     .map_err(|error| self.halt(format!("cannot apply log index {index}: {error}")))?;
                 let outcomes = self.state.apply(index, &entry);
+                self.size.fetch_add(bytes, Ordering::Relaxed);
                 self.since_snapshot.send_if_modified(|applied| {
                     *applied += bytes;
                     true
@@ -151,6 +162,7 @@ impl StateMachine {
             store: self.snapshots.clone(),
             meta: SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() },
             state: self.state.clone(),
+            size: self.size(),
         }
     }
 }
@@ -196,6 +208,7 @@ impl RaftStateMachine<Types> for StateMachine {
         let state = self.decode(&snapshot)?;
         self.snapshots.save(meta, snapshot.clone()).await?;
         self.replace(meta, state);
+        self.size.store(snapshot.len() as u64, Ordering::Relaxed);
         self.since_snapshot.send(0);
         tracing::info!(raft.index = self.state.applied, bytes = snapshot.len(), "snapshot installed");
         Ok(())

@@ -66,6 +66,7 @@ impl ClusterState {
             )));
         }
         self.check_join_token(token, secret_sha256)?;
+        self.check_facts(facts)?;
         if facts.level < self.level {
             return Err(Refusal::denied(format!(
                 "the cluster uses feature level {}, the joiner's software {} knows {}: upgrade it",

@@ -15,9 +15,10 @@ mod service;
 mod submission;
 mod token;
 
+use super::level::SECOND_LEVEL;
 use super::{ClusterState, Command, Entry, Event, EventId, EventKind, Outcome, Refusal, Write};
 use crate::id::{NodeId, ReplicaId, ServiceName};
-use crate::limits;
+use crate::{limits, text};
 
 /// What a command that may be refused answers.
 type Answer = Result<Outcome, Refusal>;
@@ -97,8 +98,16 @@ impl ClusterState {
         }
     }
 
+    /// Cuts a text that is to be kept, as of the second feature level.
+    fn bound(&self, text: &mut String) {
+        if self.knows(SECOND_LEVEL) {
+            text::cut(text);
+        }
+    }
+
     /// Appends an event, numbered within the entry being applied; the oldest makes room.
-    fn emit(&mut self, kind: EventKind, about: About, message: String) {
+    fn emit(&mut self, kind: EventKind, about: About, mut message: String) {
+        self.bound(&mut message);
         let n = match self.events.last() {
             Some(last) if last.id.index == self.applied => last.id.n + 1,
             _ => 0,

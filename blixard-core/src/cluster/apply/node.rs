@@ -22,7 +22,14 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
+    /// Checks what a node tells of itself, as of the second feature level.
+    pub(super) fn check_facts(&self, facts: &NodeFacts) -> Result<(), Refusal> {
+        let bounded = if self.knows(SECOND_LEVEL) { facts.check_size() } else { Ok(()) };
+        bounded.map_err(Refusal::out_of_bounds)
+    }
+
     pub(super) fn facts(&mut self, id: NodeId, facts: &NodeFacts) -> Answer {
+        self.check_facts(facts)?;
         self.change_node(id, |node| {
             let changed = node.facts != *facts;
             node.facts.clone_from(facts);

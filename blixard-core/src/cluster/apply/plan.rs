@@ -143,12 +143,14 @@ impl ClusterState {
             self.clear_pending(name, slot);
             return Ok(());
         };
+        let mut reason = reason.to_owned();
+        self.bound(&mut reason);
         let service = self.wanted_slot(name, slot)?;
-        if service.pending.get(&slot).is_some_and(|known| known == reason) {
+        if service.pending.get(&slot).is_some_and(|known| *known == reason) {
             return Ok(());
         }
         if let Some(service) = self.services.get_mut(name) {
-            service.pending.insert(slot, reason.to_owned());
+            service.pending.insert(slot, reason.clone());
         }
         self.emit(EventKind::SlotPending, About::service(name), format!("{name}-{slot} waits: {reason}"));
         Ok(())

@@ -70,6 +70,7 @@ impl ClusterState {
     }
 
     fn set_status(&mut self, id: ReplicaId, mut status: ReplicaStatus) {
+        self.bound(&mut status.message);
         let Some(row) = self.replicas.get_mut(&id) else { return };
         // A proof stands: an agent that lost its memory tells of none.
         status.proven |= row.status.proven;
@@ -95,7 +96,11 @@ impl ClusterState {
     fn note_version(&mut self, id: ReplicaId, failure: Option<String>) {
         let Some(row) = self.replicas.get(&id) else { return };
         let (number, at) = (row.version, self.time);
-        let message = failure.map(|how| format!("{} on node {}: {how}", row.label(), row.node));
+        let message = failure.map(|how| {
+            let mut message = format!("{} on node {}: {how}", row.label(), row.node);
+            self.bound(&mut message);
+            message
+        });
         let Some(service) = self.services.get_mut(&row.service) else { return };
         let Some(version) = service.versions.iter_mut().find(|kept| kept.version == number) else { return };
         version.failure = message.map(|message| VersionFailure { at, message });
@@ -270,6 +275,57 @@ mod tests {
         cluster.report(1, 1, status(0, Phase::Gone));
         assert!(cluster.state.replicas.is_empty());
         assert_eq!(cluster.events(), ["web-0 on node 1 is removed: gone from its node"]);
+    }
+
+    #[test]
+    fn texts_are_cut_once_every_member_cuts_them() {
+        let long = || "x".repeat(6 << 20);
+        for level in [1, 2] {
+            let mut cluster = cluster();
+            cluster.state.level = level;
+            let max = if level == 1 { usize::MAX } else { crate::limits::TEXT_BYTES_MAX };
+            cluster.report(1, 1, ReplicaStatus { message: long(), ..status(0, Phase::Running) });
+            assert_eq!(row(&cluster).status.message.len(), max.min(long().len()), "level {level}");
+            let pending = crate::cluster::PlanStep::Pending {
+                service: "web".parse().expect("a name"),
+                slot: 0,
+                reason: Some(long()),
+            };
+            cluster.planned(vec![pending]);
+            let longest = cluster.state.events.iter().map(|event| event.message.len()).max();
+            assert!(longest.is_some_and(|longest| (longest <= max) && longest > 1_000), "level {level}");
+            let service = cluster.state.services.values().next().expect("a service");
+            assert!(service.pending.values().all(|reason| reason.len() <= max), "level {level}");
+            let name = cluster.write(Write::SetAvailability {
+                node: NodeId(99),
+                availability: crate::cluster::Availability::Active,
+            });
+            assert_refused(name, "no node `99`");
+        }
+    }
+
+    #[test]
+    fn what_a_node_tells_of_itself_is_bounded_once_every_member_bounds_it() {
+        for level in [1, 2] {
+            let mut cluster = cluster();
+            cluster.state.level = level;
+            let mut facts = cluster.state.nodes[&NodeId(1)].facts.clone();
+            facts.labels = (0..500).map(|n| (format!("label-{n}"), "x".repeat(50))).collect();
+            let answer =
+                cluster.apply(vec![crate::cluster::Command::Facts { node: NodeId(1), facts }]).remove(0);
+            match level {
+                1 => assert_eq!(answer, Outcome::Done),
+                _ => assert_refused(answer, "at most 12288 are kept"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_that_fills_a_snapshot_takes_no_more() {
+        assert_eq!(ClusterState::check_room(64 << 20), Ok(()));
+        let refused =
+            ClusterState::check_room(crate::limits::SNAPSHOT_BYTES_MAX - 1).expect_err("it is full");
+        assert!(refused.to_string().contains("at most 1024 MiB are held"), "{refused}");
     }
 
     #[test]

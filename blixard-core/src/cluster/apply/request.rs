@@ -30,7 +30,10 @@ impl ClusterState {
                 REQUEST_MEMORY.as_secs(),
             )));
         }
-        let outcome = self.write(write).unwrap_or_else(Outcome::Refused);
+        let mut outcome = self.write(write).unwrap_or_else(Outcome::Refused);
+        if let Outcome::Refused(refusal) = &mut outcome {
+            refusal.texts_mut().for_each(|text| self.bound(text));
+        }
         self.remember(request, self.time.max(made_at), outcome.clone());
         outcome
     }

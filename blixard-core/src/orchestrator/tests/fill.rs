@@ -1,8 +1,9 @@
 //! Slots are filled, held at their number, wait and fail.
 
 use super::world::*;
-use crate::cluster::{Phase, Write};
-use crate::limits::RESTART_RESET_AFTER;
+use crate::cluster::{Command, Entry, Phase, Write};
+use crate::limits::{PLAN_STEPS_MAX, RESTART_RESET_AFTER};
+use crate::orchestrator::Planner;
 use crate::spec::{Constraint, ConstraintOperator};
 use crate::time::UtcMs;
 
@@ -16,6 +17,30 @@ fn each_slot_gets_one_replica_spread_over_nodes() {
          place web/2 v1 on 3
          place web/3 v1 on 1",
     );
+}
+
+#[test]
+fn a_plan_is_bounded_and_the_rest_stays_due() {
+    let mut world = World::new(3);
+    for number in 0..9 {
+        world.submit(spec(&format!("web-{number}"), |spec| {
+            spec.replicas = replicas(1_000);
+            spec.reservations = Default::default();
+        }));
+    }
+    let mut planner = Planner::new(&world.state, world.now);
+    let mut placed = Vec::new();
+    loop {
+        let (plan, _) = planner.plan(&world.state, world.now);
+        if plan.steps.is_empty() {
+            break;
+        }
+        placed.push(plan.steps.len());
+        let entry = Entry::new(world.now, vec![Command::Plan(plan)]);
+        world.state.apply(world.state.applied + 1, &entry);
+    }
+    assert_eq!(placed, [PLAN_STEPS_MAX, PLAN_STEPS_MAX, 9_000 - 2 * PLAN_STEPS_MAX]);
+    assert_eq!(world.state.replicas.len(), 9_000);
 }
 
 #[test]
