@@ -9,7 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
-use blixard_core::spec::RestartPolicy;
+use blixard_core::limits::STOP_TIMEOUT_S;
+use blixard_core::spec::{RestartPolicy, ServiceSpec};
 use blixard_node::platform::{
     ContainerConfig, ContainerInfo, ContainerRuntime, DiskUsage, ExecConfig, ExecSession, ImageInfo, LogLine,
     LogQuery, OnProgress, PullProgress, RuntimeError, RuntimeEvent, Started,
@@ -24,12 +25,20 @@ use crate::checks::restarts::Restarts;
 use crate::random::Stream;
 use crate::trace::Trace;
 
+/// How long a call takes at most that takes long, in milliseconds: longer than a question may.
+const SLOW_MS_MAX: u64 = 15_000;
+/// How long a process runs at most that ends soon after it was started, in milliseconds.
+const SOON_MS_MAX: u64 = 3_000;
+/// How many thousandths of the containers take no notice of the signal to stop.
+const STUBBORN: u64 = 100;
+
 /// The containers and images of one machine. Cloning shares them.
 #[derive(Clone)]
 pub struct SimContainers(Arc<Mutex<Inner>>);
 
 struct Inner {
     machine: u64,
+    node: Option<NodeId>,
     random: Stream,
     trace: Trace,
     cluster: Option<ClusterId>,
@@ -58,8 +67,12 @@ pub struct Trouble {
     pub pull: u64,
     /// A start fails, having made the container or not.
     pub start: u64,
-    /// A removal fails.
+    /// A removal fails: before anything was done, once the process has ended, or when all is done.
     pub remove: u64,
+    /// A call takes long.
+    pub slow: u64,
+    /// A process that was started ends soon, perhaps before it is said that it runs.
+    pub ends: u64,
 }
 
 /// A trouble and how many calls it failed.
@@ -93,7 +106,11 @@ struct Container {
     pid: u32,
     state: ObservedState,
     address: Option<Ipv4Addr>,
-    image: String,
+    spec: Arc<ServiceSpec>,
+    /// Whether it was said that it runs.
+    answered: bool,
+    /// Whether it takes no notice of the signal to stop.
+    stubborn: bool,
     /// Whether its end is for good when it ends well: a world waits for it to run.
     fails_only: bool,
 }
@@ -103,6 +120,7 @@ impl SimContainers {
     pub fn new(machine: u64, seed: u64, trace: Trace, checks: Arc<Checks>) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             machine,
+            node: None,
             random: Stream::new(seed, &format!("containers {machine}")),
             trace,
             cluster: None,
@@ -205,6 +223,26 @@ impl SimContainers {
         running.map(|((replica, attempt), container)| (*replica, *attempt, container.pid)).collect()
     }
 
+    /// What each running container runs.
+    pub(crate) fn specs(&self) -> Vec<(ReplicaId, u32, Arc<ServiceSpec>)> {
+        let inner = self.lock();
+        let running =
+            inner.containers.iter().filter(|(_, container)| container.state == ObservedState::Running);
+        running.map(|((replica, attempt), container)| (*replica, *attempt, container.spec.clone())).collect()
+    }
+
+    /// A process that was just started ends by itself after a time, unless another has taken its place.
+    fn ends_soon(&self, replica: ReplicaId, attempt: u32, pid: u32, after: Duration, code: u32) {
+        let own = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            let same = own.lock().containers.get(&(replica, attempt)).is_some_and(|found| found.pid == pid);
+            if same {
+                own.exit(replica, attempt, code);
+            }
+        });
+    }
+
     /// A container's process ends by itself.
     pub fn exit(&self, replica: ReplicaId, attempt: u32, code: u32) {
         let mut inner = self.lock();
@@ -213,18 +251,19 @@ impl SimContainers {
             return;
         }
         let code = if container.fails_only { code.max(1) } else { code };
-        container.state = ObservedState::Exited(code);
         inner.counts.exited += 1;
         inner.restarts.ended(replica);
-        inner.record("container exit", replica, attempt);
-        if let Some(subscriber) = inner.subscriber.as_ref().filter(|_| !inner.down) {
-            subscriber.send(RuntimeEvent::Exited { replica, attempt, code, oom_killed: false }).ok();
-        }
+        inner.process_ends(replica, attempt, code);
     }
 
     async fn take(&self, milliseconds: u64) {
-        let random = self.lock().random.clone();
-        tokio::time::sleep(Duration::from_millis(milliseconds + random.below(milliseconds + 1))).await;
+        let time = {
+            let mut inner = self.lock();
+            let random = inner.random.clone();
+            let usual = milliseconds + random.below(milliseconds + 1);
+            if inner.suffers(|trouble| trouble.slow) { usual + random.below(SLOW_MS_MAX) } else { usual }
+        };
+        tokio::time::sleep(Duration::from_millis(time)).await;
     }
 }
 
@@ -232,6 +271,36 @@ impl Inner {
     fn record(&self, kind: &str, replica: ReplicaId, attempt: u32) {
         let what = [replica.0.to_le_bytes().as_slice(), &attempt.to_le_bytes()].concat();
         self.trace.record(kind, self.machine, &what);
+    }
+
+    /// A process ends, by itself or not; whoever listens is told.
+    fn process_ends(&mut self, replica: ReplicaId, attempt: u32, code: u32) {
+        if let Some(container) = self.containers.get_mut(&(replica, attempt)) {
+            container.state = ObservedState::Exited(code);
+        }
+        self.record("container exit", replica, attempt);
+        if let Some(subscriber) = self.subscriber.as_ref().filter(|_| !self.down) {
+            subscriber.send(RuntimeEvent::Exited { replica, attempt, code, oom_killed: false }).ok();
+        }
+    }
+
+    /// A container is asked to stop within a time: how long its process goes on, when it runs.
+    fn asked_to_stop(&mut self, replica: ReplicaId, attempt: u32, timeout: Duration) -> Option<Duration> {
+        let found = self.containers.get(&(replica, attempt));
+        let container = found.filter(|found| found.state == ObservedState::Running)?.clone();
+        self.checks.ended(replica, attempt);
+        let seconds = self.checks.newest().map(|state| {
+            let row = state.replicas.get(&replica).filter(|row| state.nodes.contains_key(&row.node));
+            row.map_or(STOP_TIMEOUT_S, |_| container.spec.stop_timeout_s)
+        });
+        let usual = Duration::from_secs(container.spec.stop_timeout_s.into());
+        let known = seconds.map(|seconds| Duration::from_secs(seconds.into()));
+        if container.answered && known.is_some() && timeout != usual && Some(timeout) != known {
+            let detail =
+                format!("attempt {attempt} of replica {replica} has {timeout:?} to stop, not {usual:?}");
+            self.checks.violated("stops_have_their_time", detail);
+        }
+        Some(if container.stubborn { timeout } else { Duration::from_millis(self.random.below(50)) })
     }
 
     /// Whether there is a runtime to answer.
@@ -246,16 +315,24 @@ impl Inner {
     /// Whether a call fails now, which the troubles make as likely as the worst of them does.
     fn fails(&mut self, chance: impl Fn(&Trouble) -> u64, what: &str) -> Result<(), RuntimeError> {
         self.up()?;
-        let worst = self.troubles.values().map(|suffered| chance(&suffered.trouble)).max().unwrap_or(0);
-        if worst == 0 || !self.random.chance(worst) {
+        if !self.suffers(chance) {
             return Ok(());
-        }
-        for suffered in self.troubles.values_mut().filter(|suffered| chance(&suffered.trouble) > 0) {
-            suffered.failed += 1;
         }
         self.counts.failed += 1;
         self.trace.record("container trouble", self.machine, what.as_bytes());
         Err(RuntimeError::Unavailable(format!("the simulated runtime does not {what}")))
+    }
+
+    /// Whether the troubles act now.
+    fn suffers(&mut self, chance: impl Fn(&Trouble) -> u64) -> bool {
+        let worst = self.troubles.values().map(|suffered| chance(&suffered.trouble)).max().unwrap_or(0);
+        if worst == 0 || !self.random.chance(worst) {
+            return false;
+        }
+        for suffered in self.troubles.values_mut().filter(|suffered| chance(&suffered.trouble) > 0) {
+            suffered.failed += 1;
+        }
+        true
     }
 
     fn check_start(&self, replica: ReplicaId, attempt: u32) {
@@ -275,7 +352,7 @@ impl Inner {
 }
 
 /// Every reference stands for one image for ever.
-fn digest_of(reference: &str) -> String {
+pub(crate) fn digest_of(reference: &str) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(reference)))
 }
 
@@ -285,25 +362,32 @@ fn none(replica: ReplicaId, attempt: u32) -> RuntimeError {
 
 #[async_trait]
 impl ContainerRuntime for SimContainers {
-    async fn attach(&self, cluster: ClusterId, _: NodeId, subnet: Ipv4Addr) -> Result<(), RuntimeError> {
+    async fn attach(&self, cluster: ClusterId, node: NodeId, subnet: Ipv4Addr) -> Result<(), RuntimeError> {
         let mut inner = self.lock();
         inner.cluster = Some(cluster);
+        inner.node = Some(node);
         inner.subnet = subnet;
         Ok(())
     }
 
     async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
-        self.take(2).await;
-        let inner = self.lock();
-        inner.up()?;
-        let observed = inner.containers.iter().map(|((replica, attempt), container)| Observed {
-            replica: *replica,
-            attempt: *attempt,
-            state: container.state,
-            oom_killed: false,
-            address: container.address,
-        });
-        Ok(observed.collect())
+        self.take(1).await;
+        let observed = {
+            let inner = self.lock();
+            inner.up()?;
+            let observed = inner.containers.iter().map(|((replica, attempt), container)| Observed {
+                replica: *replica,
+                attempt: *attempt,
+                state: container.state,
+                oom_killed: false,
+                address: container.address,
+            });
+            observed.collect()
+        };
+        // What it says may be old when it arrives.
+        self.take(1).await;
+        self.lock().up()?;
+        Ok(observed)
     }
 
     fn events(&self) -> Pin<Box<dyn FutureStream<Item = RuntimeEvent> + Send>> {
@@ -320,9 +404,10 @@ impl ContainerRuntime for SimContainers {
             let mut inner = self.lock();
             inner.up()?;
             let key = (config.replica, config.attempt);
-            if let Some(container) = inner.containers.get(&key)
+            if let Some(container) = inner.containers.get_mut(&key)
                 && container.state == ObservedState::Running
             {
+                container.answered = true;
                 return Ok(Started { pid: container.pid, address: container.address });
             }
             inner.fails(|trouble| trouble.start / 2, "make a container")?;
@@ -332,26 +417,45 @@ impl ContainerRuntime for SimContainers {
             inner.next_pid += 1;
             let pid = inner.next_pid;
             let address = inner.free_address();
-            let image = config.spec.image.reference.clone();
-            let fails_only = config.spec.restart.policy == RestartPolicy::Unsaid;
-            let container = Container { pid, state: ObservedState::Running, address, image, fails_only };
+            let container = Container {
+                pid,
+                state: ObservedState::Running,
+                address,
+                spec: config.spec.clone(),
+                answered: false,
+                stubborn: inner.random.chance(STUBBORN),
+                fails_only: config.spec.restart.policy == RestartPolicy::Unsaid,
+            };
             inner.containers.insert(key, container);
+            inner.checks.asked(inner.node, config);
             inner.counts.started += 1;
             if let Err(detail) = inner.restarts.started(config.replica, config.attempt) {
                 inner.checks.violated("restarts_wait", detail);
             }
             inner.check_start(config.replica, config.attempt);
             inner.record("container start", config.replica, config.attempt);
+            if inner.suffers(|trouble| trouble.ends) {
+                let (after, code) = (inner.random.below(SOON_MS_MAX), inner.random.below(3));
+                let at_once = inner.random.chance(400);
+                let after = Duration::from_millis(if at_once { 0 } else { after });
+                let code = u32::try_from(code).expect("small");
+                self.ends_soon(config.replica, config.attempt, pid, after, code);
+            }
             inner.fails(|trouble| trouble.start / 2, "say that a container started")?;
             Started { pid, address }
         };
         self.take(20).await;
         // It may have gone meanwhile: then nobody says so.
-        self.lock().up()?;
+        let mut inner = self.lock();
+        inner.up()?;
+        if let Some(container) = inner.containers.get_mut(&(config.replica, config.attempt)) {
+            container.answered = true;
+        }
         Ok(started)
     }
 
     async fn state(&self, replica: ReplicaId, attempt: u32) -> Result<ObservedState, RuntimeError> {
+        self.take(1).await;
         let inner = self.lock();
         inner.up()?;
         inner
@@ -361,17 +465,33 @@ impl ContainerRuntime for SimContainers {
             .ok_or_else(|| none(replica, attempt))
     }
 
-    async fn remove(&self, replica: ReplicaId, attempt: u32, _: Duration) -> Result<(), RuntimeError> {
-        self.take(20).await;
-        let mut inner = self.lock();
-        inner.published.remove(&(replica, attempt));
-        inner.fails(|trouble| trouble.remove, "remove a container")?;
-        let removed = inner.containers.remove(&(replica, attempt));
-        if removed.is_some_and(|container| container.state == ObservedState::Running) {
-            inner.checks.ended(replica, attempt);
+    async fn remove(&self, replica: ReplicaId, attempt: u32, timeout: Duration) -> Result<(), RuntimeError> {
+        self.take(10).await;
+        let goes_on = {
+            let mut inner = self.lock();
+            inner.published.remove(&(replica, attempt));
+            inner.fails(|trouble| trouble.remove / 3, "stop a container")?;
+            inner.asked_to_stop(replica, attempt, timeout)
+        };
+        if let Some(goes_on) = goes_on {
+            tokio::time::sleep(goes_on).await;
+            let mut inner = self.lock();
+            inner.up()?;
+            let found = inner.containers.get(&(replica, attempt));
+            if found.is_some_and(|found| found.state == ObservedState::Running) {
+                inner.process_ends(replica, attempt, if goes_on < timeout { 143 } else { 137 });
+            }
         }
-        inner.record("container remove", replica, attempt);
-        Ok(())
+        self.take(5).await;
+        {
+            let mut inner = self.lock();
+            inner.fails(|trouble| trouble.remove / 3, "remove what a container left")?;
+            inner.containers.remove(&(replica, attempt));
+            inner.record("container remove", replica, attempt);
+            inner.fails(|trouble| trouble.remove / 3, "say that a container is gone")?;
+        }
+        self.take(5).await;
+        self.lock().up()
     }
 
     async fn publish(&self, ready: &Ready) -> Result<(), RuntimeError> {
@@ -399,6 +519,7 @@ impl ContainerRuntime for SimContainers {
     }
 
     async fn inspect(&self, replica: ReplicaId, attempt: u32) -> Result<ContainerInfo, RuntimeError> {
+        self.take(1).await;
         let inner = self.lock();
         let container = inner.containers.get(&(replica, attempt)).ok_or_else(|| none(replica, attempt))?;
         let cluster = inner.cluster.ok_or_else(|| none(replica, attempt))?;
@@ -411,8 +532,8 @@ impl ContainerRuntime for SimContainers {
                 ObservedState::Exited(code) => Some(code),
             },
             address: container.address,
-            image: container.image.clone(),
-            image_digest: digest_of(&container.image),
+            image: container.spec.image.reference.clone(),
+            image_digest: digest_of(&container.spec.image.reference),
             log_path: String::new(),
             ports: Vec::new(),
         })
@@ -450,6 +571,7 @@ impl ContainerRuntime for SimContainers {
     }
 
     async fn has_image(&self, reference: &str, _: Option<&str>) -> Result<bool, RuntimeError> {
+        self.take(1).await;
         self.lock().up()?;
         Ok(self.lock().images.contains(reference))
     }
@@ -494,6 +616,7 @@ impl ContainerRuntime for SimContainers {
     }
 
     async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
+        self.take(1).await;
         let inner = self.lock();
         let images = inner.images.iter().map(|reference| ImageInfo {
             reference: reference.clone(),

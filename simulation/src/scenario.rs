@@ -211,6 +211,7 @@ impl History {
         }
         let Some(node) = world.running().into_iter().next() else { return };
         let state = node.handle.state();
+        world.checks.settled(&world, &state);
         if let Err(why) = acknowledged(&state, &self.done.expected) {
             return world.checks.violated("acknowledged_writes_stay", why);
         }

@@ -3,6 +3,7 @@
 
 mod acknowledged;
 mod agreement;
+mod asked;
 mod confirmed;
 mod downs;
 mod durable;
@@ -22,6 +23,7 @@ mod starts;
 mod states;
 mod strays;
 mod terms;
+mod updates;
 mod voters;
 mod votes;
 
@@ -33,12 +35,16 @@ use std::time::Duration;
 
 use blixard_core::cluster::ClusterState;
 use blixard_core::id::{NodeId, ReplicaId};
+use blixard_core::spec::ServiceSpec;
 use blixard_node::handle::RaftStatus;
+use blixard_node::platform::ContainerConfig;
 use blixard_node::raft::inspect::{self, Said};
 use bytes::Bytes;
 
 pub use self::acknowledged::{Expected, acknowledged};
 use self::agreement::Agreement;
+use self::asked::Asked;
+pub(crate) use self::asked::MARK;
 use self::confirmed::Confirmed;
 use self::downs::Downs;
 use self::durable::Voters as KnownVoters;
@@ -89,6 +95,7 @@ pub struct Checks {
 #[derive(Default)]
 struct Inner {
     agreement: Agreement,
+    asked: Asked,
     election: Election,
     states: States,
     terms: Terms,
@@ -134,6 +141,7 @@ impl Checks {
         let checked = checked.map_err(|detail| ("states_agree".to_owned(), detail));
         self.trace.record_at("apply", machine, state.applied, checked.as_deref().unwrap_or_default());
         let checked = checked.and_then(|_| inner.states.seen(state));
+        inner.asked.seen(state);
         inner.downs.seen(state);
         inner.leaders.seen(state);
         inner.confirmed.applied(machine, state.applied);
@@ -237,6 +245,26 @@ impl Checks {
         let committed = inner.agreement.highest();
         inner.starts.daemon_starts(machine, left);
         inner.confirmed.daemon_starts(machine, committed);
+    }
+
+    /// A client submits a specification.
+    pub fn submitted(&self, spec: ServiceSpec) {
+        self.lock().asked.submitted(spec);
+    }
+
+    /// A node's runtime starts a container.
+    pub fn asked(&self, node: Option<NodeId>, config: &ContainerConfig) {
+        let checked = self.lock().asked.started(node, config);
+        if let Err(detail) = checked {
+            self.violated("what_runs_was_asked", detail);
+        }
+    }
+
+    /// Checks what runs in a world that has settled.
+    pub fn settled(&self, world: &World, state: &ClusterState) {
+        if let Err(detail) = asked::runs(world, state) {
+            self.violated("what_runs_was_asked", detail);
+        }
     }
 
     /// A machine starts a container while other attempts of its replica run there.

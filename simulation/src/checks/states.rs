@@ -9,7 +9,7 @@ use std::sync::Arc;
 use blixard_core::cluster::ClusterState;
 use blixard_core::cluster::invariants::{check, check_step};
 
-use super::{holds, placements, plans};
+use super::{holds, placements, plans, updates};
 
 /// How many states are kept to find neighbours among.
 const KEPT: usize = 2_048;
@@ -61,5 +61,6 @@ fn step(before: &ClusterState, after: &ClusterState) -> Result<(), (String, Stri
     check_step(before, after).map_err(|violation| named(violation.invariant, violation.detail))?;
     holds::check(before, after).map_err(|detail| named("holds_are_kept", detail))?;
     plans::check(before, after).map_err(|detail| named("slots_are_filled_once", detail))?;
+    updates::check(before, after).map_err(|detail| named("updates_keep_what_runs", detail))?;
     placements::check(before, after).map_err(|detail| named("placements_are_allowed", detail))
 }

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tower::ServiceExt;
 
 use crate::checks::linearizable::History;
-use crate::checks::{Expected, Reads};
+use crate::checks::{Expected, MARK, Reads};
 use crate::machine::Running;
 use crate::random::Stream;
 use crate::world::World;
@@ -183,13 +183,17 @@ impl Client {
         let port = |port| json!({"container_port": 80, "host_port": port});
         let spec = json!({
             "name": name.as_str(),
-            "image": {"reference": image},
-            "environment": {"MARK": mark},
+            "image": {"reference": image, "command": ["serve", format!("{}", self.random.below(10))]},
+            "environment": {MARK: mark},
+            "stop_timeout_s": 1 + self.random.below(10),
+            "limits": {"pids": 100 + self.random.below(100), "memory_bytes": (64 + self.random.below(64)) << 20},
             "replicas": {"min": min, "max": max},
             "restart": {"policy": if self.random.chance(300) { "no" } else { "always" }},
             "ports": published.map(port).into_iter().collect::<Vec<_>>(),
             "reservations": {"cpu_millis": self.random.below(4) * 100},
         });
+        let submitted = serde_json::from_value(spec.clone()).expect("it is a specification");
+        self.shared.world.checks.submitted(submitted);
         (spec, mark, min, max)
     }
 

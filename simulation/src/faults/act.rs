@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Acting, Fault};
 use crate::containers::Trouble;
 use crate::disk::Loss;
+use crate::machine::Machine;
 use crate::net::Weather;
 use crate::registries::Harm;
 
@@ -101,6 +102,10 @@ impl Acting {
             Fault::RuntimeRestart => {
                 let machine = self.world().machine(self.any());
                 machine.containers.set_down(true);
+                if self.random.chance(500) {
+                    // Nobody tells of it.
+                    self.exit_container_of(machine);
+                }
                 self.last().await;
                 machine.containers.set_down(false);
                 true
@@ -112,10 +117,17 @@ impl Acting {
             Fault::RemoveTrouble => {
                 self.trouble(|often| Trouble { remove: often(), ..Trouble::default() }).await
             }
+            Fault::SlowRuntime => self.trouble(|often| Trouble { slow: often(), ..Trouble::default() }).await,
+            Fault::CrashLoop => self.trouble(|often| Trouble { ends: often(), ..Trouble::default() }).await,
             Fault::RuntimeTrouble => {
                 // At least so often that a start and the removal of what it left fail together.
                 let both = |often: &dyn Fn() -> u64| 300 + often();
-                self.trouble(|often| Trouble { start: both(often), remove: both(often), pull: 0 }).await
+                self.trouble(|often| Trouble {
+                    start: both(often),
+                    remove: both(often),
+                    ..Trouble::default()
+                })
+                .await
             }
             Fault::RegistryMissing => self.harm(Harm::Missing).await,
             Fault::RegistryStale => self.harm(Harm::Stale).await,
@@ -235,7 +247,10 @@ impl Acting {
     }
 
     fn exit_container(&self) -> bool {
-        let machine = self.world().machine(self.any());
+        self.exit_container_of(self.world().machine(self.any()))
+    }
+
+    fn exit_container_of(&self, machine: &Machine) -> bool {
         let running = machine.containers.running();
         if running.is_empty() {
             return false;

@@ -61,6 +61,10 @@ pub enum Fault {
     RemoveTrouble,
     /// Starts and removals fail often.
     RuntimeTrouble,
+    /// Calls of the runtime take long, and what they answer may be old.
+    SlowRuntime,
+    /// Processes end soon after they were started, some before it is said that they run.
+    CrashLoop,
     /// A registry file is missing.
     RegistryMissing,
     /// A registry file is what a former member wrote.
@@ -73,7 +77,7 @@ pub enum Fault {
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::Kill,
         Self::KillLeader,
         Self::DieWriting,
@@ -103,6 +107,8 @@ impl Fault {
         Self::StartTrouble,
         Self::RemoveTrouble,
         Self::RuntimeTrouble,
+        Self::SlowRuntime,
+        Self::CrashLoop,
         Self::RegistryMissing,
         Self::RegistryStale,
         Self::RegistryMalformed,

@@ -70,7 +70,7 @@ impl<'a> Hunt<'a> {
     pub(super) fn run(&self) -> Outcome {
         let mut failed = Vec::new();
         self.seeds(
-            CALM_SEEDS,
+            if self.mutant.calm { CALM_SEEDS } else { 0 },
             |seed| self.once(seed, &["--calm"]),
             |end| {
                 failed.extend(

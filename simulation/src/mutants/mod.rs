@@ -42,6 +42,10 @@ pub struct Mutant {
     pub fires: Vec<String>,
     /// How many machines its worlds have.
     pub nodes: u64,
+    /// Whether it must pass seeds without faults: `calm: no` is a bug that shows there already.
+    pub calm: bool,
+    /// What is missing to catch it, when it is known not to be caught.
+    pub missing: Option<String>,
     patch: Patch,
 }
 
@@ -54,18 +58,22 @@ impl Mutant {
     pub fn parse(name: &str, text: &str) -> anyhow::Result<Self> {
         let (header, diff) = text.split_once("\n\n").context("it has no header")?;
         let (mut plants, mut from, mut fires, mut nodes) = (String::new(), String::new(), String::new(), 3);
+        let (mut calm, mut missing) = (true, None);
         for field in header.replace("\n  ", " ").lines() {
             match field.split_once(": ").context("a header's line is `field: text`")? {
                 ("plants", text) => text.clone_into(&mut plants),
                 ("from", text) => text.clone_into(&mut from),
                 ("fires", text) => text.clone_into(&mut fires),
                 ("nodes", text) => nodes = text.parse().context("nodes")?,
+                ("calm", "no") => calm = false,
+                ("missing", text) => missing = Some(text.to_owned()),
                 (other, _) => anyhow::bail!("`{other}` is no field of a header"),
             }
         }
         ensure!(![&plants, &from, &fires].iter().any(|text| text.is_empty()), "plants, from or fires lacks");
         let fires = fires.split(", ").map(str::to_owned).collect();
-        Ok(Self { name: name.to_owned(), plants, from, fires, nodes, patch: Patch::parse(diff)? })
+        let (name, patch) = (name.to_owned(), Patch::parse(diff)?);
+        Ok(Self { name, plants, from, fires, nodes, calm, missing, patch })
     }
 }
 
@@ -109,13 +117,14 @@ pub struct Search {
     pub minutes: u64,
 }
 
-/// Plants each bug in turn and prints what came of it. True when all were caught.
+/// Plants each bug in turn and prints what came of it. True when all were caught but those of which
+/// it is known what is missing.
 ///
 /// # Errors
 /// When the scratch copy cannot be made.
 pub fn run(mutants: &[Mutant], search: Search) -> anyhow::Result<bool> {
     let scratch = Scratch::new()?;
-    let mut needed = Vec::new();
+    let (mut needed, mut good) = (Vec::new(), true);
     for mutant in mutants {
         let began = Instant::now();
         let outcome = match scratch.build(&mutant.patch) {
@@ -123,6 +132,7 @@ pub fn run(mutants: &[Mutant], search: Search) -> anyhow::Result<bool> {
             Err(error) => Outcome::Invalid(format!("{error:#}")),
         };
         print(mutant, &outcome, began.elapsed());
+        good &= outcome.seeds_needed().is_some() || mutant.missing.is_some();
         needed.extend(outcome.seeds_needed());
     }
     needed.sort_unstable();
@@ -130,7 +140,7 @@ pub fn run(mutants: &[Mutant], search: Search) -> anyhow::Result<bool> {
         println!("seeds needed: median {median}, at most {}", needed[needed.len() - 1]);
     }
     println!("mutants: caught {} of {}", needed.len(), mutants.len());
-    Ok(needed.len() == mutants.len())
+    Ok(good)
 }
 
 fn print(mutant: &Mutant, outcome: &Outcome, took: Duration) {
@@ -141,6 +151,9 @@ fn print(mutant: &Mutant, outcome: &Outcome, took: Duration) {
         }
         Outcome::Missed { others } => {
             println!("{name}: NOT CAUGHT by {} ({seconds} s)", mutant.fires.join(" or "));
+            if let Some(missing) = &mutant.missing {
+                println!("  known not to be: {missing}");
+            }
             for (what, seed) in others {
                 println!("  seed {seed} ended otherwise: {what}");
             }
@@ -167,7 +180,11 @@ mod tests {
         let mutant = Mutant::parse("01-x", text).expect("it is well formed");
         assert_eq!((mutant.plants.as_str(), mutant.nodes), ("one and two", 3));
         assert_eq!(mutant.fires, ["a", "b"]);
+        assert!(mutant.calm && mutant.missing.is_none());
         assert!(Mutant::parse("x", &text.replace("from: x 1\n", "")).is_err());
+        let known = text.replace("fires: ", "calm: no\nmissing: a check\nfires: ");
+        let known = Mutant::parse("01-x", &known).expect("it is well formed");
+        assert_eq!((known.calm, known.missing.as_deref()), (false, Some("a check")));
         assert!(Mutant::parse("x", &text.replace("from", "form")).is_err());
     }
 }
