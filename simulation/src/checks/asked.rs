@@ -67,7 +67,7 @@ impl Asked {
                 config.slot, row.slot, row.node
             ));
         }
-        if is_same(&config.spec, &row.spec) {
+        if is_same(&config.spec, &row.spec) && config.version == row.version {
             return Ok(());
         }
         Err(format!(
@@ -136,7 +136,8 @@ mod tests {
         let mut asked = Asked::default();
         asked.submitted(spec("one", "run"));
         let check = |spec: ServiceSpec| {
-            let config = ContainerConfig { replica: ReplicaId(1), attempt: 0, slot: 0, spec: Arc::new(spec) };
+            let spec = Arc::new(spec);
+            let config = ContainerConfig { replica: ReplicaId(1), attempt: 0, slot: 0, version: 1, spec };
             asked.started(Some(NodeId(1)), &config).is_ok()
         };
         assert!(check(spec("one", "run")));
