@@ -38,6 +38,17 @@ pub(crate) fn load(path: &Path, name: Option<&ServiceName>) -> anyhow::Result<Se
     for diagnostic in &parsed.diagnostics {
         render::note(&diagnostic.to_string());
     }
+    for draft in &parsed.drafts {
+        render::note(&format!("\nas a bundle, {}:\n\n{}", draft.file, draft.text));
+    }
+    if !parsed.drafts.is_empty() {
+        let files: Vec<&str> = parsed.drafts.iter().map(|draft| draft.file.as_str()).collect();
+        let runs: Vec<String> = files.iter().map(|file| format!("`blixard run {file}`")).collect();
+        let error = format!("{file_name} is a Compose file, not a bundle");
+        let hint =
+            format!("write what is above to {}, look it over, then {}", files.join(", "), runs.join(", "));
+        return Err(Failure::new(error, hint).into());
+    }
     parsed.spec.ok_or_else(|| {
         let errors = parsed.diagnostics.iter().filter(|fault| fault.severity == Severity::Error).count();
         let error = format!("{file_name} has {}", text::plural(errors, "error"));
@@ -97,5 +108,6 @@ mod tests {
         check("missing.bun", "cannot read");
         check("src", "cannot read");
         check("Cargo.toml", "has 1 error");
+        check("../blixard-core/testdata/bundles/compose.bun", "is a Compose file, not a bundle");
     }
 }

@@ -45,6 +45,9 @@ fn list(walk: &mut Walk<'_>, field: &Field<'_>) -> BTreeMap<String, String> {
             continue;
         }
         let Some((name, value)) = walk.value(&item, pair) else { continue };
+        if let Some(fault) = literal(&name, &value) {
+            walk.warn(item.node.place, fault);
+        }
         if variables.insert(name.clone(), value).is_some() {
             walk.fail(
                 &item,
@@ -67,6 +70,9 @@ fn mapping(walk: &mut Walk<'_>, field: &Field<'_>) -> BTreeMap<String, String> {
         if matches!(node.value, Value::Null) {
             walk.fail(&field, Fault::new("has no value").hint("write \"\" for an empty one"));
         } else if let Some(value) = walk.value(&field, |text| Ok(text.to_owned())) {
+            if let Some(fault) = literal(&key.text, &value) {
+                walk.warn(node.place, fault);
+            }
             variables.insert(key.text.clone(), value);
         }
     }
@@ -93,6 +99,9 @@ fn file(walk: &mut Walk<'_>, at: Place, path: &str, text: &str, variables: &mut 
                     let fault = Fault::new(message).hint("leave them out: a value is the rest of its line");
                     walk.add_of(Severity::Warning, at, &source, number, fault);
                 }
+                if let Some(fault) = literal(&name, &value) {
+                    walk.add_of(Severity::Warning, at, &source, number, fault);
+                }
                 variables.insert(name, value);
             }
             Err(mut fault) => {
@@ -101,6 +110,34 @@ fn file(walk: &mut Walk<'_>, at: Place, path: &str, text: &str, variables: &mut 
             }
         }
     }
+}
+
+/// The warning for a value in which other tools would replace a variable.
+fn literal(name: &str, value: &str) -> Option<Fault> {
+    let variable = variable(value)?;
+    let message = format!("`{}` holds `{}`, which is not replaced", shorten(name), shorten(variable));
+    let hint =
+        "values are taken as they are written: put what it stands for there, or leave it when it is meant so";
+    Some(Fault::new(message).hint(hint))
+}
+
+/// The first `$NAME`, `${NAME...}` or `$(NAME)` of a text.
+fn variable(text: &str) -> Option<&str> {
+    let letter = |c: char| c.is_ascii_alphabetic() || c == '_';
+    text.match_indices('$').find_map(|(at, _)| {
+        let (text, rest) = (&text[at..], &text[at + 1..]);
+        let end = match rest.chars().next()? {
+            open @ ('{' | '(') => {
+                let close = if open == '{' { '}' } else { ')' };
+                rest[1..].starts_with(letter).then(|| rest.find(close).map(|end| end + 2))??
+            }
+            c if letter(c) => {
+                1 + rest.find(|c: char| !letter(c) && !c.is_ascii_digit()).unwrap_or(rest.len())
+            }
+            _ => return None,
+        };
+        text.get(..end)
+    })
 }
 
 fn pair(text: &str) -> Result<(String, String), Fault> {

@@ -7,10 +7,12 @@
 //!
 //! [`parse`] makes a tree of the text in which every value knows its place (`tree`), walks it
 //! section by section (`service` and its parts) and collects the faults on the way (`walk`).
+//! A Compose file is recognised and drafted as bundles (`compose`).
 //! [`to_bundle`] writes a specification back. The keys are documented in
 //! `docs/reference/bundle.md`.
 
 mod command;
+mod compose;
 mod diagnostic;
 mod duration;
 mod environment;
@@ -29,8 +31,10 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use self::compose::Draft;
 pub use self::diagnostic::{Diagnostic, Severity};
 pub use self::duration::parse_duration;
+pub use self::near::near;
 pub use self::print::to_bundle;
 
 use self::source::Source;
@@ -61,17 +65,20 @@ pub struct Parsed {
     pub spec: Option<ServiceSpec>,
     /// Every fault, by place. Bounded: see [`crate::limits::BUNDLE_FAULTS_MAX`].
     pub diagnostics: Vec<Diagnostic>,
+    /// When the text is a Compose file: its services as the bundles that come nearest to them.
+    pub drafts: Vec<Draft>,
 }
 
 /// Reads a bundle. Takes any bytes.
 pub fn parse(source: &[u8], context: &Context<'_>) -> Parsed {
     let source = match Source::new(context.file_name, source) {
         Ok(source) => source,
-        Err(diagnostic) => return Parsed { spec: None, diagnostics: vec![*diagnostic] },
+        Err(diagnostic) => return Parsed { spec: None, diagnostics: vec![*diagnostic], drafts: Vec::new() },
     };
     let mut walk = Walk::new(&source);
     let spec = service::read(&mut walk, &source, context);
     debug_assert!(spec.is_some() || walk.failed(), "a bundle without errors is a service");
     let spec = spec.filter(|_| !walk.failed());
-    Parsed { spec, diagnostics: walk.finish() }
+    let drafts = walk.take_drafts();
+    Parsed { spec, diagnostics: walk.finish(), drafts }
 }

@@ -5,7 +5,7 @@ const WORD_BYTES_MAX: usize = 64;
 
 /// The one of `known` that `word` is most likely a slip of: the same but for case, `-` and `_`;
 /// the beginning of it; or at most two letters off, one in words of up to four.
-pub(super) fn near<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+pub fn near<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     if word.len() > WORD_BYTES_MAX {
         return None;
     }

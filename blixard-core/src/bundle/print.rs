@@ -180,7 +180,7 @@ impl Printer {
 }
 
 /// A text as YAML: bare where every reader takes it for the same text, else in double quotes.
-fn scalar(text: &str) -> String {
+pub(super) fn scalar(text: &str) -> String {
     const WORDS: [&str; 11] = ["null", "true", "false", "yes", "no", "on", "off", "y", "n", "inf", "nan"];
     let first = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/');
     let bare = |c: char| c.is_ascii_alphanumeric() || "_-./@+=:!?~%".contains(c);

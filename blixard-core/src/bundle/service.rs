@@ -8,7 +8,7 @@ use super::number::{number, whole};
 use super::source::{Place, Source};
 use super::tree::{self, Value};
 use super::walk::{Section, Walk};
-use super::{Context, command, duration, environment, placement, ports, resources, volumes};
+use super::{Context, command, compose, duration, environment, placement, ports, resources, volumes};
 use crate::id::ServiceName;
 use crate::image_reference::ImageReference;
 use crate::limits::{
@@ -41,6 +41,8 @@ const KEYS: [&str; 16] = [
 const SMALLEST: &str = "the smallest bundle is `version: \"1.0\"` and `image: {docker_image: nginx}`";
 /// The longest path of a health check, in bytes.
 const PROBE_PATH_BYTES_MAX: usize = 1_024;
+/// The longest name of a service, in bytes.
+const NAME_BYTES_MAX: usize = 63;
 const NAME_RULE: &str = "1 to 63 lower-case letters, digits and hyphens, no hyphen first or last";
 
 /// Reads the service; absent only when an error was reported.
@@ -57,6 +59,10 @@ pub(super) fn read(walk: &mut Walk<'_>, source: &Source<'_>, context: &Context<'
         walk.error(node.place, Fault::new(message).hint(SMALLEST));
         return None;
     };
+    if let Some(drafts) = compose::refuse(walk, entries) {
+        walk.draft(drafts);
+        return None;
+    }
     let root = walk.fields("", node.place.start(), entries, &KEYS);
     version(walk, &root);
     let name = name(walk, &root, context);
@@ -122,6 +128,14 @@ fn name(walk: &mut Walk<'_>, root: &Section<'_>, context: &Context<'_>) -> Optio
         };
         walk.error(root.place, Fault::new(message).hint(format!("add name: {NAME_RULE}")));
     }
+    if let (Some(made), Some(file)) = (&made, context.default_name)
+        && made.as_str() != file
+    {
+        let how = if file.trim().len() > NAME_BYTES_MAX { "cut and changed" } else { "changed" };
+        let message =
+            format!("`name` is missing: the file's name, `{}`, is {how} to `{made}`", shorten(file));
+        walk.warn(root.place, Fault::new(message).hint(format!("write name: {made}, or another")));
+    }
     made
 }
 
@@ -136,12 +150,12 @@ fn service_name(text: &str) -> Result<ServiceName, Fault> {
 }
 
 /// The valid name most like `text`: in lower case, with a hyphen for what cannot stand in one.
-fn valid_name(text: &str) -> Option<ServiceName> {
+pub(super) fn valid_name(text: &str) -> Option<ServiceName> {
     let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let name: String = text.trim().chars().map(letter).collect();
     let words: Vec<&str> = name.split('-').filter(|word| !word.is_empty()).collect();
     let mut name = words.join("-");
-    name.truncate(63);
+    name.truncate(NAME_BYTES_MAX);
     ServiceName::try_from(name.trim_end_matches('-').to_owned()).ok()
 }
 

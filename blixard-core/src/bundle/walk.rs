@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::compose::Draft;
 use super::diagnostic::{Diagnostic, Fault, Severity, shorten};
 use super::near::near;
 use super::source::{Place, Source};
@@ -17,6 +18,8 @@ pub(super) struct Walk<'s> {
     /// Faults that were one too many.
     unsaid: usize,
     failed: bool,
+    /// What a file that is no bundle would be as bundles.
+    drafts: Vec<Draft>,
 }
 
 /// A mapping whose keys are known.
@@ -41,7 +44,7 @@ pub(super) struct Field<'n> {
 
 impl<'s> Walk<'s> {
     pub(super) fn new(source: &'s Source<'s>) -> Self {
-        Self { source, found: Vec::new(), unsaid: 0, failed: false }
+        Self { source, found: Vec::new(), unsaid: 0, failed: false, drafts: Vec::new() }
     }
 
     pub(super) fn error(&mut self, place: Place, fault: Fault) {
@@ -89,6 +92,15 @@ impl<'s> Walk<'s> {
         } else {
             self.unsaid += 1;
         }
+    }
+
+    /// Keeps what the text would be as bundles.
+    pub(super) fn draft(&mut self, drafts: Vec<Draft>) {
+        self.drafts = drafts;
+    }
+
+    pub(super) fn take_drafts(&mut self) -> Vec<Draft> {
+        std::mem::take(&mut self.drafts)
     }
 
     /// Whether an error was found.

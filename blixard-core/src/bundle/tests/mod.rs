@@ -36,6 +36,9 @@ fn read(source: impl AsRef<[u8]>) -> Parsed {
 
 fn shown(parsed: &Parsed) -> String {
     let mut text: String = parsed.diagnostics.iter().map(|fault| format!("{fault}\n")).collect();
+    for draft in &parsed.drafts {
+        text.push_str(&format!("--- {}\n{}", draft.file, draft.text));
+    }
     if let Some(spec) = &parsed.spec {
         text.push_str(&format!("---\n{}", to_bundle(spec)));
     }
@@ -174,6 +177,40 @@ fn a_service_is_named_by_the_caller_the_bundle_or_the_file() {
     check("name: Web", Some("shop"), None, None);
     check("depends_on: [shop]", Some("shop"), None, None);
     check("depends_on: [web]\nname: web", Some("shop"), None, Some("shop"));
+}
+
+#[test]
+fn a_name_that_is_not_the_files_own_is_told() {
+    let check = |file: &str, expect: Option<&str>| {
+        let context = Context {
+            file_name: "f",
+            name: None,
+            default_name: Some(file),
+            base_dir: None,
+            env_files: &|_| Err("none".to_owned()),
+        };
+        let parsed = parse(b"version: '1.0'\nimage: {docker_image: a}\n", &context);
+        let said: Vec<_> = parsed.diagnostics.iter().map(|fault| fault.message.as_str()).collect();
+        assert_eq!(said, expect.into_iter().collect::<Vec<_>>(), "{file}");
+    };
+    check("web", None);
+    check("My_App.v2", Some("`name` is missing: the file's name, `My_App.v2`, is changed to `my-app-v2`"));
+    let (long, cut) = ("a".repeat(70), "a".repeat(63));
+    check(
+        &long,
+        Some(&format!("`name` is missing: the file's name, `{long}`, is cut and changed to `{cut}`")),
+    );
+}
+
+#[test]
+fn the_drafts_of_a_compose_file_are_bundles() {
+    let compose = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/bundles/compose.bun"));
+    let drafts = read(compose.unwrap()).drafts;
+    assert_eq!(drafts.len(), 2);
+    for draft in drafts {
+        let parsed = read(draft.text.replace("db.env", "app.env"));
+        assert!(parsed.spec.is_some(), "{}", shown(&parsed));
+    }
 }
 
 #[test]
