@@ -4,7 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::args::Connection;
 use crate::commands::{
-    cluster, config, cp, events, exec, image, inspect, kill, logs, node, ps, run, service, stop, system, wait,
+    cluster, completion, config, cp, events, exec, image, inspect, kill, logs, man, node, port, ps, restart,
+    run, service, stop, system, version, wait,
 };
 
 /// Runs containers on a few machines and keeps them running.
@@ -27,8 +28,10 @@ pub(crate) enum Command {
     Run(run::Args),
     Config(config::Args),
     Ps(ps::Args),
+    Port(port::Args),
     Stop(stop::StopArgs),
     Start(stop::StartArgs),
+    Restart(restart::Args),
     Rm(stop::RemoveArgs),
     Logs(logs::Args),
     Exec(exec::Args),
@@ -42,6 +45,9 @@ pub(crate) enum Command {
     System(system::Args),
     Node(Box<node::Args>),
     Cluster(cluster::Args),
+    Version(version::Args),
+    Completion(completion::Args),
+    Man(man::Args),
 }
 
 #[cfg(test)]
@@ -119,7 +125,18 @@ mod tests {
         check("blixard wait web-0 db");
         check("blixard ps web --filter node=2 --filter status=running --no-trunc --watch");
         check("blixard exec -e HOME -e A=b web-0 env");
+        check("blixard port web 80");
+        check("blixard port web-0 53/udp");
+        check("blixard stop web db 3f2a");
+        check("blixard start web db");
+        check("blixard restart web web-0 --timeout 30");
+        check("blixard node rebalance --dry-run");
+        check("blixard rm -f web db");
+        check("blixard version --client -o json");
+        check("blixard completion bash");
+        check("blixard man /tmp/man1");
         check("blixard events -f");
+        check("blixard events --since 10m --until 2026-11-21T08:30:00Z --filter service=web");
         check("blixard image import f.tar");
         check("blixard image import --name app:1 -");
         check("blixard image pull nginx");
@@ -145,6 +162,10 @@ mod tests {
         check("blixard logs --tail some web");
         check("blixard logs --since yesterday web");
         check("blixard logs --attempt 3 --previous web");
+        check("blixard stop");
+        check("blixard rm");
+        check("blixard port web http");
+        check("blixard completion csh");
         check("blixard events --after x");
         check("blixard run --timeout soon web.bun");
         check("blixard run --timeout -5 web.bun");

@@ -1,12 +1,13 @@
 //! What a failed command tells its user: what happened, to what, and what to try.
 
-use std::fmt::{self, Write};
-use std::io;
+use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
+use std::process::ExitCode;
 
 use blixard_core::api::ErrorBody;
 use http::StatusCode;
 
-use crate::render::color::{Paint, Style};
+use crate::render::color::{self, Paint, Style};
 
 /// Where a failure comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +80,17 @@ pub(crate) fn text(error: &anyhow::Error, paint: Paint) -> String {
         }
     }
     text
+}
+
+/// What came of doing the same to several things: success, or the last of the errors, after the
+/// others were told.
+pub(crate) fn last(mut errors: Vec<anyhow::Error>) -> anyhow::Result<ExitCode> {
+    let Some(last) = errors.pop() else { return Ok(ExitCode::SUCCESS) };
+    for error in errors {
+        // Nothing is left to be done when stderr is closed as well.
+        drop(io::stderr().write_all(text(&error, color::stderr()).as_bytes()));
+    }
+    Err(last)
 }
 
 /// The error and its sources, without those that it tells itself.

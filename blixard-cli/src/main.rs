@@ -5,10 +5,13 @@ mod bundle;
 mod cli;
 mod client;
 mod commands;
+#[cfg(test)]
+mod documents;
 mod failure;
 #[cfg(test)]
 mod manual;
 mod render;
+mod words;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -22,13 +25,32 @@ use crate::cli::Cli;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// The exit code for arguments that are none, as clap has it.
+const MISUSED: u8 = 2;
+
 fn main() -> ExitCode {
     // Containers wait for their logger: it comes before anything else is read.
     if let Some(code) = blixard_node::runtime::logger::dispatch() {
         return code;
     }
-    let cli = Cli::parse();
-    commands::dispatch(cli).unwrap_or_else(|error| report(&error))
+    commands::completion::answer();
+    match Cli::try_parse() {
+        Ok(cli) => commands::dispatch(cli).unwrap_or_else(|error| report(&error)),
+        Err(error) => misused(&error),
+    }
+}
+
+/// What clap says about arguments that are none, help among it; of an unknown command, how the same
+/// is called here.
+fn misused(error: &clap::Error) -> ExitCode {
+    let arguments: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    match words::unknown_command(error, &arguments) {
+        Some(failure) => {
+            report(&failure.into());
+            ExitCode::from(MISUSED)
+        }
+        None => error.exit(),
+    }
 }
 
 /// Says on stderr what failed and what to try.

@@ -187,3 +187,5 @@ pub const IMAGE_ASK_DEADLINE: Duration = Duration::from_secs(1);
 pub const RESOLVE_KNOWN_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a submission waits for the registry of an image that no member has.
 pub const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
+/// The most moves that one rebalancing proposes: each takes seconds, and people wait for it.
+pub const MOVES_MAX: usize = 100;

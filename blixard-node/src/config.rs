@@ -212,6 +212,9 @@ impl NodeOptions {
             keep(fault);
             Containerd::Auto
         });
+        if let Some(Err(fault)) = self.log.as_deref().map(check_log) {
+            keep(fault);
+        }
         if !faults.is_empty() {
             return Err(faults);
         }
@@ -337,6 +340,35 @@ fn parse_containerd(text: Option<&str>) -> Result<Containerd, ConfigError> {
     }
 }
 
+/// Checks what is logged: directives, separated by commas, each a level or `MODULE=LEVEL`. A word
+/// that is neither would be taken for a module of that name, and nothing would be logged.
+fn check_log(text: &str) -> Result<(), ConfigError> {
+    let fail = |problem: String| {
+        ConfigError::new(
+            "--log (BLIXARD_LOG)",
+            text,
+            problem,
+            "give error, warn, info, debug, trace or off, and MODULE=LEVEL for some, such as info,blixard_node=debug",
+        )
+    };
+    if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(text) {
+        return Err(fail(format!("cannot be read: {error}")));
+    }
+    for directive in text.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+        let target = directive.split(['=', '[']).next().unwrap_or_default();
+        if target == directive && directive.parse::<tracing_subscriber::filter::LevelFilter>().is_err() {
+            return Err(fail(format!("has `{directive}`, which is no level")));
+        }
+        let krate = target.split("::").next().unwrap_or_default();
+        if krate.starts_with("blixard") && !["blixard_core", "blixard_node"].contains(&krate) {
+            return Err(fail(format!(
+                "has `{krate}`, which is no module: there are blixard_node and blixard_core"
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn parse_log_format(text: Option<&str>) -> Result<LogFormat, ConfigError> {
     match text {
         None | Some("text") => Ok(LogFormat::Text),
@@ -390,6 +422,24 @@ mod tests {
         check(|o| o.subnets = Some("10.1.2.3/16".into()), "host bits");
         check(|o| o.containerd = Some("docker".into()), "--containerd: `docker`");
         check(|o| o.log_format = Some("xml".into()), "--log-format: `xml`");
+        check(|o| o.log = Some("inf".into()), "--log (BLIXARD_LOG): `inf` has `inf`, which is no level");
+        check(|o| o.log = Some("verbose".into()), "which is no level; give error, warn");
+        check(|o| o.log = Some("info,blixard_node=loud".into()), "cannot be read");
+        check(|o| o.log = Some("blixard=debug".into()), "has `blixard`, which is no module");
+        check(|o| o.log = Some("info, debgu".into()), "has `debgu`");
+    }
+
+    #[test]
+    fn what_is_logged_is_levels_and_modules_with_levels() {
+        let check = |log: &str| {
+            assert_eq!(options(|o| o.log = Some(log.into())).check(true).map(|c| c.log), Ok(log.to_owned()));
+        };
+        check("debug");
+        check("WARN");
+        check("off");
+        check("info,blixard_node::raft=debug");
+        check("info,openraft=error,blixard_node[span{field=1}]=trace");
+        check(LOG);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The daemon behind `blixard node`: builds the Linux platform, starts the node on it and serves
-//! its API until it is told to stop. And what is left to do on a machine whose daemon is gone.
+//! its API until it is told to stop.
 
 use std::error::Error as StdError;
 use std::iter;
@@ -35,8 +35,8 @@ use crate::full_disk::while_full;
 use crate::handle::NodeHandle;
 use crate::identity::{Identity, IdentityError};
 use crate::linux::{LinuxClock, LinuxRandom, LinuxSpawner};
-use crate::node::{Membership, NO_SUBNET, Node, NodeSettings};
-use crate::platform::{Clock, ContainerRuntime, Platform, Transport};
+use crate::node::{Membership, Node, NodeSettings};
+use crate::platform::{Clock, Platform, Transport};
 use crate::raft::{self, OpenError, RaftConfig};
 use crate::runtime::images::Registries;
 use crate::runtime::{ContainerdChoice, ContainerdRuntime, RuntimeConfig};
@@ -112,7 +112,7 @@ fn raise_open_files() {
     }
 }
 
-fn checked(mut options: NodeOptions) -> Result<NodeConfig, Error> {
+pub(crate) fn checked(mut options: NodeOptions) -> Result<NodeConfig, Error> {
     options.merge_env(|name| std::env::var(name).ok());
     let faults = match options.check(rustix::process::geteuid().is_root()) {
         Ok(mut config) => {
@@ -180,7 +180,7 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
     let targets = config.join.iter().map(|text| JoinTarget::parse(text)).collect::<Result<_, _>>()?;
     let sources = Sources::new(targets, None, Some(&config.data_dir));
     let has_sources = sources.configured();
-    let registries = config.registries.as_deref().map(Registries::read).transpose()?.unwrap_or_default();
+    let registries = config.registries.as_deref().map(read_registries).transpose()?.unwrap_or_default();
     let runtime = RuntimeConfig {
         data: config.data_dir.clone(),
         containerd: choice(&config.containerd),
@@ -209,6 +209,14 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
     Ok(Built { platform, runtime, identity, sources: Refresher::new(sources), has_sources, facts, own })
 }
 
+fn read_registries(path: &Path) -> Result<Registries, Error> {
+    let registries = Registries::read(path)?;
+    if let Some(exposed) = registries.exposed(path) {
+        tracing::warn!("{exposed}");
+    }
+    Ok(registries)
+}
+
 /// Opens the identity; waits for a daemon that was just killed to let go of it.
 async fn open_identity(disk: &LinuxDisk) -> Result<Identity, IdentityError> {
     let end = LinuxClock.now() + LOCK_WAIT;
@@ -222,7 +230,7 @@ async fn open_identity(disk: &LinuxDisk) -> Result<Identity, IdentityError> {
     }
 }
 
-fn choice(containerd: &Containerd) -> ContainerdChoice {
+pub(crate) fn choice(containerd: &Containerd) -> ContainerdChoice {
     match containerd {
         Containerd::Auto => ContainerdChoice::Auto,
         Containerd::Private => ContainerdChoice::Private,
@@ -522,40 +530,4 @@ impl Stop {
         self.sender.send_replace(true);
         self.once().await;
     }
-}
-
-/// Removes everything a node left on this machine: containers, networks, rules, mounts, data. With
-/// `images`, also the images. The daemon must not run.
-///
-/// # Errors
-/// When the daemon runs, or something cannot be removed.
-pub fn purge(options: NodeOptions, images: bool) -> Result<(), Error> {
-    let config = checked(options)?;
-    if !config.data_dir.exists() {
-        return Err(
-            format!("there is no data directory {}: nothing to remove", config.data_dir.display()).into()
-        );
-    }
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
-        // Holding the identity keeps a daemon from starting meanwhile, and fails while one runs.
-        let identity = Identity::load_or_create(&LinuxDisk::new(&config.data_dir), &LinuxRandom)?;
-        let containers = ContainerdRuntime::connect(RuntimeConfig {
-            data: config.data_dir.clone(),
-            containerd: choice(&config.containerd),
-            registries: Registries::default(),
-            logger: None,
-            networks: None,
-        });
-        let containers = containers.await?;
-        if let Some(membership) = identity.membership() {
-            containers.attach(membership.cluster, membership.node, NO_SUBNET).await?;
-            containers.purge(images).await?;
-        }
-        containers.remove_containerd().await?;
-        drop(identity);
-        std::fs::remove_dir_all(&config.data_dir)
-            .map_err(|error| format!("cannot remove {}: {error}", config.data_dir.display()))?;
-        println!("removed everything of {}", config.data_dir.display());
-        Ok(())
-    })
 }

@@ -25,6 +25,7 @@ pub mod linux;
 pub mod network;
 pub mod node;
 pub mod platform;
+pub mod purge;
 pub mod raft;
 pub mod runtime;
 mod seldom;

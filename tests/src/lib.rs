@@ -10,6 +10,7 @@ pub mod cleanup;
 pub mod client;
 pub mod cluster;
 pub mod command;
+pub mod document;
 pub mod host;
 pub mod http;
 pub mod image;

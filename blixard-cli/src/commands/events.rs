@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use blixard_core::cluster::{Event, EventId};
+use blixard_core::cluster::{Event, EventId, EventKind};
+use blixard_core::time::UtcMs;
 use http::Method;
 
-use crate::args::{Output, OutputArgs};
+use crate::args::{Output, OutputArgs, moment};
 use crate::client::Client;
 use crate::render::color::{self, Style};
 use crate::render::{self, text};
@@ -22,7 +23,7 @@ const RESUME_PAUSE: Duration = Duration::from_millis(500);
 /// the index and n of its id, as INDEX.N, are what --after takes.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  blixard events\n  blixard events -f\n  blixard events -o json --after 812.0"
+    after_help = "Example:\n  blixard events\n  blixard events -f\n  blixard events -o json --after 812.0\n  blixard events --since 10m --filter service=web --filter kind=replica-changed"
 )]
 pub(crate) struct Args {
     /// Go on as more happens
@@ -31,8 +32,75 @@ pub(crate) struct Args {
     /// Only what happened after this event
     #[arg(long, value_name = "INDEX.N", value_parser = parse_position)]
     after: Option<EventId>,
+    /// Only what happened since then: a time such as 2026-11-21T08:30:00Z, or how long ago: 10m
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<UtcMs>,
+    /// Only what happened until then; with -f the command ends at that time
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    until: Option<UtcMs>,
+    /// Only of this service, node, replica or kind: service=web, node=2, replica=web-0, kind=replica-lost
+    /// (repeatable: one of the values of a key, and every key)
+    #[arg(long = "filter", value_name = "KEY=VALUE", value_parser = parse_filter)]
+    filters: Vec<Filter>,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// What events are shown of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Filter {
+    Service(String),
+    Node(u64),
+    /// By its number, or by its name: the service and the slot.
+    Replica(String),
+    Kind(EventKind),
+}
+
+fn parse_filter(text: &str) -> Result<Filter, String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, such as service=web")?;
+    match key {
+        "service" => Ok(Filter::Service(value.to_owned())),
+        "node" => value.parse().map(Filter::Node).map_err(|_| format!("`{value}` is not a node's number")),
+        "replica" => Ok(Filter::Replica(value.to_owned())),
+        "kind" | "event" | "type" => {
+            let kind = serde_json::from_value(serde_json::Value::from(value)).map(Filter::Kind);
+            kind.map_err(|_| format!("there is no kind `{value}`: such are replica-changed, node-joined"))
+        }
+        _ => Err(format!("`{key}` is not a key: there are service, node, replica, kind")),
+    }
+}
+
+impl Filter {
+    /// Whether two filters are about the same.
+    fn is_like(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+
+    fn admits(&self, event: &Event) -> bool {
+        match self {
+            Self::Service(name) => event.service.as_ref().is_some_and(|service| service.as_str() == name),
+            Self::Node(id) => event.node.is_some_and(|node| node.0 == *id),
+            Self::Kind(kind) => event.kind == *kind,
+            Self::Replica(named) => {
+                let number = event.replica.map(|replica| replica.to_string());
+                // An event about a replica begins with its name, and where it is.
+                let name = event.message.split(' ').next();
+                number.is_some() && (number.as_ref() == Some(named) || name == Some(named.as_str()))
+            }
+        }
+    }
+}
+
+impl Args {
+    /// Whether an event is one of those asked for.
+    fn admits(&self, event: &Event) -> bool {
+        let in_time = self.since.is_none_or(|since| event.at >= since)
+            && self.until.is_none_or(|until| event.at <= until);
+        let admitted = |filter: &Filter| {
+            self.filters.iter().filter(|other| other.is_like(filter)).any(|other| other.admits(event))
+        };
+        in_time && self.filters.iter().all(admitted)
+    }
 }
 
 fn parse_position(text: &str) -> Result<EventId, String> {
@@ -41,10 +109,22 @@ fn parse_position(text: &str) -> Result<EventId, String> {
 }
 
 pub(crate) async fn events(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+    let Some(until) = args.until.filter(|_| args.follow) else { return show(client, &args).await };
+    let left = until.since(text::now());
+    // Cancel safe: what was printed is printed.
+    tokio::select! {
+        biased;
+        shown = show(client, &args) => shown,
+        () = tokio::time::sleep(left) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Prints events until the stream ends for good.
+async fn show(client: &Client, args: &Args) -> anyhow::Result<ExitCode> {
     let mut after = args.after;
     let mut broken_since: Option<Instant> = None;
     loop {
-        let error = match stream(client, &args, &mut after, &mut broken_since).await {
+        let error = match stream(client, args, &mut after, &mut broken_since).await {
             Ok(()) if !args.follow => return Ok(ExitCode::SUCCESS),
             Ok(()) => None,
             Err(error) if crate::failure::is_broken_pipe(&error) => return Err(error),
@@ -79,6 +159,9 @@ async fn stream(
     }
     while let Some(event) = lines.next().await? {
         *after = Some(event.id);
+        if !args.admits(&event) {
+            continue;
+        }
         match args.output.output {
             Output::Json => render::line(&serde_json::to_string(&event)?)?,
             Output::Table => render::line(&line(&event))?,
@@ -97,7 +180,9 @@ fn line(event: &Event) -> String {
 #[cfg(test)]
 mod tests {
     use blixard_core::cluster::{Event, EventId, EventKind};
+    use blixard_core::id::{NodeId, ReplicaId};
     use blixard_core::time::UtcMs;
+    use clap::{Args as _, FromArgMatches};
 
     #[test]
     fn an_event_is_one_line() {
@@ -111,6 +196,43 @@ mod tests {
             message: "web-0 goes to node 2\n".into(),
         };
         assert_eq!(super::line(&event), "1970-01-01T00:00:00.000Z  replica-placed     web-0 goes to node 2 ");
+    }
+
+    #[test]
+    fn filters_narrow_by_key_and_widen_by_value() {
+        let event = |service: &str, kind, at| Event {
+            id: EventId { index: 3, n: 0 },
+            at: UtcMs(at),
+            kind,
+            service: Some(service.parse().unwrap()),
+            replica: Some(ReplicaId(7)),
+            node: Some(NodeId(2)),
+            message: format!("{service}-0 on node 2 is placed, version 1"),
+        };
+        let check = |line: &str, expect: [bool; 3]| {
+            let words = std::iter::once("events").chain(line.split_whitespace());
+            let matches = super::Args::augment_args(clap::Command::new("events")).get_matches_from(words);
+            let args = super::Args::from_arg_matches(&matches).unwrap();
+            let shown = [
+                event("web", EventKind::ReplicaPlaced, 5),
+                event("db", EventKind::ReplicaPlaced, 6),
+                event("web", EventKind::ReplicaLost, 7),
+            ]
+            .map(|event| args.admits(&event));
+            assert_eq!(shown, expect, "{line}");
+        };
+        check("", [true; 3]);
+        check("--filter service=web", [true, false, true]);
+        check("--filter service=web --filter service=db", [true; 3]);
+        check("--filter service=web --filter kind=replica-lost", [false, false, true]);
+        check("--filter replica=web-0", [true, false, true]);
+        check("--filter replica=7 --filter node=2", [true; 3]);
+        check("--filter node=1", [false; 3]);
+        check("--since 1970-01-01T00:00:00.006Z", [false, true, true]);
+        check("--until 1970-01-01T00:00:00.006Z", [true, true, false]);
+        for wrong in ["web", "name=web", "node=two", "kind=boom"] {
+            assert!(super::parse_filter(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod cluster;
+pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod cp;
 pub(crate) mod events;
@@ -9,13 +10,17 @@ pub(crate) mod image;
 pub(crate) mod inspect;
 pub(crate) mod kill;
 pub(crate) mod logs;
+pub(crate) mod man;
 pub(crate) mod node;
+pub(crate) mod port;
 pub(crate) mod ps;
+pub(crate) mod restart;
 pub(crate) mod rollout;
 pub(crate) mod run;
 pub(crate) mod service;
 pub(crate) mod stop;
 pub(crate) mod system;
+pub(crate) mod version;
 pub(crate) mod wait;
 
 use std::process::ExitCode;
@@ -34,6 +39,8 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Config(args) => config::run(&args),
         Command::Ps(args) => ask(node, async |client| ps::ps(client, args).await),
+        Command::Restart(args) => ask(node, async |client| restart::restart(client, args).await),
+        Command::Port(args) => ask(node, async |client| port::port(client, args).await),
         Command::Stop(args) => ask(node, async |client| stop::stop(client, args).await),
         Command::Start(args) => ask(node, async |client| stop::start(client, args).await),
         Command::Rm(args) => ask(node, async |client| stop::remove(client, args).await),
@@ -48,6 +55,9 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Image(args) => ask(node, async |client| image::image(client, args).await),
         Command::System(args) => ask(node, async |client| system::system(client, args).await),
         Command::Cluster(args) => ask(node, async |client| cluster::cluster(client, args).await),
+        Command::Version(args) => version::run(&args, || ask(node, version::ask)),
+        Command::Completion(args) => completion::run(&args),
+        Command::Man(args) => man::run(&args),
         Command::Node(args) => match args.task(node) {
             node::Task::Here(local) => local.run(),
             node::Task::Ask(question) => ask(node, async |client| node::ask(client, question).await),
@@ -57,10 +67,10 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
 
 /// Runs a command that asks a node, on a runtime of its own. A thread that still reads the
 /// terminal's input does not hold up the end.
-fn ask(
+fn ask<T>(
     connection: &Connection,
-    command: impl AsyncFnOnce(&Client) -> anyhow::Result<ExitCode>,
-) -> anyhow::Result<ExitCode> {
+    command: impl AsyncFnOnce(&Client) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let client = Client::new(connection)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(command(&client));

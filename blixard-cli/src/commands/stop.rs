@@ -22,53 +22,78 @@ use crate::render::{self, replica, text};
 /// How often it is looked whether containers are gone.
 const REFRESH: Duration = Duration::from_millis(200);
 
-/// Stop a service, or one container
+/// Stop services, or single containers
 ///
 /// A service keeps its definition and starts again with `blixard start`. A container that is
 /// stopped by its id is replaced by its service. Each process gets SIGTERM (or the image's stop
 /// signal), then SIGKILL after the bundle's stop_timeout. Waits until they have ended; those on a
 /// node that is down end when the node is back.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  blixard stop web\n  blixard stop 3f2a9c\n  blixard stop -d web")]
+#[command(after_help = "Example:\n  blixard stop web\n  blixard stop 3f2a9c\n  blixard stop -d web db")]
 pub(crate) struct StopArgs {
-    /// A service, a replica such as web-0, or a container id or prefix of at least 4 digits
-    #[arg(value_name = "NAME|ID")]
-    target: String,
+    /// Services, replicas such as web-0, or container ids or prefixes of at least 4 digits
+    #[arg(value_name = "NAME|ID", required = true)]
+    targets: Vec<String>,
     #[command(flatten)]
     wait: WaitArgs,
 }
 
 pub(crate) async fn stop(client: &Client, args: StopArgs) -> anyhow::Result<ExitCode> {
     let limit = Limit::of(args.wait.timeout);
-    let path = format!("/v1/services/{}", segment(&args.target));
+    let (mut stopping, mut errors) = (Vec::new(), Vec::new());
+    for target in &args.targets {
+        match begin_stop(client, target, limit).await {
+            Ok(what) => stopping.push((target, what)),
+            Err(error) => errors.push(error),
+        }
+    }
+    for (target, what) in stopping {
+        let stopped = match what {
+            Stopping::Service(path) => {
+                let left = async || {
+                    Ok(ask::<ServiceDetail>(client, &path).await?.and_then(|detail| alive(detail.replicas)))
+                };
+                wait(client, target, args.wait, limit, left).await
+            }
+            Stopping::Containers(numbers) => {
+                let there = |row: &ReplicaRow| row.replica.is_some_and(|number| numbers.contains(&number));
+                let left = async || Ok(alive(list(client).await?.into_iter().filter(there).collect()));
+                wait(client, target, args.wait, limit, left).await
+            }
+        };
+        match stopped {
+            Ok(()) => render::line(target)?,
+            Err(error) => errors.push(error),
+        }
+    }
+    failure::last(errors)
+}
+
+/// What was told to stop.
+enum Stopping {
+    /// The service at this path.
+    Service(String),
+    /// Replicas by their numbers: the name of one is that of the one in its place, too.
+    Containers(BTreeSet<ReplicaId>),
+}
+
+async fn begin_stop(client: &Client, target: &str, limit: Limit) -> anyhow::Result<Stopping> {
+    let path = format!("/v1/services/{}", segment(target));
     let asked = limit.answer(client, client.post_empty::<WriteAnswer>(&format!("{path}/stop"))).await;
     if let Some(answer) = found(asked)? {
         render::warnings(&answer);
-        let left =
-            async || Ok(ask::<ServiceDetail>(client, &path).await?.and_then(|detail| alive(detail.replicas)));
-        wait(client, &args.target, args.wait, limit, left).await?;
-    } else {
-        stop_container(client, &args, limit).await?;
+        return Ok(Stopping::Service(path));
     }
-    render::line(&args.target)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn stop_container(client: &Client, args: &StopArgs, limit: Limit) -> anyhow::Result<()> {
     let before = limit.answer(client, list(client)).await?;
-    let path = format!("/v1/replicas/{}/stop", segment(&args.target));
+    let path = format!("/v1/replicas/{}/stop", segment(target));
     let answer: WriteAnswer = limit.answer(client, client.post_empty(&path)).await?;
     render::warnings(&answer);
     render::note("its service starts another in its place; `blixard stop NAME` stops a service");
-    // By its number: its name is that of the one in its place, too.
     let meant = |row: &&ReplicaRow| {
         let id = row.container_id.as_ref();
-        row.name == args.target || id.is_some_and(|id| id.0.starts_with(&args.target))
+        row.name == target || id.is_some_and(|id| id.0.starts_with(target))
     };
-    let numbers: BTreeSet<ReplicaId> = before.iter().filter(meant).filter_map(|row| row.replica).collect();
-    let there = |row: &ReplicaRow| row.replica.is_some_and(|number| numbers.contains(&number));
-    let left = async || Ok(alive(list(client).await?.into_iter().filter(there).collect()));
-    wait(client, &args.target, args.wait, limit, left).await
+    Ok(Stopping::Containers(before.iter().filter(meant).filter_map(|row| row.replica).collect()))
 }
 
 /// Every replica of the cluster, as far as the node that is asked knows.
@@ -76,15 +101,16 @@ async fn list(client: &Client) -> anyhow::Result<Vec<ReplicaRow>> {
     Ok(client.get::<List<ReplicaRow>>("/v1/replicas?all=true").await?.items)
 }
 
-/// Start a stopped service again, and what of it ended for good
+/// Start stopped services again, and what of them ended for good
 ///
 /// Waits as `blixard run` does.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  blixard start web\n  blixard start -d web")]
+#[command(after_help = "Example:\n  blixard start web\n  blixard start -d web db")]
 pub(crate) struct StartArgs {
-    /// The service
-    name: String,
-    /// Do not wait until it runs
+    /// The services
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+    /// Do not wait until they run
     #[arg(short, long)]
     detach: bool,
     /// How long it may take in all, in seconds or as 1m30s
@@ -94,44 +120,88 @@ pub(crate) struct StartArgs {
 
 pub(crate) async fn start(client: &Client, args: StartArgs) -> anyhow::Result<ExitCode> {
     let limit = Limit::of(args.timeout);
-    let path = format!("/v1/services/{}/start", segment(&args.name));
-    let answer: WriteAnswer = limit.answer(client, client.post_empty(&path)).await?;
-    render::warnings(&answer);
-    if args.detach {
-        render::line(&args.name)?;
-        return Ok(ExitCode::SUCCESS);
+    let (mut starting, mut errors) = (Vec::new(), Vec::new());
+    for name in &args.names {
+        let path = format!("/v1/services/{}/start", segment(name));
+        match limit.answer(client, client.post_empty::<WriteAnswer>(&path)).await {
+            Ok(answer) => {
+                render::warnings(&answer);
+                starting.push((name, answer.index));
+            }
+            Err(error) => errors.push(error),
+        }
     }
-    let name: ServiceName = args.name.parse()?;
-    Rollout { name: &name, version: None, index: answer.index }.wait(client, limit).await
+    let mut code = ExitCode::SUCCESS;
+    for (name, index) in starting {
+        if args.detach {
+            render::line(name)?;
+            continue;
+        }
+        let name: ServiceName = name.parse()?;
+        match (Rollout { name: &name, version: None, index }).wait(client, limit).await {
+            Ok(ended) => code = ended,
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() { Ok(code) } else { failure::last(errors) }
 }
 
-/// Stop a service and remove it
+/// Stop services and remove them
 ///
-/// Waits until its containers are gone and the name is free again. It does not wait for a node that
-/// is down: what is left of it there stops when the node is back.
+/// Waits until their containers are gone and the names are free again. It does not wait for a node that
+/// is down: what is left there stops when the node is back.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  blixard rm web\n  blixard rm -d web")]
+#[command(
+    after_help = "Example:\n  blixard rm web\n  blixard rm -d web db\n  blixard rm -f web    no error when there is none"
+)]
 pub(crate) struct RemoveArgs {
-    /// The service
-    name: String,
+    /// The services
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+    /// A service that there is not is no error
+    #[arg(short, long)]
+    force: bool,
     #[command(flatten)]
     wait: WaitArgs,
 }
 
 pub(crate) async fn remove(client: &Client, args: RemoveArgs) -> anyhow::Result<ExitCode> {
     let limit = Limit::of(args.wait.timeout);
-    let path = format!("/v1/services/{}", segment(&args.name));
-    let answer: WriteAnswer = match limit.answer(client, client.delete(&path)).await {
-        Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => {
-            return Err(no_service(client, &args.name).await.unwrap_or(error));
+    let (mut removing, mut errors) = (Vec::new(), Vec::new());
+    for name in &args.names {
+        match begin_removal(client, name, args.force, limit).await {
+            Ok(true) => removing.push(name),
+            Ok(false) => {}
+            Err(error) => errors.push(error),
         }
-        answer => answer?,
-    };
-    render::warnings(&answer);
-    let left = async || Ok(ask::<ServiceDetail>(client, &path).await?.map(|detail| detail.replicas));
-    wait(client, &args.name, args.wait, limit, left).await?;
-    render::line(&args.name)?;
-    Ok(ExitCode::SUCCESS)
+    }
+    for name in removing {
+        let path = format!("/v1/services/{}", segment(name));
+        let left = async || Ok(ask::<ServiceDetail>(client, &path).await?.map(|detail| detail.replicas));
+        match wait(client, name, args.wait, limit, left).await {
+            Ok(()) => render::line(name)?,
+            Err(error) => errors.push(error),
+        }
+    }
+    failure::last(errors)
+}
+
+/// Has a service removed; false when there is none and that is `fine`.
+async fn begin_removal(client: &Client, name: &str, fine: bool, limit: Limit) -> anyhow::Result<bool> {
+    match limit.answer(client, client.delete::<WriteAnswer>(&format!("/v1/services/{}", segment(name)))).await
+    {
+        Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => {
+            match no_service(client, name).await {
+                Some(told) => Err(told),
+                None if fine => Ok(false),
+                None => Err(error),
+            }
+        }
+        answer => {
+            render::warnings(&answer?);
+            Ok(true)
+        }
+    }
 }
 
 /// What to say to someone who named a container where a service is meant.

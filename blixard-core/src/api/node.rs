@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::cluster::{Availability, NodeStatus};
-use crate::id::{ClusterId, ContainerId, NodeId, NodeKey};
+use crate::id::{ClusterId, ContainerId, NodeId, NodeKey, ReplicaId};
 use crate::time::UtcMs;
 
 /// What part a member has in Raft.
@@ -114,6 +114,21 @@ pub struct ClusterStatus {
     /// Whether this is what one node last knew, for want of a quorum.
     #[serde(default)]
     pub stale: bool,
+}
+
+/// A container that would be better off on another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MoveRow {
+    /// The replica's number.
+    pub replica: ReplicaId,
+    /// The service's name and the slot: `web-0`.
+    pub name: String,
+    /// The container.
+    pub container_id: ContainerId,
+    /// Where it is.
+    pub from: NodeId,
+    /// Where its replacement would go.
+    pub to: NodeId,
 }
 
 /// Containers told to stop by `POST /v1/node/down`.

@@ -168,6 +168,12 @@ pub enum Write {
         /// The replica.
         replica: ReplicaId,
     },
+    /// Replaces one replica while it runs on: it is superseded, and stops once the leader has filled
+    /// its slot anew and that one runs. Of the second feature level.
+    Replace {
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// Changes whether a node takes replicas.
     SetAvailability {
         /// The node.

@@ -88,6 +88,7 @@ impl Write {
             | Self::RemoveNode { node: _, force: _ }
             | Self::RemoveToken { id: _ } => FIRST_LEVEL,
             Self::Rollback { service: _, version: _ } => SECOND_LEVEL,
+            Self::Replace { replica: _ } => SECOND_LEVEL,
             Self::AddToken { id: _, token } => token.level(),
         }
     }

@@ -155,6 +155,7 @@ fn write() -> impl Strategy<Value = Write> {
         6 => service().prop_map(|service| Write::Start { service }),
         2 => service().prop_map(|service| Write::Remove { service }),
         4 => replica().prop_map(|replica| Write::StopReplica { replica }),
+        3 => replica().prop_map(|replica| Write::Replace { replica }),
         4 => (node(), availability)
             .prop_map(|(node, availability)| Write::SetAvailability { node, availability }),
         1 => (node(), any::<bool>()).prop_map(|(node, force)| Write::RemoveNode { node, force }),

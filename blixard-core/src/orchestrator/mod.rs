@@ -12,7 +12,8 @@
 //! are taken in the order of their names, slots in the order of their numbers.
 //!
 //! Where the rules are: `rules` (what happens to a slot's replicas), `fill` (empty slots), `moves`
-//! (updates and drains), `gate` (how far they may go), `dependencies`, `backoff`; [`health`] (which nodes are up) and
+//! (updates and drains), `gate` (how far they may go), `dependencies`, `backoff`; `replacing`
+//! (single replicas on demand, rebalancing), [`health`] (which nodes are up) and
 //! [`membership`] (which nodes vote) are apart.
 
 mod backoff;
@@ -25,6 +26,7 @@ pub mod membership;
 mod moves;
 mod observations;
 mod planner;
+mod replacing;
 mod report;
 mod rules;
 mod service;
@@ -37,6 +39,7 @@ use std::collections::BTreeMap;
 use self::draft::Draft;
 pub use self::observations::Observations;
 pub use self::planner::Planner;
+pub use self::replacing::{Move, rebalance, starts_first};
 pub use self::report::{Report, ServiceReport};
 use self::service::{Findings, plan_service};
 use crate::cluster::{ClusterState, Plan, PlanStep};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::{MADE_AT_HEADER, REQUEST_ID_HEADER, STALE_HEADER};
 use blixard_core::cluster::{ClusterState, Outcome, Write};
@@ -210,6 +210,18 @@ impl<T: DeserializeOwned> FromRequestParts<Api> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         let Query(query) = Query::from_request_parts(parts, api).await?;
         Ok(Self(query))
+    }
+}
+
+/// The one parameter of a path, decoded.
+pub(super) struct Segment(pub(super) String);
+
+impl FromRequestParts<Api> for Segment {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let Path(text) = Path::from_request_parts(parts, api).await?;
+        Ok(Self(text))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The one map from errors to HTTP statuses, and the JSON body they all share.
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::ErrorBody;
 use blixard_core::cluster::Refusal;
@@ -163,6 +163,13 @@ impl From<LinkError> for ApiError {
 impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> Self {
         Self::new(rejection.status(), rejection.body_text(), "see GET /v1/openapi.json")
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
+        let hint = "write each byte that is no letter, digit, `-`, `.`, `_` or `~` as %XX, of UTF-8 text";
+        Self::new(rejection.status(), rejection.body_text(), hint)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::exec::{ExecRequest, Frame};
 use blixard_core::api::{EXEC_PROTOCOL, ErrorBody};
@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-use super::context::Api;
+use super::context::{Api, Segment};
 use super::error::ApiError;
 use super::{BODY_BYTES_MAX, proxy, resolve};
 use crate::platform::{Clock, ExecConfig, ExecIo, ExecSession};
@@ -38,7 +38,7 @@ const DRAIN_QUIET: Duration = Duration::from_millis(500);
 )]
 pub(super) async fn exec(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     mut request: Request,
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;

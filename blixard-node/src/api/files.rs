@@ -2,7 +2,7 @@
 //! the stream of [`crate::tree`].
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::ErrorBody;
 use blixard_core::cluster::Replica;
@@ -11,7 +11,7 @@ use futures_util::TryStreamExt;
 use http::{StatusCode, header};
 use serde::Deserialize;
 
-use super::context::{Api, Params};
+use super::context::{Api, Params, Segment};
 use super::error::ApiError;
 use super::{proxy, resolve};
 use crate::tree::MEDIA_TYPE;
@@ -37,7 +37,7 @@ pub(super) struct FilesQuery {
 )]
 pub(super) async fn read(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     Params(query): Params<FilesQuery>,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -68,7 +68,7 @@ pub(super) async fn read(
 )]
 pub(super) async fn write(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     Params(query): Params<FilesQuery>,
     request: Request,
 ) -> Result<Response, ApiError> {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use blixard_core::api::replica::LogLine;
 use blixard_core::api::{ATTEMPT_HEADER, ATTEMPTS_HEADER, ErrorBody};
@@ -19,7 +19,7 @@ use futures_util::StreamExt;
 use http::{HeaderValue, Uri};
 use serde::Deserialize;
 
-use super::context::{Api, Params, Snapshot, flag};
+use super::context::{Api, Params, Segment, Snapshot, flag};
 use super::ended;
 use super::error::ApiError;
 use super::replicas::{ndjson, stream};
@@ -64,7 +64,7 @@ pub(super) struct LogsQuery {
 )]
 pub(super) async fn logs(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     Params(query): Params<LogsQuery>,
     mut request: Request,
 ) -> Result<Response, ApiError> {

@@ -1,15 +1,16 @@
 //! `/v1/nodes`, `/v1/node`, `/v1/cluster`, `/v1/health`: members, and the cluster as a whole.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use blixard_core::api::node::{ClusterStatus, DownAnswer, NodeView};
+use blixard_core::api::node::{ClusterStatus, DownAnswer, MoveRow, NodeView};
 use blixard_core::api::{ErrorBody, Health, List, WriteAnswer};
 use blixard_core::cluster::{Availability, Desired, Write};
 use blixard_core::id::{ContainerId, ReplicaId};
+use blixard_core::orchestrator::{self, Move};
 use serde::Deserialize;
 
-use super::context::{Api, Params, RequestIdent, flag};
+use super::context::{Api, Params, RequestIdent, Segment, flag};
 use super::error::ApiError;
 use super::{resolve, views};
 
@@ -39,7 +40,7 @@ pub(super) async fn list(State(api): State<Api>) -> Response {
     get, path = "/v1/nodes/{id}", params(("id" = String, Path, description = "Its number or unique name")),
     responses((status = 200, description = "The member", body = NodeView), (status = 404, description = "No such member", body = ErrorBody))
 )]
-pub(super) async fn inspect(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn inspect(State(api): State<Api>, Segment(id): Segment) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
     let node = resolve::node_id(&snapshot.state, &id).map_err(|error| snapshot.missing(error))?;
     let mut view = views::node(&snapshot.state, &api.handle.raft(), node)
@@ -55,7 +56,7 @@ pub(super) async fn inspect(State(api): State<Api>, Path(id): Path<String>) -> R
 )]
 pub(super) async fn drain(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
     set_availability(&api, &id, request, Availability::Draining).await
@@ -68,7 +69,7 @@ pub(super) async fn drain(
 )]
 pub(super) async fn activate(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
     set_availability(&api, &id, request, Availability::Active).await
@@ -81,7 +82,7 @@ pub(super) async fn activate(
 )]
 pub(super) async fn leave(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
     set_availability(&api, &id, request, Availability::Leaving).await
@@ -116,7 +117,7 @@ pub(super) struct RemoveQuery {
 )]
 pub(super) async fn remove(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     Params(query): Params<RemoveQuery>,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
@@ -149,6 +150,22 @@ pub(super) async fn down(State(api): State<Api>, request: RequestIdent) -> Resul
         stopping.push(ContainerId::new(api.handle.cluster, replica, attempt));
     }
     Ok(Json(DownAnswer { node, stopping }).into_response())
+}
+
+/// Which containers would be moved to even out how replicas are spread, in the order in which they are
+/// best moved, by `POST /v1/replicas/{id}/replace`; after each the next is asked for anew.
+#[utoipa::path(get, path = "/v1/rebalance", responses((status = 200, description = "The moves", body = List<MoveRow>)))]
+pub(super) async fn rebalance(State(api): State<Api>) -> Response {
+    let snapshot = api.read().await;
+    let state = &snapshot.state;
+    let row = |Move { replica, from, to }: Move| {
+        let row = state.replicas.get(&replica)?;
+        let name = format!("{}-{}", row.service, row.slot);
+        let container_id = ContainerId::new(api.handle.cluster, replica, row.status.attempt);
+        Some(MoveRow { replica, name, container_id, from, to })
+    };
+    let items = orchestrator::rebalance(state).into_iter().filter_map(row).collect();
+    snapshot.answer(List { items, stale: snapshot.is_stale() })
 }
 
 /// The cluster: who leads and votes, and what it survives.

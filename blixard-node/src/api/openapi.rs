@@ -1,12 +1,91 @@
 //! `/v1/openapi.json`, generated from the handlers and the types they speak.
 
 use axum::Json;
-use utoipa::OpenApi;
+use utoipa::openapi::path::{Operation, ParameterIn};
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::{Modify, OpenApi};
 
 use super::{ended, events, exec, files, images, logs, nodes, removal, replicas, services, tokens};
 
+/// Whether an operation can be answered so.
+type Applies = fn(&Asked) -> bool;
+
+/// What a request can be answered with besides what its handler says: by who may call, by the
+/// extractors, and by the way to the leader.
+const SHARED: [(&str, &str, Applies); 10] = [
+    ("400", "The request cannot be understood", |asked| asked.parameters || asked.body),
+    ("401", "Over TCP, a change without a token, or any request with a wrong one", |_| true),
+    (
+        "403",
+        "Not for this caller: the Host or Origin header is another's, or the token's scope does not reach",
+        |_| true,
+    ),
+    ("404", "No such thing", |asked| asked.named),
+    ("409", "It conflicts with the state as it is, or the request is too old", |asked| {
+        asked.named || asked.write
+    }),
+    ("413", "The body is too large", |asked| asked.body),
+    ("415", "The body is not JSON", |asked| asked.body),
+    ("422", "Out of bounds, or JSON of another shape", |asked| asked.body || asked.write),
+    ("500", "The node does not understand its own state: its log says more", |_| true),
+    ("503", "Not now: no majority, or a node or its container runtime does not answer", |_| true),
+];
+
+/// What matters of an operation for how it can fail.
+struct Asked {
+    /// It changes something.
+    write: bool,
+    body: bool,
+    /// Its path names a thing.
+    named: bool,
+    parameters: bool,
+}
+
+/// Adds [`SHARED`] to every operation.
+struct SharedErrors;
+
+impl Modify for SharedErrors {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        for item in document.paths.paths.values_mut() {
+            let operations = [
+                (&mut item.get, false),
+                (&mut item.post, true),
+                (&mut item.put, true),
+                (&mut item.delete, true),
+            ];
+            for (operation, write) in operations {
+                if let Some(operation) = operation {
+                    add_errors(operation, write);
+                }
+            }
+        }
+    }
+}
+
+fn add_errors(operation: &mut Operation, write: bool) {
+    let parameters = operation.parameters.as_deref().unwrap_or_default();
+    let asked = Asked {
+        write,
+        body: operation.request_body.is_some(),
+        named: parameters.iter().any(|parameter| parameter.parameter_in == ParameterIn::Path),
+        parameters: write || !parameters.is_empty(),
+    };
+    for (status, description, applies) in SHARED {
+        if applies(&asked) {
+            let said = operation.responses.responses.entry(status.to_owned());
+            said.or_insert_with(|| RefOr::T(error(description)));
+        }
+    }
+}
+
+fn error(description: &str) -> Response {
+    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
+    ResponseBuilder::new().description(description).content("application/json", body).build()
+}
+
 #[derive(OpenApi)]
 #[openapi(
+    modifiers(&SharedErrors),
     info(
         title = "blixard",
         description = "The API of a blixard node. Times are milliseconds since 1970 in UTC, sizes are bytes. A write may carry the header `blixard-request-id` (32 hexadecimal digits): repeating it with the same value applies it once. An answer with the header `blixard-stale` is what one node last knew."
@@ -28,6 +107,7 @@ use super::{ended, events, exec, files, images, logs, nodes, removal, replicas, 
         replicas::kill,
         logs::logs,
         ended::list,
+        replicas::replace,
         replicas::pulls,
         exec::exec,
         files::read,
@@ -40,6 +120,7 @@ use super::{ended, events, exec, files, images, logs, nodes, removal, replicas, 
         nodes::leave,
         nodes::down,
         nodes::cluster,
+        nodes::rebalance,
         events::events,
         images::list,
         images::pull,
@@ -84,6 +165,27 @@ mod tests {
         let described: Vec<String> = super::document().paths.paths.into_keys().collect();
         assert_eq!(described, routes());
         assert!(described.len() > 20, "{described:?}");
+    }
+
+    #[test]
+    fn every_failure_that_any_request_can_meet_is_described() {
+        let document = serde_json::to_value(super::document()).unwrap();
+        let check = |path: &str, method: &str, expect: &[&str]| {
+            let responses = document["paths"][path][method]["responses"].as_object().unwrap();
+            let said: Vec<&str> = responses.keys().map(String::as_str).collect();
+            assert_eq!(said, expect, "{method} {path}");
+        };
+        check("/v1/health", "get", &["200", "401", "403", "500", "503"]);
+        check("/v1/services", "get", &["200", "401", "403", "500", "503"]);
+        let submit = ["201", "400", "401", "403", "409", "413", "415", "422", "500", "503"];
+        check("/v1/services", "post", &submit);
+        check("/v1/services/{name}", "get", &["200", "400", "401", "403", "404", "409", "500", "503"]);
+        let removed = ["200", "400", "401", "403", "404", "409", "422", "500", "503"];
+        check("/v1/services/{name}", "delete", &removed);
+        let scale = ["200", "400", "401", "403", "404", "409", "413", "415", "422", "500", "503"];
+        check("/v1/services/{name}/scale", "post", &scale);
+        let exec = ["101", "400", "401", "403", "404", "409", "413", "415", "422", "426", "500", "503"];
+        check("/v1/replicas/{id}/exec", "post", &exec);
     }
 
     #[test]

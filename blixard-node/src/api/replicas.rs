@@ -2,16 +2,18 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::replica::{ContainerView, Progress, PullRow, ReplicaDetail, ReplicaRow};
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::cluster::Write;
+use blixard_core::cluster::level::SECOND_LEVEL;
+use blixard_core::orchestrator;
 use bytes::Bytes;
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 
-use super::context::{Api, Params, RequestIdent, Snapshot, flag};
+use super::context::{Api, Params, RequestIdent, Segment, Snapshot, flag};
 use super::error::ApiError;
 use super::{ended, proxy, resolve, views};
 use crate::platform::ContainerInfo;
@@ -44,7 +46,7 @@ pub(super) async fn list(State(api): State<Api>, Params(query): Params<ListQuery
 )]
 pub(super) async fn inspect(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     request: Request,
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
@@ -106,13 +108,35 @@ fn container_view(info: &ContainerInfo) -> ContainerView {
 )]
 pub(super) async fn stop(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
     let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
         .map_err(|error| snapshot.missing(error))?;
     let write = Write::StopReplica { replica };
+    let (index, _) = api.write_within(request, write, snapshot.left(&api)).await?;
+    Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
+}
+
+/// Replaces one container: its service starts another, and stops this one once that runs. Where the
+/// two cannot be together, this one stops first.
+#[utoipa::path(
+    post, path = "/v1/replicas/{id}/replace",
+    params(("id" = String, Path, description = "Container id or prefix, `web-0`, or a service with one replica")),
+    responses((status = 200, description = "Being replaced", body = WriteAnswer), (status = 404, description = "No such container", body = ErrorBody))
+)]
+pub(super) async fn replace(
+    State(api): State<Api>,
+    Segment(id): Segment,
+    request: RequestIdent,
+) -> Result<Response, ApiError> {
+    let snapshot = api.read().await;
+    let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
+        .map_err(|error| snapshot.missing(error))?;
+    let starts_first =
+        snapshot.state.knows(SECOND_LEVEL) && orchestrator::starts_first(&snapshot.state, replica);
+    let write = if starts_first { Write::Replace { replica } } else { Write::StopReplica { replica } };
     let (index, _) = api.write_within(request, write, snapshot.left(&api)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
@@ -139,7 +163,7 @@ pub(super) struct KillQuery {
 )]
 pub(super) async fn kill(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     Params(query): Params<KillQuery>,
     request: Request,
 ) -> Result<Response, ApiError> {

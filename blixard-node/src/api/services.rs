@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::replica::Progress;
 use blixard_core::api::service::{
@@ -19,7 +19,7 @@ use blixard_core::spec::ServiceSpec;
 use futures_util::future::join_all;
 
 use super::access::Principal;
-use super::context::{Api, JsonBody, RequestIdent, created};
+use super::context::{Api, JsonBody, RequestIdent, Segment, created};
 use super::error::ApiError;
 use super::resolution::Resolved;
 use super::{proxy, replicas, resolution, views};
@@ -128,7 +128,7 @@ pub(super) async fn list(State(api): State<Api>) -> Response {
 pub(super) async fn inspect(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
     let mut detail = find(&snapshot.state, &api, &name).map_err(|error| snapshot.missing(error))?;
@@ -178,7 +178,7 @@ async fn add_progress(api: &Api, detail: &mut ServiceDetail) {
 )]
 pub(super) async fn scale(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     request: RequestIdent,
     JsonBody(body): JsonBody<ScaleRequest>,
 ) -> Result<Response, ApiError> {
@@ -192,7 +192,7 @@ pub(super) async fn scale(
 )]
 pub(super) async fn stop(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
     change(&api, &name, request, |service| Write::Stop { service }).await
@@ -205,7 +205,7 @@ pub(super) async fn stop(
 )]
 pub(super) async fn start(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
     change(&api, &name, request, |service| Write::Start { service }).await
@@ -223,7 +223,7 @@ pub(super) async fn start(
 )]
 pub(super) async fn rollback(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     request: RequestIdent,
     JsonBody(body): JsonBody<RollbackRequest>,
 ) -> Result<Response, ApiError> {
@@ -243,7 +243,7 @@ pub(super) async fn rollback(
 )]
 pub(super) async fn remove(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
     change(&api, &name, request, |service| Write::Remove { service }).await

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::token::{Scope, Secret, TokenAnswer, TokenRequest, TokenRow};
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
@@ -13,7 +13,7 @@ use blixard_core::id::TokenId;
 use blixard_core::wire::Peer;
 
 use super::access::Principal;
-use super::context::{Api, JsonBody, RequestIdent, created};
+use super::context::{Api, JsonBody, RequestIdent, Segment, created};
 use super::error::ApiError;
 
 /// Makes a token. Its secret is shown only in this answer, so a retry makes another token.
@@ -89,7 +89,7 @@ pub(super) async fn list(
 )]
 pub(super) async fn remove(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
     let id = id.parse::<TokenId>().map_err(|error| {

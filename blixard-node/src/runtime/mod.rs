@@ -34,6 +34,7 @@ mod networks;
 mod oom;
 mod probe;
 mod record;
+mod remains;
 mod resolver;
 mod rootfs;
 mod runc;
@@ -77,6 +78,7 @@ use crate::platform::{
 
 pub use self::connect::{ContainerdChoice, SYSTEM_SOCKET};
 pub use self::networks::{Bridge, HostOnly, NetworkLease, Networks};
+pub(crate) use self::remains::mounts_below;
 
 /// How long a containerd that was just started takes to answer, at most.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);

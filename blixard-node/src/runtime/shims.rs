@@ -8,6 +8,7 @@
 //! work any more: it waits for ever for a reader of its log, which went with the directory, and
 //! answers no call; or it answers that its files are not there.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -17,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cgroups;
 use super::inventory::is_container_id;
+use super::remains::owner;
 
 const PROGRAM: &[u8] = b"containerd-shim-runc-v2";
 /// The program's name as the kernel keeps it: 15 bytes.
@@ -44,7 +46,40 @@ pub(crate) fn end_forgotten(namespace: &str, id: &ContainerId, cgroup: &Path) ->
     every_process().filter(is_forgotten).filter(end).count()
 }
 
-fn every_process() -> impl Iterator<Item = Pid> {
+/// Ends every shim of the containerd that listens on `socket`, and before each what runs in its
+/// container. Answers the namespaces they were of.
+pub(crate) fn end_all(socket: &Path) -> BTreeSet<String> {
+    let mut namespaces = BTreeSet::new();
+    for pid in every_process().filter(|pid| comm(*pid).as_deref() == Some(COMM)) {
+        // Held first, so that it cannot become another's number in between.
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        let Ok(line) = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())) else { continue };
+        let value = |option: &[u8]| {
+            let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            let at = arguments.iter().position(|argument| *argument == option)?;
+            arguments.get(at + 1).and_then(|value| String::from_utf8(value.to_vec()).ok())
+        };
+        if value(b"-address").is_none_or(|address| Path::new(&address) != socket) {
+            continue;
+        }
+        let Some(namespace) = value(b"-namespace") else { continue };
+        if let (Some((_, node)), Some(id)) = (owner(&namespace), shim_of(&line, &namespace)) {
+            cgroups::kill(Path::new(&format!("/{}/{node}/{id}", cgroups::PARENT)));
+        }
+        namespaces.insert(namespace);
+        // One that has ended meanwhile needs no signal.
+        let _ = pidfd_send_signal(process, Signal::KILL);
+    }
+    namespaces
+}
+
+/// A process's name as the kernel keeps it, with a line end. Safe of one that hangs in the kernel,
+/// of which reading the command line may hang.
+pub(super) fn comm(pid: Pid) -> Option<String> {
+    fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())).ok()
+}
+
+pub(super) fn every_process() -> impl Iterator<Item = Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
 }

@@ -15,6 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
 use super::client::disk;
+use super::shims::{comm, every_process};
 use crate::platform::RuntimeError;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
@@ -50,13 +51,17 @@ impl Private {
     /// # Errors
     /// [`RuntimeError::Invalid`] when a program is missing, naming the package that has it.
     pub(crate) fn new(data: &Path, run: &Path) -> Result<Self, RuntimeError> {
-        let program = programs(&search_path())?;
-        Ok(Self {
-            program,
+        Ok(Self { program: programs(&search_path())?, ..Self::places(data, run) })
+    }
+
+    /// Where it is, when it is only to be ended.
+    pub(crate) fn places(data: &Path, run: &Path) -> Self {
+        Self {
+            program: PathBuf::new(),
             root: data.join("containerd"),
             state: run.join("state"),
             socket: run.join("containerd.sock"),
-        })
+        }
     }
 
     fn config_path(&self) -> PathBuf {
@@ -73,14 +78,23 @@ impl Private {
     }
 
     /// The process that runs now, by its pid file; a number that now belongs to another program
-    /// does not count.
+    /// does not count. Where the file says nothing of use, by the command lines of all processes.
     pub(crate) fn running(&self) -> Option<Pid> {
-        let number: i32 = fs::read_to_string(self.pid_path()).ok()?.trim().parse().ok()?;
-        let pid = Pid::from_raw(number)?;
-        let command_line = fs::read(format!("/proc/{number}/cmdline")).ok()?;
+        let noted = fs::read_to_string(self.pid_path()).ok().and_then(|text| text.trim().parse().ok());
+        let noted = noted.and_then(Pid::from_raw).filter(|pid| self.is(*pid));
+        noted.or_else(|| {
+            every_process().find(|pid| comm(*pid) == Some("containerd\n".into()) && self.is(*pid))
+        })
+    }
+
+    /// Whether a process is this containerd.
+    fn is(&self, pid: Pid) -> bool {
+        let Ok(command_line) = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())) else {
+            return false;
+        };
         let config = self.config_path();
         let config = config.as_os_str().as_encoded_bytes();
-        command_line.split(|byte| *byte == 0).any(|argument| argument == config).then_some(pid)
+        command_line.split(|byte| *byte == 0).any(|argument| argument == config)
     }
 
     /// Starts it. Nothing else may be running for the same directories.

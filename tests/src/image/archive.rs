@@ -44,7 +44,12 @@ pub(super) fn write(path: &Path, reference: &str, tar: Vec<u8>, config: &Value) 
     let manifest = json!({
         "schemaVersion": 2, "mediaType": MANIFEST, "config": configuration, "layers": [layer],
     });
-    let mut root = add(MANIFEST, manifest.to_string().into_bytes());
+    let root = add(MANIFEST, manifest.to_string().into_bytes());
+    pack(path, reference, root, &blobs)
+}
+
+/// Writes an archive of `blobs`, whose manifest is described by `root`, under a name.
+fn pack(path: &Path, reference: &str, mut root: Value, blobs: &BTreeMap<String, Vec<u8>>) -> Result<()> {
     root["annotations"] = json!({NAME: reference});
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [root]}).to_string();
 
@@ -58,7 +63,7 @@ pub(super) fn write(path: &Path, reference: &str, tar: Vec<u8>, config: &Value) 
     };
     append("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     append("index.json", index.as_bytes())?;
-    for (digest, content) in &blobs {
+    for (digest, content) in blobs {
         append(&format!("blobs/{}", digest.replace(':', "/")), content)?;
     }
     archive.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
@@ -98,5 +103,12 @@ impl Layout {
         }
         let root = index["manifests"][0]["digest"].as_str().context("the archive holds no image")?.to_owned();
         Ok(Self { root, blobs })
+    }
+
+    /// Writes it to `path` under another name.
+    pub(super) fn write(&self, path: &Path, reference: &str) -> Result<()> {
+        let bytes = self.blobs.get(&self.root).context("the archive has no manifest")?.len();
+        let root = json!({"mediaType": MANIFEST, "digest": self.root, "size": bytes});
+        pack(path, reference, root, &self.blobs)
     }
 }

@@ -7,9 +7,9 @@ use super::layer::{Layer, Owner, ROOT};
 use super::{Image, Recipe};
 
 /// The applets of busybox that scripts in tests use.
-const APPLETS: [&str; 24] = [
-    "cat", "chmod", "chown", "date", "dd", "df", "echo", "env", "false", "head", "hostname", "httpd", "id",
-    "kill", "ls", "mkdir", "nc", "ps", "sh", "sleep", "true", "wget", "whoami", "tail",
+const APPLETS: [&str; 25] = [
+    "cat", "chmod", "chown", "date", "dd", "df", "echo", "env", "false", "grep", "head", "hostname", "httpd",
+    "id", "kill", "ls", "mkdir", "nc", "ps", "sh", "sleep", "true", "wget", "whoami", "tail",
 ];
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const WWW: Owner = (33, 33);
@@ -37,6 +37,18 @@ pub fn web() -> Result<Image> {
         "Env": [PATH], "Entrypoint": ["/serve"], "ExposedPorts": {"80/tcp": {}}, "StopSignal": "SIGKILL",
     });
     Recipe { name: "web:1", packages: &[], files, config }.build()
+}
+
+/// Busybox with a program of its own in /bin: lines of shell, which get its arguments.
+///
+/// # Errors
+/// When Debian's busybox-static is not installed.
+pub fn stand_in(program: &'static str, lines: &str) -> Result<Image> {
+    let script = format!("#!/bin/sh\n{lines}\n");
+    let files =
+        base()?.directory("app", 0o755, ROOT).file(&format!("bin/{program}"), 0o755, script.as_bytes());
+    let config = json!({"Env": [PATH], "Cmd": [program]});
+    Recipe { name: program, packages: &[], files, config }.build()
 }
 
 /// Debian's nginx as it comes, configured as its package configures it, in the foreground.

@@ -17,7 +17,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub use self::archive::{Layout, digest_of};
-pub use self::catalog::{busybox, nginx, postgres, redis, web};
+pub use self::catalog::{busybox, nginx, postgres, redis, stand_in, web};
 use self::layer::Layer;
 
 /// An image as an archive on disk.
@@ -33,6 +33,16 @@ impl Image {
     /// The archive's path as the client's argument.
     pub fn archive(&self) -> &str {
         self.path.to_str().expect("the workspace's path is UTF-8, or cargo would not have built this")
+    }
+
+    /// The same image under another name, as an archive in `folder`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn renamed(&self, reference: &str, folder: &Path) -> Result<PathBuf> {
+        let path = folder.join(format!("{}.tar", digest_of(reference.as_bytes()).replace(':', "-")));
+        Layout::read(&self.path)?.write(&path, reference)?;
+        Ok(path)
     }
 }
 

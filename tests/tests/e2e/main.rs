@@ -7,6 +7,7 @@ mod adoption;
 mod containers;
 mod data;
 mod disk;
+mod documents;
 mod durability;
 mod failover;
 mod formation;

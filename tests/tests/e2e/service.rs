@@ -7,7 +7,8 @@ use blixard_core::cluster::{Availability, NodeStatus};
 use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
 use blixard_tests::command::run;
-use blixard_tests::{image, wait};
+use blixard_tests::{image, process, wait};
+use rustix::process::Signal;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -82,6 +83,55 @@ fn a_stopped_daemon_leaves_its_containers_and_purge_leaves_nothing() -> Result<(
         let links = run("ip", &["-n", &namespace, "-o", "link"])?;
         ensure!(links.lines().count() == 2, "links besides lo and eth0 are left: {links}");
         let rules = run("ip", &["netns", "exec", &namespace, "nft", "list", "ruleset"])?;
+        ensure!(rules.trim().is_empty(), "rules are left: {rules}");
+        Ok(())
+    })
+}
+
+#[test]
+fn purge_finds_everything_when_the_identity_is_damaged_and_the_directory_is_a_mount_point() -> Result<()> {
+    Cluster::formed(1)?.check(|cluster| {
+        let web = image::web()?;
+        let host = &mut cluster.hosts[0];
+        host.import(&web)?;
+        host.run(&Bundle::new("web", &web).port(80, 8080))?;
+        let data = host.data_dir().display().to_string();
+        let net = format!("--net=/run/netns/{}", host.namespace());
+        let blixard = blixard_tests::host::blixard()?.display().to_string();
+        let purge = [net.as_str(), &blixard, "node", "purge", "--yes", "--data-dir", &data];
+        let refused = run("nsenter", &purge).map_err(|error| format!("{error:#}"));
+        ensure!(refused.is_err_and(|why| why.contains("node.redb is in use")), "a running node is purged");
+
+        host.interrupt()?;
+        host.served(8080).context("the container went with the daemon")?;
+        run("mount", &["--bind", &data, &data])?;
+        let purged = (|| {
+            std::fs::write(format!("{data}/node.redb"), [7; 8192])?;
+            std::fs::remove_file(host.registry_file())?;
+            run("nsenter", &purge)
+        })();
+        run("umount", &[&data])?;
+        let text = purged?;
+        ensure!(text.contains("mount point"), "{text}");
+        ensure!(std::fs::read_dir(&data)?.count() == 0, "something is left in {data}");
+        ensure!(host.get(8080, "/").is_err(), "something answers");
+        ensure!(host.processes().is_empty(), "left running: {:?}", host.processes());
+        let links = run("ip", &["-n", &host.namespace(), "-o", "link"])?;
+        ensure!(links.lines().count() == 2, "links besides lo and eth0 are left: {links}");
+
+        // A containerd that starts and cannot read its own records.
+        host.start(&[])?;
+        host.import(&web)?;
+        host.run(&Bundle::new("web", &web).port(80, 8080))?;
+        host.interrupt()?;
+        let containerd = std::fs::read_to_string(format!("{data}/containerd/containerd.pid"))?;
+        process::signal(containerd.trim().parse()?, Signal::KILL);
+        std::fs::write(format!("{data}/containerd/io.containerd.metadata.v1.bolt/meta.db"), [7; 65_536])?;
+        host.served(8080).context("the container went with containerd")?;
+        run("nsenter", &purge)?;
+        ensure!(!host.data_dir().exists() && host.get(8080, "/").is_err(), "something is left, or answers");
+        ensure!(host.processes().is_empty(), "left running: {:?}", host.processes());
+        let rules = run("ip", &["netns", "exec", &host.namespace(), "nft", "list", "ruleset"])?;
         ensure!(rules.trim().is_empty(), "rules are left: {rules}");
         Ok(())
     })

@@ -3,6 +3,7 @@
 
 mod daemon;
 mod moving;
+mod rebalance;
 
 use std::process::ExitCode;
 
@@ -79,6 +80,14 @@ pub(crate) enum Question {
         #[arg(value_name = "ID")]
         node: String,
     },
+    /// Even out how replicas are spread over the nodes, as after a node returned
+    ///
+    /// Moves one container after another: its replacement starts on the emptier node, and once that
+    /// runs the old one stops. Constraints and room are kept; what volumes pin, what is on the host's
+    /// network and services that are changing stay where they are. Nothing is moved without this
+    /// command.
+    #[command(after_help = "Example:\n  blixard node rebalance --dry-run\n  blixard node rebalance")]
+    Rebalance(rebalance::Args),
     /// Move a node's replicas elsewhere, then remove it from the cluster
     #[command(after_help = "Example:\n  blixard node leave 2")]
     Leave(moving::Args),
@@ -142,7 +151,7 @@ impl Local {
             )
             .into()),
             Self::Purge { options, images, .. } => {
-                blixard_node::daemon::purge(*options, images).map_err(|error| anyhow!(error))?;
+                blixard_node::purge::purge(*options, images).map_err(|error| anyhow!(error))?;
                 Ok(ExitCode::SUCCESS)
             }
         }
@@ -155,6 +164,7 @@ pub(crate) async fn ask(client: &Client, question: Question) -> anyhow::Result<E
         Question::Ls(output) => list(client, output).await,
         Question::Drain(args) => moving::drain(client, args).await,
         Question::Leave(args) => moving::leave(client, args).await,
+        Question::Rebalance(args) => rebalance::rebalance(client, args).await,
         Question::Down(args) => moving::down(client, args).await,
         Question::Activate { node } => {
             let _: WriteAnswer = client.post_empty(&format!("/v1/nodes/{}/activate", segment(&node))).await?;

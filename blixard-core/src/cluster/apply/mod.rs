@@ -91,6 +91,7 @@ impl ClusterState {
             Write::Remove { service } => self.remove_service(service),
             Write::Rollback { service, version } => self.roll_back(service, *version),
             Write::StopReplica { replica } => self.stop_replica(*replica),
+            Write::Replace { replica } => self.replace(*replica),
             Write::SetAvailability { node, availability } => self.set_availability(*node, *availability),
             Write::RemoveNode { node, force } => self.remove_node(*node, *force),
             Write::AddToken { id, token } => self.add_token(*id, token),

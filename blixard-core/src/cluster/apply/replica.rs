@@ -117,6 +117,17 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
+    pub(super) fn replace(&mut self, id: ReplicaId) -> Answer {
+        let row = self.replicas.get(&id).ok_or_else(|| Refusal::not_found("replica", id))?;
+        if row.desired != Desired::Run {
+            return Err(Refusal::conflict(format!("{} is being replaced or stopped already", row.label())));
+        }
+        if self.lower_desired(id, Desired::Retire) {
+            self.tell_replica(EventKind::ReplicaChanged, id, "is to be replaced");
+        }
+        Ok(Outcome::Done)
+    }
+
     /// Has a replica stop, unless it does already.
     pub(super) fn stop_row(&mut self, id: ReplicaId) {
         if self.lower_desired(id, Desired::Stop) {

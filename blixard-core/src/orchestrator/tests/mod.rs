@@ -4,5 +4,6 @@ mod fill;
 mod moves;
 mod nodes;
 mod random;
+mod replacing;
 mod updates;
 pub(crate) mod world;

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -91,6 +92,16 @@ impl Registries {
             return Err(failed(format!("it is {bytes_total} bytes long, at most {FILE_BYTES_MAX} are read")));
         }
         Self::parse(&std::fs::read(path).map_err(|err| failed(err.to_string()))?, path)
+    }
+
+    /// The warning for a file that others than its owner may read although it holds a password.
+    pub fn exposed(&self, path: &Path) -> Option<String> {
+        let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
+        let secret = self.registries.values().any(|registry| registry.credentials.is_some());
+        (secret && mode & 0o077 != 0).then(|| {
+            let file = path.display();
+            format!("others may read the passwords in {file} (mode {mode:o}): chmod 600 {file}")
+        })
     }
 
     /// Checks the content of a registries file; `path` is only for errors.
@@ -276,6 +287,25 @@ mod tests {
         check("localhost.evil.example", false);
         let https = Registry { plain_http: Some(false), ..Registry::default() };
         assert!(!https.is_plain_http("localhost"));
+    }
+
+    #[test]
+    fn passwords_that_others_may_read_are_told_of() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("r.json");
+        let check = |content: &str, mode: u32, expect: bool| {
+            std::fs::write(&path, content).expect("room");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("ours");
+            let told = Registries::read(&path).expect("valid").exposed(&path);
+            assert_eq!(told.is_some(), expect, "{content} {mode:o}: {told:?}");
+            assert!(!told.unwrap_or_default().contains("hush"));
+        };
+        let secret = r#"{"registries": {"a.b": {"username": "u", "password": "hush"}}}"#;
+        check(secret, 0o600, false);
+        check(secret, 0o400, false);
+        check(secret, 0o644, true);
+        check(secret, 0o640, true);
+        check(r#"{"registries": {"a.b": {"plain_http": true}}}"#, 0o644, false);
     }
 
     #[test]

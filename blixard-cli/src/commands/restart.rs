@@ -1,0 +1,160 @@
+//! `blixard restart`, and replacing one container after another, which `node rebalance` does too.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use blixard_core::api::replica::ReplicaRow;
+use blixard_core::api::{List, WriteAnswer};
+use blixard_core::cluster::Desired;
+use blixard_core::id::ReplicaId;
+use tokio::time::{Instant, sleep};
+
+use crate::args::time;
+use crate::client::{Client, segment};
+use crate::failure::{self, Failure};
+use crate::render::progress::{Item, Progress};
+use crate::render::{self, replica, text};
+
+/// How often it is looked how far a replacement is.
+const REFRESH: Duration = Duration::from_millis(200);
+
+/// Start containers anew, one after another
+///
+/// Each container of a service is replaced by a new one of the same version: the new one starts, and
+/// once it runs (and is healthy, where that is checked) the old one stops. Where the two cannot be
+/// together (a volume that both would write, the host's network, too little room) the old one stops
+/// first. When a replacement does not come up in time the rest is left as it is.
+///
+/// For new images or settings there is `blixard run FILE.bun`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  blixard restart web\n  blixard restart web-0\n  blixard restart web db")]
+pub(crate) struct Args {
+    /// Services, replicas such as web-0, or container ids or prefixes of at least 4 digits
+    #[arg(value_name = "NAME|ID", required = true)]
+    targets: Vec<String>,
+    /// How long all of it may take, in seconds or as 1m30s
+    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = time)]
+    timeout: Duration,
+}
+
+pub(crate) async fn restart(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+    let deadline = Instant::now() + args.timeout;
+    let mut errors = Vec::new();
+    for target in &args.targets {
+        match restart_one(client, target, deadline).await {
+            Ok(()) => render::line(target)?,
+            Err(error) => errors.push(error),
+        }
+    }
+    failure::last(errors)
+}
+
+async fn restart_one(client: &Client, target: &str, deadline: Instant) -> anyhow::Result<()> {
+    let rows = rows(client).await?;
+    let meant = |row: &&ReplicaRow| {
+        let id = row.container_id.as_ref();
+        row.service.as_str() == target
+            || row.name == target
+            || target.len() >= 4 && id.is_some_and(|id| id.0.starts_with(target))
+    };
+    let meant: Vec<&ReplicaRow> = rows.iter().filter(meant).collect();
+    if meant.is_empty() {
+        // Whether there is no such service, or one that is stopped, its node knows.
+        let _: serde_json::Value = client.get(&format!("/v1/services/{}", segment(target))).await?;
+        let error = format!("`{}` has no container", text::printable(target));
+        return Err(Failure::new(error, format!("`blixard start {target}` starts a stopped service")).into());
+    }
+    for row in meant.into_iter().filter(|row| row.desired == Some(Desired::Run)) {
+        replace(client, row, deadline).await?;
+    }
+    Ok(())
+}
+
+/// Every replica of the cluster, as far as the node that is asked knows.
+pub(super) async fn rows(client: &Client) -> anyhow::Result<Vec<ReplicaRow>> {
+    Ok(client.get::<List<ReplicaRow>>("/v1/replicas?all=true").await?.items)
+}
+
+/// Replaces one container, and waits until another is ready in its place and it is gone.
+pub(super) async fn replace(client: &Client, old: &ReplicaRow, deadline: Instant) -> anyhow::Result<()> {
+    let (Some(number), Some(id)) = (old.replica, &old.container_id) else { return Ok(()) };
+    // By its whole id: its name is soon another's.
+    let answer: WriteAnswer = client.post_empty(&format!("/v1/replicas/{}/replace", id.0)).await?;
+    render::warnings(&answer);
+    let mut progress = Progress::new();
+    loop {
+        let rows = rows(client).await;
+        // A node that restarts is soon back: what it was told is done meanwhile.
+        if let Ok(rows) = &rows {
+            if is_replaced(rows, old, number) {
+                return Ok(());
+            }
+            progress.show(&items(rows, old));
+        }
+        if Instant::now() >= deadline {
+            drop(progress);
+            let error = format!("{} is not replaced in time", old.name);
+            let details = rows.iter().flatten().filter(|row| is_beside(row, old)).map(describe).collect();
+            let hint = format!("the cluster goes on with it: `blixard service inspect {}`", old.service);
+            return Err(Failure::new(error, hint).with_details(details).into());
+        }
+        sleep(REFRESH).await;
+    }
+}
+
+fn is_beside(row: &ReplicaRow, old: &ReplicaRow) -> bool {
+    row.service == old.service && row.slot == old.slot
+}
+
+/// Whether the old one is gone and another is ready in its slot.
+fn is_replaced(rows: &[ReplicaRow], old: &ReplicaRow, number: ReplicaId) -> bool {
+    let mut beside = rows.iter().filter(|row| is_beside(row, old));
+    let gone = rows.iter().all(|row| row.replica != Some(number));
+    gone && beside.any(|row| row.ready)
+}
+
+fn items(rows: &[ReplicaRow], old: &ReplicaRow) -> Vec<Item> {
+    let mut items: Vec<Item> = Vec::new();
+    for row in rows.iter().filter(|row| is_beside(row, old)) {
+        let id = row.container_id.as_ref().map(|id| format!(" {}", id.short())).unwrap_or_default();
+        items.push(Item { key: format!("{}{id}", row.name), text: describe(row), bytes: None });
+    }
+    items
+}
+
+fn describe(row: &ReplicaRow) -> String {
+    let row = ReplicaRow { since: None, ..row.clone() };
+    format!("node {}: {}", replica::node(&row), replica::status(&row, text::now()))
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::api::replica::ReplicaRow;
+    use blixard_core::id::ReplicaId;
+
+    use super::is_replaced;
+
+    fn row(replica: u64, slot: u32, ready: bool) -> ReplicaRow {
+        serde_json::from_value(serde_json::json!({
+            "container_id": format!("{replica:064}"), "name": format!("web-{slot}"), "replica": replica,
+            "service": "web", "slot": slot, "version": 1, "node": 1, "node_name": "box1", "image": "nginx",
+            "phase": "running", "desired": "run", "ready": ready, "healthy": null, "lost": false,
+            "attempt": 0, "exit_code": null, "message": "", "since": 0, "created_at": 0,
+            "address": null, "node_address": null, "ports": []
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_container_is_replaced_when_it_is_gone_and_another_is_ready_in_its_slot() {
+        let old = row(1, 0, true);
+        let check = |rows: &[ReplicaRow], expect: bool| {
+            assert_eq!(is_replaced(rows, &old, ReplicaId(1)), expect, "{rows:?}");
+        };
+        check(&[row(1, 0, true), row(2, 1, true)], false);
+        check(&[row(1, 0, true), row(3, 0, true)], false);
+        check(&[row(3, 0, false), row(2, 1, true)], false);
+        check(&[], false);
+        check(&[row(3, 0, true)], true);
+    }
+}
