@@ -56,22 +56,31 @@ fn the_readme_is_a_session_that_works() -> Result<()> {
             words
         };
         ensure!(sorted(&text) == sorted(promised), "the README promises `{promised}`, run says `{text}`");
-        session(cluster, &readme.commands(), &["run", "logs"])
+        session(cluster, &readme.commands(), &["logs"], &path)
     })
 }
 
 #[test]
 fn the_commands_for_operators_work_as_they_are_written() -> Result<()> {
     let operating = Document::read("docs/operating.md")?;
+    let readme = Document::read("README.md")?;
     Cluster::formed(3)?.check(|cluster| {
+        import_as(cluster, &image::web()?, "docker.io/library/nginx:latest")?;
+        let blocks = readme.blocks();
+        let bundle =
+            blocks.iter().find(|block| block.language == "yaml").context("the README has no bundle")?;
+        let path = write(cluster, "web.bun", bundle.text, &[])?;
+        run(&cluster.hosts[0], &path)?;
+        std::fs::write(&path, format!("{}environment: {{COLOUR: blue}}\n", bundle.text))?;
+        run(&cluster.hosts[0], &path)?;
         // Those that take a node away come in an order of their own: elsewhere.
-        session(cluster, &operating.commands(), &["leave", "rm", "purge", "rollback"])
+        session(cluster, &operating.commands(), &["leave", "rm", "purge"], &path)
     })
 }
 
-/// Runs the lines that are for a client, but those with a word of `but`; whatever is a node's id, or a
-/// token's, is one of the cluster's.
-fn session(cluster: &mut Cluster, lines: &[String], but: &[&str]) -> Result<()> {
+/// Runs the lines that are for a client, but those with a word of `but`; `web.bun` is the file at `bundle`.
+fn session(cluster: &mut Cluster, lines: &[String], but: &[&str], bundle: &Path) -> Result<()> {
+    let bundle = bundle.to_str().context("UTF-8")?;
     let mut ran = String::new();
     for line in lines {
         let words: Vec<&str> = line.split(' ').collect();
@@ -83,7 +92,9 @@ fn session(cluster: &mut Cluster, lines: &[String], but: &[&str]) -> Result<()> 
         {
             continue;
         }
-        cluster.hosts[1].cli(&words[1..])?;
+        let words: Vec<&str> =
+            words[1..].iter().map(|word| if *word == "web.bun" { bundle } else { word }).collect();
+        cluster.hosts[1].cli(&words)?;
         writeln!(ran, "{line}")?;
     }
     ensure!(ran.lines().count() >= 3, "only these lines were tried:\n{ran}");
@@ -138,11 +149,14 @@ fn every_example_runs() -> Result<()> {
 }
 
 fn redis() -> String {
-    "exec nc -lk -p 6379 -e echo hello".to_owned()
+    "echo hello >/app/index.html\nexec httpd -f -p 6379 -h /app".to_owned()
 }
 
 fn worker() -> String {
-    "address=${QUEUE_URL#redis://}; address=${address%/0}\nwhile true; do\n\
-     nc -w 2 ${address%:*} ${address#*:} </dev/null | grep -q hello && echo reached redis\nsleep 1; done"
+    r"address=${QUEUE_URL#redis://}; address=${address%/0}
+while true; do
+  printf 'GET / HTTP/1.0\r\n\r\n' | nc ${address%:*} ${address#*:} | grep -q hello && echo reached redis
+  sleep 1
+done"
         .to_owned()
 }
