@@ -132,9 +132,13 @@ async fn bridged_container_in_a_namespace() {
     assert_eq!(&address.octets()[..3], [10, 99, 1]);
     let (code, hosts) = bench.exec(&served, &["cat", "/etc/hosts"]).await;
     assert!(code == 0 && hosts.contains(&format!("{address}\tbox-3\n")), "{hosts}");
-    for target in [(address, 80), ([127, 0, 0, 1].into(), 8080)] {
+    let published = std::net::SocketAddr::from(([127, 0, 0, 1], 8080));
+    assert!(!bench.runtime().probe(published, "/", Duration::from_millis(300)).await, "not ready yet");
+    let ready = [((served.replica, served.attempt), served.spec.clone())].into();
+    bench.runtime().publish(&ready).await.expect("publish");
+    for target in [(address, 80).into(), published] {
         let deadline = Instant::now() + DEADLINE;
-        while !bench.runtime().probe(target.into(), "/", Duration::from_secs(1)).await {
+        while !bench.runtime().probe(target, "/", Duration::from_secs(1)).await {
             assert!(Instant::now() < deadline, "{target:?} does not answer");
         }
     }
