@@ -10,6 +10,7 @@ use http::{HeaderValue, Method, StatusCode, Uri, header};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::access::Access;
 use super::context::Api;
@@ -45,8 +46,7 @@ pub(super) async fn forward(api: &Api, node: NodeId, mut request: Request) -> Re
     {
         let join = async move {
             if let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) {
-                let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
-                if let Err(error) = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await {
+                if let Err(error) = relay(TokioIo::new(ours), TokioIo::new(theirs)).await {
                     tracing::debug!(node.id = %node, err = %error, "forwarded session ended early");
                 }
             }
@@ -54,6 +54,37 @@ pub(super) async fn forward(api: &Api, node: NodeId, mut request: Request) -> Re
         api.handle.platform.spawner.spawn("api-upgrade", Box::pin(join));
     }
     Ok(response)
+}
+
+/// Passes on what the client and the member say to each other, until the member has ended. That it
+/// takes no more from the client, because the program ended before it read what was sent, is no
+/// reason not to pass on its last words.
+async fn relay(
+    client: impl AsyncRead + AsyncWrite,
+    member: impl AsyncRead + AsyncWrite,
+) -> std::io::Result<()> {
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_member, mut to_member) = tokio::io::split(member);
+    let forth = async {
+        let copied = tokio::io::copy(&mut from_client, &mut to_member).await;
+        copied.and(to_member.shutdown().await)
+    };
+    let back = async {
+        tokio::io::copy(&mut from_member, &mut to_client).await?;
+        to_client.shutdown().await
+    };
+    let (mut forth, mut back) = (std::pin::pin!(forth), std::pin::pin!(back));
+    // Cancel safe: the session is over, with whatever has not been passed on.
+    tokio::select! {
+        biased;
+        ended = &mut back => ended,
+        passed_on = &mut forth => {
+            if let Err(error) = passed_on {
+                tracing::debug!(err = %error, "a forwarded session takes nothing more");
+            }
+            back.await
+        }
+    }
 }
 
 /// Asks `node` for what is at `path`.
@@ -121,4 +152,37 @@ fn no_answer(node: NodeId, within: Duration) -> ApiError {
         format!("node {node} did not answer within {} s", within.as_secs()),
         "`blixard node ls` shows which nodes are up",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::relay;
+
+    #[tokio::test]
+    async fn last_words_of_a_program_that_read_nothing_arrive() {
+        let ((ours, mut client), (theirs, mut member)) = (duplex(64), duplex(64));
+        client.write_all(b"a size").await.expect("a buffer takes it");
+        member.write_all(b"last words").await.expect("a buffer takes it");
+        drop(member);
+        drop(relay(ours, theirs).await);
+        let mut said = String::new();
+        client.read_to_string(&mut said).await.expect("text");
+        assert_eq!(said, "last words");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_ends_the_session() {
+        let ((ours, client), (theirs, mut member)) = (duplex(64), duplex(64));
+        drop(client);
+        let member = async {
+            let mut said = Vec::new();
+            member.read_to_end(&mut said).await.expect("an end");
+            drop(member);
+            said
+        };
+        let (_, said) = tokio::join!(relay(ours, theirs), member);
+        assert!(said.is_empty());
+    }
 }

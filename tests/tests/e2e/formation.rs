@@ -258,8 +258,8 @@ fn a_joiner_that_died_before_it_heard_the_leader_comes_back_under_one_that_joine
     Cluster::hosts(4)?.check(|cluster| {
         cluster.hosts[0].start(&[])?;
         let registry = cluster.registry()?;
-        // In the way of the log, so that it is admitted and dies before it hears of anything.
-        let in_the_way = cluster.hosts[1].data_dir().join("raft.redb");
+        // In the way of the snapshots, so that it is admitted and dies before it hears of anything.
+        let in_the_way = cluster.hosts[1].data_dir().join("state.redb");
         fs::create_dir_all(&in_the_way)?;
         cluster.hosts[1].spawn(&["--join", &registry])?;
         cluster.hosts[1].wait_exit(REFUSAL)?;
