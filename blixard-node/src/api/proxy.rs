@@ -45,10 +45,10 @@ pub(super) async fn forward(api: &Api, node: NodeId, mut request: Request) -> Re
         && let Some(theirs) = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>()
     {
         let join = async move {
-            if let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) {
-                if let Err(error) = relay(TokioIo::new(ours), TokioIo::new(theirs)).await {
-                    tracing::debug!(node.id = %node, err = %error, "forwarded session ended early");
-                }
+            if let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await)
+                && let Err(error) = relay(TokioIo::new(ours), TokioIo::new(theirs)).await
+            {
+                tracing::debug!(node.id = %node, err = %error, "forwarded session ended early");
             }
         };
         api.handle.platform.spawner.spawn("api-upgrade", Box::pin(join));

@@ -1,8 +1,8 @@
 //! Files and directories as a stream: what `cp` sends between a machine and a container.
 //!
-//! The stream is a sequence of [`Entry`]s, each as a length (4 bytes, big endian) and MessagePack. A file's
+//! The stream is a sequence of `Entry`s, each as a length (4 bytes, big endian) and MessagePack. A file's
 //! entry is followed by its content in chunks, each a length and that many bytes, ended by a length of 0.
-//! Paths count from what is copied: its own is empty. The last entry is [`Entry::End`]; a stream without it
+//! Paths count from what is copied: its own is empty. The last entry is `Entry::End`; a stream without it
 //! was cut off.
 //!
 //! Whoever unpacks trusts nothing in it: no path leads out of the directory that is unpacked into, and no
