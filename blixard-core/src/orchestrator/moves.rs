@@ -29,7 +29,9 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &
         if !gate.admits_move_of(slot.number) {
             return Decision::Settled;
         }
-        let keeps = slot.is_outdated(replica) && gate.holds_back(slot.number);
+        // What was proven nowhere would be superseded where it arrives.
+        let keeps =
+            slot.is_outdated(replica) && gate.holds_back(slot.number) && gate.is_proven(replica.version);
         let slot = if keeps { slot.aiming_at(replica.version) } else { slot.clone() };
         return drain(&slot, pass, id, replica, node.availability);
     }

@@ -291,3 +291,13 @@ fn a_removed_name_is_free_though_a_node_is_down() {
     world.submit(web(1, 1)).settle();
     assert_eq!(world.places("web"), "0@1 v1");
 }
+
+#[test]
+fn what_was_proven_nowhere_is_moved_off_no_node_but_replaced_by_the_newest() {
+    let mut world = World::new(3);
+    world.submit(web(3, 1)).settle();
+    world.begins(1).begins(2).begins(3).settle();
+    world.submit(web(3, 2)).expect("retire 1\nplace web/0 v2 on 1");
+    world.node(2).availability = Availability::Draining;
+    world.expect("retire 2\nplace web/1 v2 on 3");
+}
