@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use blixard_core::id::NodeId;
+use blixard_node::handle::RaftStatus;
 use blixard_node::raft::inspect::{self, Configuration, LOG_FILE, STATE_FILE};
 
 use crate::disk::SimDisk;
@@ -22,6 +23,9 @@ use crate::world::World;
 #[derive(Default)]
 pub(super) struct Voters {
     from: BTreeMap<u64, Configuration>,
+    /// The term of the newest leader, and whom it last counted, be it that nobody has answered it yet
+    /// or that it has ended since.
+    led: Option<(u64, Configuration)>,
 }
 
 impl Voters {
@@ -30,11 +34,21 @@ impl Voters {
         self.from.extend(configurations);
     }
 
+    /// A node knows this of Raft.
+    pub(super) fn seen(&mut self, node: NodeId, status: &RaftStatus) {
+        let newest = self.led.as_ref().is_none_or(|(term, _)| *term <= status.term);
+        if status.is_leader(node) && newest && !status.voters.is_empty() {
+            let voters = status.voters.iter().map(|voter| voter.0).collect();
+            self.led = Some((status.term, vec![voters]));
+        }
+    }
+
     /// The configurations of which one committed the entry of an index: the one that holds from
     /// there on, and those after it, as a leader counts by its newest. None while it is not known.
     fn of(&self, index: u64) -> impl Iterator<Item = &Configuration> {
         let first = self.from.range(..=index).next_back().map(|(at, _)| *at);
-        self.from.range(first.unwrap_or(u64::MAX)..).map(|(_, configuration)| configuration)
+        let told = self.from.range(first.unwrap_or(u64::MAX)..).map(|(_, configuration)| configuration);
+        told.chain(self.led.iter().filter(move |_| first.is_some()).map(|(_, counted)| counted))
     }
 }
 
@@ -52,14 +66,10 @@ pub(super) fn durable(world: &World, voters: &Voters, indexes: RangeInclusive<u6
 }
 
 fn check(world: &World, voters: &Voters, index: u64) -> Result<(), String> {
-    let mut configurations: Vec<Configuration> = voters.of(index).cloned().collect();
+    let configurations: Vec<&Configuration> = voters.of(index).collect();
     if configurations.is_empty() {
         return Ok(());
     }
-    // A leader counts by a configuration that it has told nobody yet, too.
-    let applied = world.running().into_iter().map(|node| node.handle.raft());
-    let applied = applied.filter(|raft| raft.applied >= index && !raft.voters.is_empty());
-    configurations.extend(applied.map(|raft| vec![raft.voters.iter().map(|voter| voter.0).collect()]));
     // Members that hold one entry, by its hash: at an index there may be another on some disk.
     let mut holders: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
     for machine in &world.machines {
@@ -103,4 +113,33 @@ pub(super) fn vote(disk: &SimDisk, voter: NodeId, term: u64, candidate: u64) -> 
         return Ok(());
     }
     Err(format!("node {voter} voted for node {candidate} in term {term}, and its disk has {kept:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_counts_by_what_it_told_nobody_yet() {
+        let voters = |numbers: &[u64]| vec![numbers.iter().copied().collect::<BTreeSet<u64>>()];
+        let status = |term, leader, numbers: &[u64]| RaftStatus {
+            term,
+            leader: Some(NodeId(leader)),
+            voters: numbers.iter().map(|number| NodeId(*number)).collect(),
+            ..RaftStatus::default()
+        };
+        let mut known = Voters::default();
+        known.seen(NodeId(1), &status(1, 1, &[1]));
+        assert_eq!(known.of(5).count(), 0, "nobody has told of any");
+        known.told(vec![(3, voters(&[1, 2, 3])), (9, voters(&[1, 2]))]);
+        known.seen(NodeId(2), &status(2, 2, &[2]));
+        let of = |known: &Voters, index| known.of(index).cloned().collect::<Vec<_>>();
+        assert_eq!(of(&known, 5), [voters(&[1, 2, 3]), voters(&[1, 2]), voters(&[2])]);
+        assert_eq!(of(&known, 9), [voters(&[1, 2]), voters(&[2])]);
+        // Neither a follower, nor a leader of before, nor one whose Raft has ended is believed.
+        known.seen(NodeId(3), &status(3, 1, &[3]));
+        known.seen(NodeId(1), &status(1, 1, &[1]));
+        known.seen(NodeId(2), &status(2, 2, &[]));
+        assert_eq!(of(&known, 9), [voters(&[1, 2]), voters(&[2])]);
+    }
 }

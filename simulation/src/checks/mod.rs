@@ -169,6 +169,7 @@ impl Checks {
         let mut inner = self.lock();
         let news = inner.election.seen(machine, status, now);
         let terms = inner.terms.seen(node, status);
+        inner.configurations.seen(node, status);
         drop(inner);
         if let Err(detail) = terms {
             self.violated("terms_only_rise", detail);
