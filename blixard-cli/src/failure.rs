@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use blixard_core::api::ErrorBody;
+use blixard_core::text::printable_lines;
 use http::StatusCode;
 
 use crate::render::color::{self, Paint, Style};
@@ -70,13 +71,13 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// An error as lines for stderr.
 pub(crate) fn text(error: &anyhow::Error, paint: Paint) -> String {
-    let mut text = format!("{} {}\n", paint.apply(Style::Red, "error:"), chain(error));
+    let mut text = format!("{} {}\n", paint.apply(Style::Red, "error:"), printable_lines(&chain(error)));
     if let Some(Failure { body, .. }) = error.downcast_ref() {
         for detail in &body.details {
-            let _ = writeln!(text, "  {detail}");
+            let _ = writeln!(text, "  {}", printable_lines(detail));
         }
         if !body.hint.is_empty() {
-            let _ = writeln!(text, "{} {}", paint.apply(Style::Bold, "try:"), body.hint);
+            let _ = writeln!(text, "{} {}", paint.apply(Style::Bold, "try:"), printable_lines(&body.hint));
         }
     }
     text
@@ -115,6 +116,15 @@ mod tests {
         assert_eq!(
             text(&failure.into(), Paint::Plain),
             "error: there is no service `web`\n  one fact\ntry: `blixard service ls`\n"
+        );
+    }
+
+    #[test]
+    fn nothing_in_a_failure_acts_on_a_terminal() {
+        let failure = Failure::new("\x1b]0;x\x07", "\u{202e}").with_details(vec!["\x1b[2J".into()]);
+        assert_eq!(
+            text(&anyhow::Error::from(failure).context("c\u{9b}"), Paint::Plain),
+            "error: c\\u{9b}: \\x1b]0;x\\x07\n  \\x1b[2J\ntry: \\u{202e}\n"
         );
     }
 

@@ -128,6 +128,8 @@ pub const BUNDLE_DEPTH_MAX: usize = 16;
 pub const BUNDLE_NODES_MAX: usize = 20_000;
 /// The most faults of one bundle that are reported; those after them are only counted.
 pub const BUNDLE_FAULTS_MAX: usize = 100;
+/// The longest path of a specification, in bytes: the kernel's bound without its end.
+pub const PATH_BYTES_MAX: usize = 4_095;
 /// The largest specification stored, in encoded bytes.
 pub const SPEC_BYTES_MAX: usize = 256 << 10;
 /// The largest peer message, in bytes. Snapshots and images travel in streams.

@@ -74,13 +74,19 @@ mod tests {
     use crate::cluster::ReplicaStatus;
     use crate::id::{NodeId, ReplicaId};
     use crate::orchestrator::tests::world::{World, probe, replicas, spec};
+    use crate::spec::ServiceSpec;
 
     #[test]
     fn a_replica_is_ready_when_it_runs_is_healthy_and_its_node_is_there() {
         use NodeStatus::{Down, Unknown, Up};
         let check = |probed: bool, phase, healthy, node, expect: Readiness| {
             let mut world = World::new(1);
-            world.submit(spec("web", |spec| spec.healthcheck = probe().filter(|_| probed))).settle();
+            let probe = |spec: &mut ServiceSpec| {
+                if probed {
+                    probe(spec)
+                }
+            };
+            world.submit(spec("web", probe)).settle();
             let status = ReplicaStatus { phase, healthy, ..ReplicaStatus::assigned() };
             world.replica(1).status = status;
             world.node(1).status = node;

@@ -1,7 +1,9 @@
 //! Logging: tracing's events to standard error, as text for people or as JSON lines.
 
-use std::io::IsTerminal;
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write, stderr};
 
+use blixard_core::text;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
@@ -20,10 +22,88 @@ pub(crate) fn init(
             "--log: `{directives}` cannot be read: {error}; write for example info or blixard_node=debug,warn"
         )
     })?;
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => subscriber.with_ansi(colour).try_init(),
-        LogFormat::Json => subscriber.json().try_init(),
+    let colour = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter);
+    match (format, colour) {
+        (LogFormat::Json, _) => {
+            subscriber.json().with_writer(|| Lines(stderr(), text::printable_json)).try_init()
+        }
+        (LogFormat::Text, true) => {
+            subscriber.with_ansi(true).with_writer(|| Lines(stderr(), text::painted_lines)).try_init()
+        }
+        (LogFormat::Text, false) => {
+            subscriber.with_ansi(false).with_writer(|| Lines(stderr(), text::printable_lines)).try_init()
+        }
+    }
+}
+
+/// Writes each event as the one line it is, whatever texts of others are in it: what would act on a
+/// terminal, or begin another line, is escaped.
+struct Lines<W>(W, fn(&str) -> Cow<'_, str>);
+
+impl<W: Write> Write for Lines<W> {
+    /// Takes a whole event, as `tracing_subscriber` writes them.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let line = text.strip_suffix('\n').unwrap_or(&text).replace('\n', "\\n");
+        self.0.write_all(format!("{}\n", (self.1)(&line)).as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use blixard_core::text;
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Kept(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no test panics here").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn log(json: bool, escape: fn(&str) -> Cow<'_, str>) -> String {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let make = move || Lines(writer.clone(), escape);
+        let _: Lines<Kept> = make.make_writer();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(make);
+        let said =
+            || tracing::info!(node.name = %"box\x1b[2J\u{202e}\nERROR forged", err = ?"\u{9b}1m", "told");
+        if json {
+            tracing::subscriber::with_default(subscriber.json().finish(), said);
+        } else {
+            tracing::subscriber::with_default(subscriber.finish(), said);
+        }
+        String::from_utf8(kept.0.lock().expect("no test panics here").clone()).expect("text")
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_quotes() {
+        let text = log(false, text::printable_lines);
+        let json = log(true, text::printable_json);
+        for lines in [&text, &json] {
+            assert_eq!(lines.lines().count(), 1, "{lines}");
+            assert!(!lines.trim_end().contains(text::is_unseen), "{lines}");
+            assert!(lines.contains("forged") && lines.contains("told"), "{lines}");
+        }
+        let event: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(event["fields"]["message"], "told");
     }
 }

@@ -27,6 +27,7 @@ pub(crate) use self::endpoint::Endpoint;
 pub(crate) use self::lines::Lines;
 use crate::args::Connection;
 use crate::failure::{self, Cause, Failure};
+use crate::render::text::printable;
 
 /// How long a write is repeated while the node itself is away, as during a restart.
 const NODE_AWAY_MAX: Duration = Duration::from_secs(20);
@@ -253,10 +254,14 @@ async fn refused(response: Response<Incoming>) -> Failure {
     let status = response.status();
     let collected = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
     let bytes = collected.map(|body| body.to_bytes()).unwrap_or_default();
-    let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| ErrorBody {
+    let said: Option<ErrorBody> = serde_json::from_slice(&bytes).ok();
+    let ErrorBody { error, hint, details } = said.unwrap_or_else(|| ErrorBody {
         error: format!("the node answered {status}"),
         ..ErrorBody::default()
     });
+    // Each is one line, whatever it quotes.
+    let (error, hint) = (printable(&error), printable(&hint));
+    let body = ErrorBody { error, hint, details: details.iter().map(|detail| printable(detail)).collect() };
     Failure { cause: Cause::Refused(status), body }
 }
 

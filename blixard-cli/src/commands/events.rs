@@ -195,7 +195,10 @@ mod tests {
             node: None,
             message: "web-0 goes to node 2\n".into(),
         };
-        assert_eq!(super::line(&event), "1970-01-01T00:00:00.000Z  replica-placed     web-0 goes to node 2 ");
+        assert_eq!(
+            super::line(&event),
+            "1970-01-01T00:00:00.000Z  replica-placed     web-0 goes to node 2\\n"
+        );
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Colour, where it is wanted: on a terminal, without NO_COLOR (no-color.org), not on a dumb one.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal};
+
+use blixard_core::text;
 
 /// How a piece of text stands out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,14 @@ impl Paint {
         match self {
             Self::Plain => text.to_owned(),
             Self::Colored => format!("\x1b[{}m{text}\x1b[0m", style.code()),
+        }
+    }
+
+    /// The text with nothing in it that acts on a terminal but colours, where it is painted.
+    pub(crate) fn only(self, text: &str) -> Cow<'_, str> {
+        match self {
+            Self::Plain => text::printable_lines(text),
+            Self::Colored => text::painted_lines(text),
         }
     }
 }

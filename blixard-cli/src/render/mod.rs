@@ -10,14 +10,15 @@ pub(crate) mod text;
 use std::io::{self, Write};
 
 use blixard_core::api::WriteAnswer;
+use blixard_core::text::printable_json;
 use serde::Serialize;
 
 use self::color::Style;
 
-/// Writes to stdout.
+/// Writes to stdout. Of what others put into the text nothing acts on a terminal.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(color::stdout().only(text).as_bytes())?;
     stdout.flush()
 }
 
@@ -28,7 +29,7 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
 
 /// Writes indented JSON to stdout.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    line(&serde_json::to_string_pretty(value)?)?;
+    line(&printable_json(&serde_json::to_string_pretty(value)?))?;
     Ok(())
 }
 
@@ -40,11 +41,11 @@ pub(crate) fn warn(text: &str) {
 /// Writes what the cluster has to say about a write that it took.
 pub(crate) fn warnings(answer: &WriteAnswer) {
     for warning in &answer.warnings {
-        warn(warning);
+        warn(&text::printable(warning));
     }
 }
 
 /// Writes a line to stderr, for people only: whether it arrives does not matter.
 pub(crate) fn note(text: &str) {
-    drop(io::stderr().write_all(format!("{text}\n").as_bytes()));
+    drop(io::stderr().write_all(color::stderr().only(&format!("{text}\n")).as_bytes()));
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::text::printable;
+
 /// One thing that is waited for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Item {
@@ -93,8 +95,8 @@ fn draw(bar: &ProgressBar, item: &Item) {
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner());
     bar.set_style(style.progress_chars("=> "));
-    bar.set_prefix(item.key.clone());
-    bar.set_message(item.text.clone());
+    bar.set_prefix(printable(&item.key));
+    bar.set_message(printable(&item.text));
     if let Some((done, total)) = item.bytes {
         bar.set_length(total);
         bar.set_position(done);
@@ -107,7 +109,7 @@ fn changed(shown: &mut BTreeMap<String, String>, items: &[Item]) -> Vec<String> 
     for item in items {
         if shown.get(&item.key) != Some(&item.text) {
             shown.insert(item.key.clone(), item.text.clone());
-            lines.push(format!("{}: {}", item.key, item.text));
+            lines.push(format!("{}: {}", printable(&item.key), printable(&item.text)));
         }
     }
     lines

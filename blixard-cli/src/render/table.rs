@@ -1,7 +1,7 @@
 //! Tables: columns as wide as their widest cell, three spaces apart, nothing at the line's end.
 
 use super::color::{Paint, Style};
-use super::text::shorten;
+use super::text::{printable, shorten};
 
 /// What separates two columns.
 const GAP: usize = 3;
@@ -23,7 +23,7 @@ impl Table {
 
     /// Adds a row of plain cells.
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.into_iter().map(|cell| (cell, None)).collect());
+        self.rows.push(cells.into_iter().map(|cell| (printable(&cell), None)).collect());
     }
 
     /// Paints a cell of the row added last.

@@ -103,10 +103,9 @@ pub(crate) fn short_digest(digest: &str) -> &str {
     hex.get(..12).unwrap_or(hex)
 }
 
-/// Text as it is safe on a terminal: control characters, and what changes the direction of text, become
-/// spaces.
+/// Text of others as one line that is safe on a terminal.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() || turns_text(c) { ' ' } else { c }).collect()
+    blixard_core::text::printable(text).into_owned()
 }
 
 /// What a container wrote as it is safe on a terminal: colours and tabs stay, other control characters,
@@ -217,7 +216,7 @@ mod tests {
         assert_eq!(shorten("as long as may be", 17), "as long as may be");
         assert_eq!(shorten("longer than may be", 12), "longer th...");
         assert_eq!(shorten("füünfzehn", 8), "füünf...");
-        assert_eq!(printable("a\x1b[31mb\nc"), "a [31mb c");
+        assert_eq!(printable("a\x1b[31mb\nc"), "a\\x1b[31mb\\nc");
     }
 
     #[test]

@@ -14,7 +14,9 @@ use super::{Action, Assignment, Image, Observed, ObservedState};
 use crate::cluster::replica::{Desired, PULL_FAILED, START_FAILED, out_of_memory};
 use crate::cluster::{Phase, ReplicaStatus};
 use crate::id::ReplicaId;
-use crate::limits::{RESTART_RESET_AFTER, START_FAILURES_MAX, STARTS_MAX, STOP_TIMEOUT_S};
+use crate::limits::{
+    RESTART_RESET_AFTER, START_FAILURES_MAX, STARTS_MAX, STOP_TIMEOUT_S, STOP_TIMEOUT_S_MAX,
+};
 use crate::spec::{NetworkMode, RestartPolicy, ServiceSpec};
 use crate::time::{Mono, UtcMs};
 
@@ -620,6 +622,8 @@ impl Replica {
             return;
         }
         let seconds = self.assignment.as_ref().map_or(STOP_TIMEOUT_S, |own| own.spec.stop_timeout_s);
+        // What was stored before it was checked may say for ever.
+        let seconds = seconds.min(STOP_TIMEOUT_S_MAX);
         self.busy = Some(Busy::Removing(attempt));
         let timeout = Duration::from_secs(seconds.into());
         shared.actions.push(Action::Remove { replica: id, attempt, timeout });

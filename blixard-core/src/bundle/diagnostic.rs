@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::source::{Place, Source};
+use crate::text::is_unseen;
 
 /// How bad a fault is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,16 +126,13 @@ impl Fault {
     }
 }
 
-/// Text with what would disturb a terminal replaced.
+/// Text with what would disturb a terminal replaced, each character by one, so that what is underlined
+/// stays so.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '\t' => ' ',
-            c if c.is_control() => '\u{fffd}',
-            // Marks that reorder what is shown, or are not seen.
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' => {
-                '\u{fffd}'
-            }
+            c if is_unseen(c) => '\u{fffd}',
             c => c,
         })
         .collect()

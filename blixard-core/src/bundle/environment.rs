@@ -7,6 +7,8 @@ use super::source::{Place, Source};
 use super::tree::Value;
 use super::walk::{Field, Section, Walk};
 
+/// The longest name of a variable, in bytes.
+const NAME_BYTES_MAX: usize = 255;
 const EXAMPLE: &str = "[LOG_LEVEL=info] or {LOG_LEVEL: info}";
 
 /// The variables of `env_file` and over them those of `environment`.
@@ -149,9 +151,14 @@ fn pair(text: &str) -> Result<(String, String), Fault> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-fn check_name(name: &str) -> Result<(), Fault> {
+pub(super) fn check_name(name: &str) -> Result<(), Fault> {
     let first = |c: char| c.is_ascii_alphabetic() || "_.-".contains(c);
     let fits = |c: char| first(c) || c.is_ascii_digit();
+    if name.len() > NAME_BYTES_MAX {
+        let message =
+            format!("takes no variable called `{}`, longer than {NAME_BYTES_MAX} bytes", shorten(name));
+        return Err(Fault::new(message));
+    }
     if name.starts_with(first) && name.chars().all(fits) {
         return Ok(());
     }

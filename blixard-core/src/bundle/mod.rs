@@ -8,9 +8,11 @@
 //! [`parse`] makes a tree of the text in which every value knows its place (`tree`), walks it
 //! section by section (`service` and its parts) and collects the faults on the way (`walk`).
 //! A Compose file is recognised and drafted as bundles (`compose`).
-//! [`to_bundle`] writes a specification back. The keys are documented in
+//! [`to_bundle`] writes a specification back. [`check`] holds a specification that came another way to the
+//! same rules. The keys are documented in
 //! `docs/reference/bundle.md`.
 
+mod check;
 mod command;
 mod compose;
 mod diagnostic;
@@ -31,6 +33,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use self::check::{SpecFault, check};
 pub use self::compose::Draft;
 pub use self::diagnostic::{Diagnostic, Severity};
 pub use self::duration::parse_duration;
@@ -78,6 +81,10 @@ pub fn parse(source: &[u8], context: &Context<'_>) -> Parsed {
     let mut walk = Walk::new(&source);
     let spec = service::read(&mut walk, &source, context);
     debug_assert!(spec.is_some() || walk.failed(), "a bundle without errors is a service");
+    if let Some(spec) = spec.as_ref().filter(|_| !walk.failed()) {
+        // What no single value shows: how much there is of all.
+        check(spec).into_iter().for_each(|fault| walk.whole(fault));
+    }
     let spec = spec.filter(|_| !walk.failed());
     let drafts = walk.take_drafts();
     Parsed { spec, diagnostics: walk.finish(), drafts }

@@ -3,6 +3,7 @@
 use super::diagnostic::{Fault, shorten};
 use super::walk::{Section, Walk};
 use crate::spec::{Constraint, ConstraintOperator, PlacementSpec};
+use crate::text::is_unseen;
 
 /// The labels that every node has by itself.
 const BUILT_IN: [&str; 4] = ["node.id", "node.name", "node.arch", "node.os"];
@@ -23,7 +24,7 @@ pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>) -> PlacementSpec {
     placement
 }
 
-fn constraint(text: &str) -> Result<Constraint, Fault> {
+pub(super) fn constraint(text: &str) -> Result<Constraint, Fault> {
     let (operator, at) = match (text.find("=="), text.find("!=")) {
         (Some(equal), Some(differs)) if differs < equal => (ConstraintOperator::NotEqual, differs),
         (Some(equal), _) => (ConstraintOperator::Equal, equal),
@@ -45,10 +46,15 @@ fn constraint(text: &str) -> Result<Constraint, Fault> {
             format!("compares `{label}` with a value that is empty or longer than {LABEL_BYTES_MAX} bytes");
         return Err(Fault::new(message));
     }
+    if value.contains(is_unseen) {
+        return Err(Fault::new(format!(
+            "compares `{label}` with a value that holds a control character, or one that is not seen"
+        )));
+    }
     Ok(Constraint { label: label.to_owned(), operator, value: value.to_owned() })
 }
 
-fn check_label(label: &str) -> Result<(), Fault> {
+pub(super) fn check_label(label: &str) -> Result<(), Fault> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
     if label.is_empty() || label.len() > LABEL_BYTES_MAX || !label.chars().all(fits) {
         let fault = Fault::new(format!("takes no label called `{}`", shorten(label)));

@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::diagnostic::{Fault, shorten};
 use super::number;
-use super::source::Place;
 use super::walk::{Section, Walk};
 use crate::spec::{NetworkMode, PortSpec, Protocol, is_host_address};
 
@@ -14,7 +13,7 @@ const EXAMPLE: &str = "[{container_port: 80, host_port: 8080}]";
 pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, network: NetworkMode) -> Vec<PortSpec> {
     let Some(field) = root.get("ports") else { return Vec::new() };
     let mut ports = Vec::new();
-    let mut taken = BTreeMap::new();
+    let mut taken = Taken::default();
     for item in walk.list(&field, EXAMPLE) {
         let keys = ["container_port", "host_port", "host_ip", "protocol"];
         let Some(section) = walk.section(&item, &keys, "{container_port: 80, host_port: 8080}") else {
@@ -26,57 +25,73 @@ pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, network: NetworkMode
         let protocol = walk.key(&section, "protocol", protocol).unwrap_or_default();
         let Some(container_port) = container_port else { continue };
         let port = PortSpec { container_port, host_port, protocol, host_ip };
-        check_address(walk, &section, &port, network);
-        check(walk, &section, &port, network, &mut taken);
+        for (key, fault) in taken.check(&port, network, |key| match section.get(key) {
+            Some(field) => format!("line {}", field.node.place.line),
+            None => section.path_of(key),
+        }) {
+            if let Some(field) = section.get(key) {
+                walk.fail(&field, fault);
+            }
+        }
         ports.push(port);
     }
     ports
 }
 
-/// Refuses an address of the host where no port of it is mapped.
-fn check_address(walk: &mut Walk<'_>, section: &Section<'_>, port: &PortSpec, network: NetworkMode) {
-    let Some(field) = section.get("host_ip").filter(|_| port.host_ip.is_some()) else { return };
-    if network == NetworkMode::Host {
-        let fault = Fault::new("has no meaning on the host's network: the program says where it listens");
-        walk.fail(&field, fault.hint("leave host_ip out, or use network: bridge"));
-    } else if port.host_port.is_none() {
-        walk.fail(&field, Fault::new("needs a host_port: the port is not published without one"));
+/// The ports of the host that a specification's ports take, each with where it is said.
+#[derive(Default)]
+pub(super) struct Taken(BTreeMap<(u16, Protocol), String>);
+
+impl Taken {
+    /// What is wrong with a port beside those before it, by its keys: an address of the host where no
+    /// port of it is mapped, a port of the host that is taken twice, or mapped where nothing can be.
+    /// `said` tells where the value of a key is.
+    pub(super) fn check(
+        &mut self,
+        port: &PortSpec,
+        network: NetworkMode,
+        said: impl FnOnce(&str) -> String,
+    ) -> Vec<(&'static str, Fault)> {
+        let PortSpec { container_port, host_port, protocol, host_ip } = *port;
+        let mut faults: Vec<_> = host_ip
+            .and_then(|_| unmapped(host_port, network))
+            .map(|fault| ("host_ip", fault))
+            .into_iter()
+            .collect();
+        let (claimed, key) = match (network, host_port) {
+            (NetworkMode::Host, Some(mapped)) if mapped != container_port => {
+                let message = format!("is {mapped}, but on the host's network the port is {container_port}");
+                let fault = Fault::new(message).hint("leave host_port out, or use network: bridge");
+                faults.push(("host_port", fault));
+                return faults;
+            }
+            (NetworkMode::Host, _) => (container_port, "container_port"),
+            (NetworkMode::Bridge, Some(mapped)) => (mapped, "host_port"),
+            (NetworkMode::Bridge, None) => return faults,
+        };
+        match self.0.get(&(claimed, protocol)) {
+            Some(first) => {
+                let message = format!("is {claimed}/{protocol}, which {first} takes already");
+                faults.push((key, Fault::new(message).hint("a port of the host is published once")));
+            }
+            None => drop(self.0.insert((claimed, protocol), said(key))),
+        }
+        faults
     }
 }
 
-/// Refuses a port of the host that is taken twice, or mapped where nothing can be.
-fn check(
-    walk: &mut Walk<'_>,
-    section: &Section<'_>,
-    port: &PortSpec,
-    network: NetworkMode,
-    taken: &mut BTreeMap<(u16, Protocol), Place>,
-) {
-    let PortSpec { container_port, host_port, protocol, host_ip: _ } = *port;
-    let (claimed, key) = match (network, host_port) {
-        (NetworkMode::Host, Some(mapped)) if mapped != container_port => {
-            if let Some(field) = section.get("host_port") {
-                let message = format!("is {mapped}, but on the host's network the port is {container_port}");
-                walk.fail(&field, Fault::new(message).hint("leave host_port out, or use network: bridge"));
-            }
-            return;
-        }
-        (NetworkMode::Host, _) => (container_port, "container_port"),
-        (NetworkMode::Bridge, Some(mapped)) => (mapped, "host_port"),
-        (NetworkMode::Bridge, None) => return,
-    };
-    let Some(field) = section.get(key) else { return };
-    match taken.get(&(claimed, protocol)) {
-        Some(first) => {
-            let message = format!("is {claimed}/{protocol}, which line {} takes already", first.line);
-            walk.fail(&field, Fault::new(message).hint("a port of the host is published once"));
-        }
-        None => drop(taken.insert((claimed, protocol), field.node.place)),
+/// Why an address of the host has no meaning for a port.
+fn unmapped(host_port: Option<u16>, network: NetworkMode) -> Option<Fault> {
+    if network == NetworkMode::Host {
+        let fault = Fault::new("has no meaning on the host's network: the program says where it listens");
+        return Some(fault.hint("leave host_ip out, or use network: bridge"));
     }
+    let fault = || Fault::new("needs a host_port: the port is not published without one");
+    host_port.is_none().then(fault)
 }
 
 /// An address of the host; 0.0.0.0 names all, as saying nothing does.
-fn host_ip(text: &str) -> Result<Option<Ipv4Addr>, Fault> {
+pub(super) fn host_ip(text: &str) -> Result<Option<Ipv4Addr>, Fault> {
     let fault = |what: &str| Fault::new(format!("takes {what}, not `{}`", shorten(text)));
     match text.parse() {
         Ok(Ipv4Addr::UNSPECIFIED) => Ok(None),

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::duration;
 use crate::spec::{NetworkMode, Reservations, ResourceLimits, RestartPolicy, ServiceSpec};
+use crate::text::is_unseen;
 
 /// Writes `spec` as a bundle, which reads back as the same specification. The digest that the image
 /// stood for at submission is no part of a bundle and stands there as a comment.
@@ -198,10 +199,13 @@ pub(super) fn scalar(text: &str) -> String {
             '\n' => quoted.push_str("\\n"),
             '\t' => quoted.push_str("\\t"),
             // What YAML does not take as it is, or not the same everywhere.
-            c if c.is_control()
-                || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}') =>
-            {
-                let _ = write!(quoted, "\\u{:04X}", u32::from(c));
+            c if is_unseen(c) || matches!(c, '\u{fffe}' | '\u{ffff}') => {
+                let code = u32::from(c);
+                let _ = if code > 0xffff {
+                    write!(quoted, "\\U{code:08X}")
+                } else {
+                    write!(quoted, "\\u{code:04X}")
+                };
             }
             c => quoted.push(c),
         }

@@ -1,6 +1,7 @@
 //! The bundle as a whole, and the sections too small for a file of their own.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::diagnostic::{Fault, shorten};
 use super::near::near;
@@ -10,7 +11,7 @@ use super::tree::{self, Value};
 use super::walk::{Section, Walk};
 use super::{Context, command, compose, duration, environment, placement, ports, resources, volumes};
 use crate::id::ServiceName;
-use crate::image_reference::ImageReference;
+use crate::image_reference::{ImageReference, ReferenceError};
 use crate::limits::{
     MIN_HEALTHY_TIME_MAX, PROBE_INTERVAL, PROBE_INTERVAL_MIN, PROBE_MAX, PROBE_RETRIES, PROBE_RETRIES_MAX,
     PROBE_TIMEOUT, REPLICAS_PER_SERVICE_MAX, STOP_TIMEOUT_S, STOP_TIMEOUT_S_MAX,
@@ -78,8 +79,7 @@ pub(super) fn read(walk: &mut Walk<'_>, source: &Source<'_>, context: &Context<'
     let depends_on = depends_on(walk, &root, name.as_ref());
     let stop_timeout_s = walk.key(&root, "stop_timeout", stop_timeout).unwrap_or(STOP_TIMEOUT_S);
     let placement = placement::read(walk, &root);
-    let longest = u64::try_from(MIN_HEALTHY_TIME_MAX.as_millis()).unwrap_or(u64::MAX);
-    let min_healthy = walk.key(&root, "min_healthy_time", duration::duration(0, longest));
+    let min_healthy = walk.key(&root, "min_healthy_time", min_healthy);
     Some(ServiceSpec {
         name: name?,
         image: image?,
@@ -95,8 +95,7 @@ pub(super) fn read(walk: &mut Walk<'_>, source: &Source<'_>, context: &Context<'
         stop_timeout_s,
         placement,
         network,
-        // The default written out is the same as left out: no version of its own.
-        min_healthy_ms: min_healthy.filter(|ms| *ms != MIN_HEALTHY_MS),
+        min_healthy_ms: min_healthy.and_then(unless_usual),
     })
 }
 
@@ -166,16 +165,18 @@ fn image(walk: &mut Walk<'_>, root: &Section<'_>) -> Option<ImageSpec> {
         return None;
     };
     let section = walk.section(&field, &["docker_image", "command", "workdir"], example)?;
-    let reference = walk.required(&section, "docker_image", |text| {
-        let fault = |err: crate::image_reference::ReferenceError| {
-            let hint = "for example nginx, nginx:1.27 or registry.lan:5000/app@sha256:…";
-            Fault::new(format!("takes an image, not `{}`: {}", shorten(text), err.fault)).hint(hint)
-        };
-        text.parse::<ImageReference>().map(|_| text.to_owned()).map_err(fault)
-    });
+    let reference = walk.required(&section, "docker_image", reference);
     let command = image_command(walk, &section);
     let workdir = walk.key(&section, "workdir", volumes::container_path);
     Some(ImageSpec { reference: reference?, digest: None, command, workdir })
+}
+
+pub(super) fn reference(text: &str) -> Result<String, Fault> {
+    let fault = |err: ReferenceError| {
+        let hint = "for example nginx, nginx:1.27 or registry.lan:5000/app@sha256:…";
+        Fault::new(format!("takes an image, not `{}`: {}", shorten(text), err.fault)).hint(hint)
+    };
+    text.parse::<ImageReference>().map(|_| text.to_owned()).map_err(fault)
 }
 
 fn image_command(walk: &mut Walk<'_>, image: &Section<'_>) -> Option<Vec<String>> {
@@ -194,10 +195,13 @@ fn image_command(walk: &mut Walk<'_>, image: &Section<'_>) -> Option<Vec<String>
     }
     let empty = items.is_empty() && matches!(field.node.value, Value::List(_));
     if empty || items.len() == words.len() && words.first().is_some_and(String::is_empty) {
-        let fault = Fault::new("names no program").hint("leave it out to run the image's own command");
-        walk.fail(&field, fault);
+        walk.fail(&field, no_program());
     }
     Some(words)
+}
+
+pub(super) fn no_program() -> Fault {
+    Fault::new("names no program").hint("leave it out to run the image's own command")
 }
 
 fn network(text: &str) -> Result<NetworkMode, Fault> {
@@ -211,17 +215,15 @@ fn network(text: &str) -> Result<NetworkMode, Fault> {
 fn healthcheck(walk: &mut Walk<'_>, root: &Section<'_>, ports: &[PortSpec]) -> Option<HealthSpec> {
     let field = root.get("healthcheck")?;
     let section = walk.section(&field, &["path", "interval", "timeout", "retries"], "{path: /health}")?;
-    let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let path = walk.required(&section, "path", probe_path);
-    let interval = walk.key(&section, "interval", duration::duration(ms(PROBE_INTERVAL_MIN), ms(PROBE_MAX)));
-    let timeout = walk.key(&section, "timeout", duration::duration(1, ms(PROBE_MAX)));
-    let retries = walk.key(&section, "retries", number(1..=i64::from(PROBE_RETRIES_MAX)));
+    let interval = walk.key(&section, "interval", probe_interval);
+    let timeout = walk.key(&section, "timeout", probe_timeout);
+    let retries = walk.key(&section, "retries", probe_retries);
     // A port that is there and faulty is told of already.
-    if root.get("ports").is_none_or(|_| !ports.is_empty())
-        && ports.iter().all(|port| port.protocol != Protocol::Tcp)
+    if let Some(fault) = nothing_to_probe(ports)
+        && root.get("ports").is_none_or(|_| !ports.is_empty())
     {
-        let fault = Fault::new("`healthcheck` needs a TCP port to ask");
-        walk.error(field.key, fault.hint("add ports: [{container_port: 80}]; the first TCP port is asked"));
+        walk.error(field.key, fault.of(&field.path));
     }
     Some(HealthSpec {
         path: path?,
@@ -231,7 +233,39 @@ fn healthcheck(walk: &mut Walk<'_>, root: &Section<'_>, ports: &[PortSpec]) -> O
     })
 }
 
-fn probe_path(text: &str) -> Result<String, Fault> {
+/// The fault of a health check without a port to ask.
+pub(super) fn nothing_to_probe(ports: &[PortSpec]) -> Option<Fault> {
+    let hint = "add ports: [{container_port: 80}]; the first TCP port is asked";
+    let none = ports.iter().all(|port| port.protocol != Protocol::Tcp);
+    none.then(|| Fault::new("needs a TCP port to ask").hint(hint))
+}
+
+pub(super) fn probe_interval(text: &str) -> Result<u64, Fault> {
+    duration::duration(ms(PROBE_INTERVAL_MIN), ms(PROBE_MAX))(text)
+}
+
+pub(super) fn probe_timeout(text: &str) -> Result<u64, Fault> {
+    duration::duration(1, ms(PROBE_MAX))(text)
+}
+
+pub(super) fn probe_retries(text: &str) -> Result<u32, Fault> {
+    number(1..=i64::from(PROBE_RETRIES_MAX))(text)
+}
+
+/// The default written out is the same as left out: no version of its own.
+pub(super) fn unless_usual(min_healthy_ms: u64) -> Option<u64> {
+    Some(min_healthy_ms).filter(|ms| *ms != MIN_HEALTHY_MS)
+}
+
+pub(super) fn min_healthy(text: &str) -> Result<u64, Fault> {
+    duration::duration(0, ms(MIN_HEALTHY_TIME_MAX))(text)
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(super) fn probe_path(text: &str) -> Result<String, Fault> {
     let fits = text.starts_with('/')
         && text.len() <= PROBE_PATH_BYTES_MAX
         && text.bytes().all(|b| b.is_ascii_graphic());
@@ -247,16 +281,24 @@ fn replicas(walk: &mut Walk<'_>, root: &Section<'_>) -> ReplicaBounds {
     let Some(section) = walk.section(&field, &["min", "max"], "{min: 1, max: 3}") else {
         return ReplicaBounds::default();
     };
-    let count = number::<u32>(1..=i64::from(REPLICAS_PER_SERVICE_MAX));
-    let min = walk.key(&section, "min", &count);
-    let max = walk.key(&section, "max", &count);
+    let min = walk.key(&section, "min", replica_count);
+    let max = walk.key(&section, "max", replica_count);
     if let (Some(min), Some(max), Some(field)) = (min, max, section.get("max"))
-        && min > max
+        && let Some(fault) = crossed(min, max)
     {
-        walk.fail(&field, Fault::new(format!("is {max}, less than `replicas.min` with {min}")));
+        walk.fail(&field, fault);
     }
     let min = min.unwrap_or(1);
     ReplicaBounds { min, max: max.unwrap_or(min) }
+}
+
+pub(super) fn replica_count(text: &str) -> Result<u32, Fault> {
+    number(1..=i64::from(REPLICAS_PER_SERVICE_MAX))(text)
+}
+
+/// The fault of `max` when it is below `min`.
+pub(super) fn crossed(min: u32, max: u32) -> Option<Fault> {
+    (min > max).then(|| Fault::new(format!("is {max}, less than `replicas.min` with {min}")))
 }
 
 fn restart(walk: &mut Walk<'_>, root: &Section<'_>) -> RestartSpec {
@@ -264,8 +306,7 @@ fn restart(walk: &mut Walk<'_>, root: &Section<'_>) -> RestartSpec {
     let keys = ["name", "maximum_retry_count"];
     let Some(section) = walk.section(&field, &keys, "{name: always}") else { return RestartSpec::default() };
     let policy = walk.required(&section, "name", restart_policy);
-    let retries = walk.key(&section, "maximum_retry_count", number::<u32>(0..=i64::from(u32::MAX)));
-    let maximum_retry_count = retries.filter(|count| *count > 0);
+    let maximum_retry_count = walk.key(&section, "maximum_retry_count", retry_count).flatten();
     if let (Some(policy), Some(_), Some(field)) =
         (policy, maximum_retry_count, section.get("maximum_retry_count"))
         && policy != RestartPolicy::OnFailure
@@ -273,6 +314,11 @@ fn restart(walk: &mut Walk<'_>, root: &Section<'_>) -> RestartSpec {
         walk.warn(field.key, Fault::new("counts only with `name: on-failure`").of(&field.path));
     }
     RestartSpec { policy: policy.unwrap_or_default(), maximum_retry_count }
+}
+
+/// How often to start again; 0 is no bound.
+pub(super) fn retry_count(text: &str) -> Result<Option<u32>, Fault> {
+    Ok(Some(number(0..=i64::from(u32::MAX))(text)?).filter(|count| *count > 0))
 }
 
 fn restart_policy(text: &str) -> Result<RestartPolicy, Fault> {
@@ -300,17 +346,25 @@ fn depends_on(walk: &mut Walk<'_>, root: &Section<'_>, name: Option<&ServiceName
     for item in walk.list(&field, "[postgres, redis]") {
         let Some(other) = walk.value(&item, service_name) else { continue };
         if Some(&other) == name {
-            walk.fail(&item, Fault::new("is the service itself, which would wait for ever"));
+            walk.fail(&item, waits_for_itself());
         } else if seen.insert(other.clone()) {
             needed.push(other);
         } else {
-            walk.warn(item.node.place, Fault::new(format!("names `{other}` again")).of(&item.path));
+            walk.warn(item.node.place, named_again(&other).of(&item.path));
         }
     }
     needed
 }
 
-fn stop_timeout(text: &str) -> Result<u32, Fault> {
+pub(super) fn waits_for_itself() -> Fault {
+    Fault::new("is the service itself, which would wait for ever")
+}
+
+pub(super) fn named_again(other: &ServiceName) -> Fault {
+    Fault::new(format!("names `{other}` again"))
+}
+
+pub(super) fn stop_timeout(text: &str) -> Result<u32, Fault> {
     let seconds = whole(text, 1..=i64::from(STOP_TIMEOUT_S_MAX))
         .map_err(|fault| fault.hint("in seconds, without a unit"))?;
     u32::try_from(seconds).map_err(|_| Fault::new("is too large"))

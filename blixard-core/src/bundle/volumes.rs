@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use super::diagnostic::{Fault, shorten};
 use super::walk::{Section, Walk};
+use crate::limits::PATH_BYTES_MAX;
 use crate::spec::VolumeSpec;
+use crate::text::is_unseen;
 
 const EXAMPLE: &str = "[{source: /srv/web, target: /usr/share/nginx/html, mode: ro}]";
 
@@ -12,7 +14,7 @@ const EXAMPLE: &str = "[{source: /srv/web, target: /usr/share/nginx/html, mode: 
 pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, base_dir: Option<&str>) -> Vec<VolumeSpec> {
     let Some(field) = root.get("volumes") else { return Vec::new() };
     let mut volumes = Vec::new();
-    let mut lines: BTreeMap<String, usize> = BTreeMap::new();
+    let mut targets = Targets::default();
     for item in walk.list(&field, EXAMPLE) {
         let Some(section) = walk.section(&item, &["source", "target", "mode"], "{source: /a, target: /b}")
         else {
@@ -22,9 +24,9 @@ pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, base_dir: Option<&st
         let target = walk.required(&section, "target", target);
         let read_only = walk.key(&section, "mode", mode).unwrap_or(false);
         if let (Some(target), Some(field)) = (&target, section.get("target"))
-            && let Some(line) = lines.insert(target.clone(), field.node.place.line)
+            && let Err(fault) = targets.take(target, || format!("on line {}", field.node.place.line))
         {
-            walk.fail(&field, Fault::new(format!("is `{}`, as on line {line}", shorten(target))));
+            walk.fail(&field, fault);
         }
         if let (Some(source), Some(target)) = (source, target) {
             volumes.push(VolumeSpec { source, target, read_only });
@@ -37,6 +39,23 @@ pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, base_dir: Option<&st
     volumes
 }
 
+/// The targets of a specification's volumes, each with where it is said.
+#[derive(Default)]
+pub(super) struct Targets(BTreeMap<String, String>);
+
+impl Targets {
+    /// Refuses a target that another volume has.
+    pub(super) fn take(&mut self, target: &str, said: impl FnOnce() -> String) -> Result<(), Fault> {
+        match self.0.get(target) {
+            Some(first) => Err(Fault::new(format!("is `{}`, as {first}", shorten(target)))),
+            None => {
+                self.0.insert(target.to_owned(), said());
+                Ok(())
+            }
+        }
+    }
+}
+
 fn mode(text: &str) -> Result<bool, Fault> {
     match text {
         "ro" => Ok(true),
@@ -45,7 +64,7 @@ fn mode(text: &str) -> Result<bool, Fault> {
     }
 }
 
-fn host_path(text: &str, base_dir: Option<&str>) -> Result<String, Fault> {
+pub(super) fn host_path(text: &str, base_dir: Option<&str>) -> Result<String, Fault> {
     check_path(text)?;
     if text.starts_with('~') {
         return Err(Fault::new(format!("is `{}`: `~` has no meaning on another machine", shorten(text)))
@@ -61,7 +80,7 @@ fn host_path(text: &str, base_dir: Option<&str>) -> Result<String, Fault> {
     }
 }
 
-fn target(text: &str) -> Result<String, Fault> {
+pub(super) fn target(text: &str) -> Result<String, Fault> {
     match container_path(text)? {
         path if path == "/" => Err(Fault::new("cannot be `/`: that is the image's own tree")),
         path => Ok(path),
@@ -85,6 +104,10 @@ fn check_path(text: &str) -> Result<(), Fault> {
         Err(Fault::new("is empty"))
     } else if text.contains(char::is_control) {
         Err(Fault::new("holds a control character"))
+    } else if text.contains(is_unseen) {
+        Err(Fault::new("holds a character that is not seen"))
+    } else if text.len() > PATH_BYTES_MAX {
+        Err(Fault::new(format!("is longer than {PATH_BYTES_MAX} bytes, which no path is")))
     } else {
         Ok(())
     }

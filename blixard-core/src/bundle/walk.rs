@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::SpecFault;
 use super::compose::Draft;
 use super::diagnostic::{Diagnostic, Fault, Severity, shorten};
 use super::near::near;
@@ -49,6 +50,11 @@ impl<'s> Walk<'s> {
 
     pub(super) fn error(&mut self, place: Place, fault: Fault) {
         self.add(Severity::Error, place, fault);
+    }
+
+    /// A fault of the service as a whole.
+    pub(super) fn whole(&mut self, fault: SpecFault) {
+        self.error(Place::line(1), Fault { message: fault.message, hint: fault.hint });
     }
 
     pub(super) fn warn(&mut self, place: Place, fault: Fault) {
@@ -202,11 +208,7 @@ impl<'s> Walk<'s> {
             self.fail(field, Fault::new(format!("takes a single value, not {}", field.node.kind())));
             return None;
         };
-        let value = if text.contains('\0') {
-            Err(Fault::new("holds a NUL character, which no program can be given"))
-        } else {
-            parse(text)
-        };
+        let value = whole_text(text).and_then(|()| parse(text));
         value.map_err(|fault| self.fail(field, fault)).ok()
     }
 
@@ -244,6 +246,14 @@ impl<'s> Walk<'s> {
         let place = if matches!(field.node.value, Value::Null) { field.key } else { field.node.place };
         self.error(place, fault.of(&field.path));
     }
+}
+
+/// Refuses what ends a text early.
+pub(super) fn whole_text(text: &str) -> Result<(), Fault> {
+    if text.contains('\0') {
+        return Err(Fault::new("holds a NUL character, which no program can be given"));
+    }
+    Ok(())
 }
 
 impl<'n> Section<'n> {

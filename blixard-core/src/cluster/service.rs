@@ -49,6 +49,11 @@ impl Service {
         self.versions.iter().find(|kept| kept.version == version).map(|kept| &kept.spec)
     }
 
+    /// Whether a version that is kept asks for what `spec` does, but for how many replicas there are.
+    pub fn has_had(&self, spec: &ServiceSpec) -> bool {
+        self.versions.iter().any(|kept| *kept.spec == *spec || kept.spec.differs_in_replicas_only(spec))
+    }
+
     /// Whether a replica of `version` runs what the current version asks for: a version that only
     /// says again what an earlier one said replaces no container.
     pub fn runs_current(&self, version: u64) -> bool {

@@ -129,7 +129,7 @@ pub fn digest(state: &ClusterState) -> [u8; 32] {
 }
 
 /// How many bytes `value` takes, without its header.
-pub(super) fn encoded_len<T: Serialize>(value: &T) -> usize {
+pub(crate) fn encoded_len<T: Serialize>(value: &T) -> usize {
     struct Count(usize);
 
     impl io::Write for Count {

@@ -12,6 +12,7 @@ use blixard_core::api::service::{
     RollbackRequest, ScaleRequest, ServiceDetail, ServiceRow, SubmitAnswer, SubmitRequest,
 };
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
+use blixard_core::bundle;
 use blixard_core::cluster::{ClusterState, Outcome, Phase, Write};
 use blixard_core::id::{NodeId, ReplicaId, ServiceName};
 use blixard_core::limits::WRITE_DEADLINE;
@@ -50,6 +51,7 @@ pub(super) async fn submit(
         })?;
     }
     let mut spec = body.spec;
+    check(&spec)?;
     let mut warnings = Vec::new();
     let clock = &api.handle.platform.clock;
     let give_up = clock.now() + WRITE_DEADLINE;
@@ -64,6 +66,15 @@ pub(super) async fn submit(
     let (index, outcome) = api.write_within(request, write, left).await?;
     let Outcome::Service { version, changed } = outcome else { return Err(unexpected(&outcome)) };
     Ok(created(SubmitAnswer { name, version, changed, digest, index, warnings }))
+}
+
+/// Refuses what the bundle reader would.
+fn check(spec: &ServiceSpec) -> Result<(), ApiError> {
+    let mut faults = bundle::check(spec).into_iter();
+    let Some(first) = faults.next() else { return Ok(()) };
+    let error = format!("the specification of `{}` is not valid: {first}", spec.name);
+    let others = faults.map(|fault| fault.message).collect();
+    Err(ApiError::unprocessable(error, first.hint.unwrap_or_default()).with_details(others))
 }
 
 /// Refuses volumes whose sources are not on this node, where the service's replicas are to run.

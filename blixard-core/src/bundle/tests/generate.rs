@@ -63,7 +63,7 @@ prop_compose! {
         constraints in vec(("[a-z0-9./_-]{1,8}", any::<bool>(), "[^\0\\s]{1,8}"), 0..3),
         spread in option::of("[a-z]{1,8}"),
     ) -> PlacementSpec {
-        let constraints = constraints.into_iter().filter(|(label, ..)| !label.starts_with("node.")).map(|(label, equal, value)| {
+        let constraints = constraints.into_iter().filter(|(label, _, value)| !label.starts_with("node.") && !value.contains(crate::text::is_unseen)).map(|(label, equal, value)| {
             let operator = if equal { ConstraintOperator::Equal } else { ConstraintOperator::NotEqual };
             Constraint { label, operator, value }
         });
@@ -126,6 +126,161 @@ prop_compose! {
             network,
             min_healthy_ms: min_healthy.filter(|ms| *ms != MIN_HEALTHY_MS),
         }
+    }
+}
+
+/// Texts that somebody with bad intentions would send.
+fn nasty() -> impl Strategy<Value = String> {
+    let texts = [
+        "",
+        "/",
+        "//",
+        "/a/..",
+        "/a/../b",
+        "/a/",
+        "/./a",
+        "..",
+        "../a",
+        "relative/../../etc",
+        "~/a",
+        "a\0b",
+        "/a\0",
+        "a\nb",
+        "/a\nb",
+        "\u{1b}[31m",
+        "/\u{202e}gpj",
+        "\u{2066}x",
+        "\u{feff}",
+        "\u{e0041}",
+        "\u{85}",
+        "\u{7f}",
+        "\t",
+        " ",
+        " a ",
+        "=",
+        "A=B",
+        "==",
+        "a==b",
+        "!=",
+        "-",
+        ".",
+        "0",
+        "-1",
+        "null",
+        "~",
+        "no",
+        "true",
+        "*a",
+        "&a",
+        "!x",
+        "%",
+        "@",
+        "`",
+        "{",
+        "[",
+        "#",
+        "'",
+        "\"",
+        "\\",
+        "\\u0000",
+        "\u{10ffff}",
+        "\u{fffe}",
+        "é",
+        "漢字",
+        "sha256:../../x",
+        "https://x/y",
+        "a:b:c",
+        "Nginx",
+    ];
+    let long = [255usize, 256, 1_024, 1_025, 4_095, 4_096, 20_000];
+    prop_oneof![
+        6 => prop::sample::select(texts.to_vec()).prop_map(str::to_owned),
+        1 => prop::sample::select(long.to_vec()).prop_map(|length| "x".repeat(length)),
+        1 => prop::sample::select(long.to_vec()).prop_map(|length| format!("/{}", "x".repeat(length))),
+        1 => any::<String>(),
+        1 => text(),
+    ]
+}
+
+fn number() -> impl Strategy<Value = u64> {
+    let edges =
+        [0, 1, 2, 9, 10, 99, 100, 1_000, 1_001, 3_600, 3_601, 5_000, 65_535, 262_145, u64::from(u32::MAX)];
+    prop_oneof![
+        prop::sample::select(edges.to_vec()),
+        Just(i64::MAX as u64),
+        Just(i64::MAX as u64 + 1),
+        Just(u64::MAX),
+        any::<u64>(),
+    ]
+}
+
+/// Changes one thing of a specification, whatever comes of it.
+fn spoil(spec: &mut ServiceSpec, what: usize, text: String, number: u64) {
+    let short = number as u16;
+    let port =
+        PortSpec { container_port: short, host_port: Some(short), protocol: Protocol::Tcp, host_ip: None };
+    let volume = VolumeSpec { source: "/a".to_owned(), target: "/b".to_owned(), read_only: false };
+    let health = HealthSpec { path: "/".to_owned(), interval_ms: 1_000, timeout_ms: 1_000, retries: 3 };
+    match what {
+        0 => spec.image.reference = text,
+        1 => spec.image.command = Some(vec![text]),
+        2 => spec.image.command = Some(vec!["a".to_owned(), text, String::new()]),
+        3 => spec.image.command = Some(Vec::new()),
+        4 => spec.image.workdir = Some(text),
+        5 => spec.ports.push(port),
+        6 => spec.ports.push(PortSpec { host_port: None, ..port }),
+        7 => spec.ports.push(PortSpec { host_ip: Some((number as u32).into()), ..port }),
+        8 => spec.ports.extend([port.clone(), port]),
+        9 => spec.volumes.push(VolumeSpec { source: text, ..volume }),
+        10 => spec.volumes.push(VolumeSpec { target: text, ..volume }),
+        11 => spec.volumes.extend([volume.clone(), volume]),
+        12 => drop(spec.environment.insert(text, "x".to_owned())),
+        13 => drop(spec.environment.insert("A".to_owned(), text)),
+        14 => spec.healthcheck = Some(HealthSpec { path: text, ..health }),
+        15 => spec.healthcheck = Some(HealthSpec { interval_ms: number, ..health }),
+        16 => spec.healthcheck = Some(HealthSpec { timeout_ms: number, ..health }),
+        17 => spec.healthcheck = Some(HealthSpec { retries: number as u32, ..health }),
+        18 => spec.replicas.min = number as u32,
+        19 => spec.replicas.max = number as u32,
+        20 => spec.limits.cpu_shares = Some(number),
+        21 => spec.limits.cpu_quota_us = Some(number as i64),
+        22 => spec.limits.memory_bytes = Some(number),
+        23 => spec.limits.memory_swap_bytes = Some(number as i64),
+        24 => spec.limits.blkio_weight = Some(short),
+        25 => spec.limits.pids = Some(number as i64),
+        26 => spec.reservations.cpu_millis = number,
+        27 => spec.reservations.memory_bytes = number,
+        28 => spec.restart.maximum_retry_count = Some(number as u32),
+        29 => spec.depends_on.push(spec.name.clone()),
+        30 => spec.depends_on.extend(spec.depends_on.clone()),
+        31 => spec.stop_timeout_s = number as u32,
+        32 => spec.placement.spread = Some(text),
+        33 | 34 => spec.placement.constraints.push(Constraint {
+            label: if what == 33 { text.clone() } else { "zone".to_owned() },
+            operator: if number.is_multiple_of(2) {
+                ConstraintOperator::Equal
+            } else {
+                ConstraintOperator::NotEqual
+            },
+            value: if what == 34 { text } else { "a".to_owned() },
+        }),
+        35 => spec.min_healthy_ms = Some(number),
+        36 => spec.network = NetworkMode::Host,
+        37 => spec.environment = (0..number % 20_000).map(|n| (format!("A{n}"), String::new())).collect(),
+        38 => drop(spec.environment.insert("A".to_owned(), text.repeat(200_000 / text.len().max(1)))),
+        _ => spec.image.digest = Some(text),
+    }
+}
+
+/// How many things [`spoil`] can change.
+const SPOILS: usize = 40;
+
+prop_compose! {
+    /// Specifications as clients of the API may send them: good ones and bad.
+    pub(super) fn sent()(spec in specs(), spoils in vec((0..SPOILS, nasty(), number()), 0..3)) -> ServiceSpec {
+        let mut spec = spec;
+        spoils.into_iter().for_each(|(what, text, number)| spoil(&mut spec, what, text, number));
+        spec
     }
 }
 

@@ -10,8 +10,10 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-use self::generate::{fragments, specs};
+use self::generate::{fragments, sent, specs};
 use super::*;
+use crate::cluster::snapshot::encoded_len;
+use crate::limits::SPEC_BYTES_MAX;
 use crate::limits::{BUNDLE_BYTES_MAX, BUNDLE_DEPTH_MAX, BUNDLE_FAULTS_MAX, BUNDLE_NODES_MAX};
 use crate::spec::*;
 
@@ -276,12 +278,80 @@ fn holds(parsed: &Parsed, source: &[u8]) {
     assert!(places.iter().all(|(line, _)| *line <= lines), "{}", shown(parsed));
 }
 
+/// What the API refuses, by the value it names.
+#[test]
+fn a_specification_from_elsewhere_is_held_to_the_readers_rules() {
+    let refuse = |line: &str, change: fn(&mut ServiceSpec), expect: &str| {
+        let mut sent = spec(&format!("image: {{docker_image: a}}\n{line}\n"));
+        assert_eq!(check(&sent), [], "{line}");
+        change(&mut sent);
+        let faults = check(&sent);
+        let [fault] = faults.as_slice() else { panic!("{expect}: {faults:?}") };
+        assert!(fault.message.contains(expect), "`{fault}` lacks `{expect}`");
+    };
+    let volume = "volumes: [{source: /a, target: /b}]";
+    refuse(volume, |s| s.volumes[0].source = "relative/../../etc".into(), "no directory it counts from");
+    refuse(
+        volume,
+        |s| s.volumes[0].source = "/srv/../etc".into(),
+        "`volumes[0].source` is `/srv/../etc`, which stands",
+    );
+    refuse(volume, |s| s.volumes[0].target = "/".into(), "`volumes[0].target` cannot be `/`");
+    refuse(volume, |s| s.volumes[0].target = "/a/..".into(), "without `..`");
+    refuse(volume, |s| s.volumes[0].source = "/a\0".into(), "NUL");
+    refuse(volume, |s| s.volumes[0].source = "/\u{202e}a".into(), "not seen");
+    refuse(volume, |s| s.volumes.push(s.volumes[0].clone()), "as is `volumes[0].target`");
+    refuse("", |s| s.image.digest = Some("sha256:../../x".into()), "`image.digest` takes sha256:");
+    refuse("", |s| s.image.reference = "a b".into(), "`image.docker_image` takes an image");
+    refuse("", |s| s.image.command = Some(vec![]), "names no program");
+    refuse("", |s| s.image.command = Some(vec!["a".into(), "b\0".into()]), "`image.command[1]` holds a NUL");
+    refuse("", |s| drop(s.environment.insert("A\nB".into(), "x".into())), "no variable called `A\\nB`");
+    refuse("", |s| drop(s.environment.insert("x".repeat(256), "x".into())), "longer than 255 bytes");
+    refuse("", |s| drop(s.environment.insert("A".into(), "\0".into())), "`environment.A` holds a NUL");
+    refuse(
+        "",
+        |s| s.stop_timeout_s = u32::MAX,
+        "`stop_timeout` takes a whole number from 1 to 3600, not `4294967295`",
+    );
+    refuse("", |s| s.min_healthy_ms = Some(u64::MAX), "`min_healthy_time` takes a time");
+    refuse(
+        "",
+        |s| s.limits.memory_bytes = Some(u64::MAX),
+        "`resources.memory_limit` takes an amount of memory",
+    );
+    refuse("", |s| s.limits.cpu_quota_us = Some(-2), "`resources.cpu_quota` takes a whole number");
+    refuse("", |s| s.reservations.cpu_millis = u64::MAX, "too large");
+    refuse("", |s| s.placement.spread = Some("a\u{1b}".into()), "no label called `a\\x1b`");
+    refuse(
+        "ports: [{container_port: 80, host_port: 80}]",
+        |s| s.ports.push(s.ports[0].clone()),
+        "which `ports[0].host_port` takes already",
+    );
+    refuse("depends_on: [db]", |s| s.depends_on.push(s.depends_on[0].clone()), "names `db` again");
+    refuse("", |s| s.image.command = Some(vec!["a".into(); 30_000]), "values");
+    refuse("", |s| drop(s.environment.insert("A".into(), "\u{1}".repeat(200_000))), "bytes as a bundle");
+}
+
 proptest! {
     #[test]
     fn a_printed_specification_reads_back_as_itself(spec in specs()) {
         let text = to_bundle(&spec);
         let parsed = read(&text);
         prop_assert_eq!(parsed.spec.as_ref(), Some(&spec), "{}\n{}", text, shown(&parsed));
+    }
+
+    #[test]
+    fn what_is_accepted_is_what_the_reader_takes(spec in sent()) {
+        let faults = check(&spec);
+        let said: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        prop_assert!(!said.concat().contains(crate::text::is_unseen), "{said:?}");
+        let text = to_bundle(&spec);
+        let parsed = read(&text);
+        let plain = ServiceSpec { image: ImageSpec { digest: None, ..spec.image.clone() }, ..spec.clone() };
+        let reads_back = parsed.spec.as_ref() == Some(&plain);
+        let digest_fits = spec.image.digest.as_deref().is_none_or(crate::image_reference::is_digest);
+        let fits = encoded_len(&spec) <= SPEC_BYTES_MAX;
+        prop_assert_eq!(faults.is_empty(), reads_back && digest_fits && fits, "{:?}\n{}", said, shown(&parsed));
     }
 
     #[test]

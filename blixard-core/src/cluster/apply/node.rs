@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{About, Answer};
+use super::{About, Answer, submission};
 use crate::cluster::level::SECOND_LEVEL;
 use crate::cluster::node::NodeFacts;
 use crate::cluster::{
@@ -10,6 +10,9 @@ use crate::cluster::{
 };
 use crate::id::NodeId;
 use crate::time::UtcMs;
+
+/// The most services that are told of as invalid: events are few, and some are needed for the rest.
+const INVALID_TOLD_MAX: usize = 100;
 
 impl ClusterState {
     /// Changes a member by `change`, which answers what to tell when it changed something.
@@ -113,11 +116,25 @@ impl ClusterState {
                 node.facts.name, node.facts.level
             )));
         }
-        if !self.knows(SECOND_LEVEL) && level >= SECOND_LEVEL {
-            self.trust_what_runs();
-        }
+        let second = !self.knows(SECOND_LEVEL) && level >= SECOND_LEVEL;
         self.level = level;
+        if second {
+            self.trust_what_runs();
+            self.warn_of_invalid();
+        }
         Ok(Outcome::Done)
+    }
+
+    /// Tells of the services that would be refused now. They run on.
+    fn warn_of_invalid(&mut self) {
+        let invalid = self
+            .services
+            .iter()
+            .filter_map(|(name, service)| Some((name.clone(), submission::invalid(service.spec())?)));
+        for (name, reason) in invalid.take(INVALID_TOLD_MAX).collect::<Vec<_>>() {
+            let told = format!("runs on, but would be refused now: {reason}");
+            self.tell_service(EventKind::ServiceChanged, &name, &told);
+        }
     }
 
     /// What ran before proofs were told counts as proven: an upgrade holds no update up.

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::bundle;
 use crate::cluster::index::claims;
+use crate::cluster::level::SECOND_LEVEL;
 use crate::cluster::snapshot::encoded_len;
 use crate::cluster::{ClusterState, Refusal};
 use crate::id::{NodeId, ServiceName};
@@ -18,7 +20,29 @@ pub(super) fn check(state: &ClusterState, spec: &ServiceSpec, origin: NodeId) ->
     check_bounds(state, spec)?;
     check_ports(state, spec)?;
     check_origin(state, spec, origin)?;
-    check_cycle(state, spec)
+    check_cycle(state, spec)?;
+    check_spec(state, spec)
+}
+
+/// Refuses what the bundle reader would, once every member does. What is stored already stays, and may be
+/// rolled back to.
+fn check_spec(state: &ClusterState, spec: &ServiceSpec) -> Result<(), Refusal> {
+    let stored = || state.services.get(&spec.name).is_some_and(|service| service.has_had(spec));
+    if !state.knows(SECOND_LEVEL) || stored() {
+        return Ok(());
+    }
+    match invalid(spec) {
+        Some(reason) => Err(Refusal::out_of_bounds(reason)),
+        None => Ok(()),
+    }
+}
+
+/// Why no service may ask for `spec`.
+pub(super) fn invalid(spec: &ServiceSpec) -> Option<String> {
+    let faults = bundle::check(spec);
+    let reasons: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
+    (!reasons.is_empty())
+        .then(|| format!("the specification of `{}` is not valid: {}", spec.name, reasons.join("; ")))
 }
 
 fn check_bounds(state: &ClusterState, spec: &ServiceSpec) -> Result<(), Refusal> {
@@ -126,7 +150,11 @@ fn cycle(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::testing::{Cluster, assert_refused, needing, publishing, spec, with_volume};
+    use crate::cluster::level::FIRST_LEVEL;
+    use crate::cluster::testing::{
+        Cluster, assert_refused, facts, marked, name, needing, publishing, spec, with_volume,
+    };
+    use crate::cluster::{Command, Write};
     use crate::spec::{PortSpec, Protocol};
 
     fn check(spec: ServiceSpec, expect: Result<(), &str>) {
@@ -199,6 +227,34 @@ mod tests {
         check(large.clone(), Ok(()));
         large.environment.insert("B".to_owned(), "x".repeat(1_024));
         check(large, Err("at most 262144 are stored"));
+    }
+
+    #[test]
+    fn what_no_bundle_says_is_refused_once_every_member_does() {
+        let odd = || {
+            let mut odd = with_volume(spec("odd", 1, 1));
+            odd.volumes[0].source = "relative/../../etc".to_owned();
+            ServiceSpec { stop_timeout_s: u32::MAX, ..odd }
+        };
+        let mut cluster = Cluster::of_level(2, FIRST_LEVEL);
+        cluster.submit(odd());
+        cluster.submit(spec("plain", 1, 1));
+        for node in [1, 2] {
+            cluster.command(Command::Facts { node: NodeId(node), facts: facts("new") });
+        }
+        cluster.command(Command::Level { level: SECOND_LEVEL });
+        let told = cluster.events().join("\n");
+        assert!(told.contains("odd runs on, but would be refused now"), "{told}");
+        assert!(!told.contains("plain"), "{told}");
+
+        // It stays, and can be changed back to; only what is new is refused.
+        let odd = |mark| marked(mark, odd());
+        assert_refused(cluster.submit(odd(1)), "`volumes[0].source` is `relative/../../etc`");
+        assert_refused(cluster.submit(odd(1)), "`stop_timeout` takes a whole number from 1 to 3600");
+        assert_eq!(cluster.state.services[&name("odd")].current().version, 1);
+        cluster.submit(spec("odd", 1, 1));
+        let back = cluster.write(Write::Rollback { service: name("odd"), version: Some(1) });
+        assert_eq!(back, crate::cluster::Outcome::Service { version: 3, changed: true });
     }
 
     #[test]

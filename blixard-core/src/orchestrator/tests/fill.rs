@@ -161,7 +161,7 @@ fn slots_wait_until_their_dependencies_run_and_are_healthy() {
     world.expect("pending app/0: waits for service db, which does not exist");
     world.submit(spec("db", |spec| {
         spec.replicas = crate::spec::ReplicaBounds { min: 2, max: 2 };
-        spec.healthcheck = probe();
+        probe(spec);
     }));
     world.expect(
         "place db/0 v1 on 1

@@ -34,7 +34,7 @@ fn update_starts_the_new_replica_first_and_goes_slot_by_slot() {
 fn update_waits_for_health() {
     let mut world = running(2);
     let mut changed = second(2);
-    changed.healthcheck = probe();
+    probe(&mut changed);
     world.submit(changed).settle();
     world.phase(3, Phase::Running).expect("");
     world.replica(3).status.healthy = Some(true);

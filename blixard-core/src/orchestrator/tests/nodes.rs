@@ -35,7 +35,7 @@ fn replicas_of_a_down_node_are_replaced_in_one_plan_and_stop_once_replaced() {
 #[test]
 fn probed_replacement_must_be_healthy_before_the_lost_one_stops() {
     let mut world = World::new(2);
-    world.submit(spec("web", |spec| spec.healthcheck = probe())).converge();
+    world.submit(spec("web", probe)).converge();
     world.node(1).status = NodeStatus::Down;
     world.expect("lost 1\nplace web/0 v1 on 2");
     world.phase(2, Phase::Running).expect("");

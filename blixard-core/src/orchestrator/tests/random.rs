@@ -78,7 +78,7 @@ fn shaped(service: usize, shape: u8, max: u32, mib: u64, depends: Option<usize>)
         match shape {
             1 => spec.volumes = volume(true),
             2 => spec.volumes = volume(false),
-            3 => spec.healthcheck = probe(),
+            3 => probe(spec),
             4 => {
                 spec.network = NetworkMode::Host;
                 spec.ports = vec![crate::spec::PortSpec {

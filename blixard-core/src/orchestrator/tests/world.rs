@@ -15,7 +15,8 @@ use crate::cluster::{
 };
 use crate::id::{NodeId, NodeKey, ReplicaId, RequestId, ServiceName};
 use crate::spec::{
-    HealthSpec, ImageSpec, NetworkMode, PlacementSpec, ReplicaBounds, Reservations, ServiceSpec, VolumeSpec,
+    HealthSpec, ImageSpec, NetworkMode, PlacementSpec, PortSpec, Protocol, ReplicaBounds, Reservations,
+    ServiceSpec, VolumeSpec,
 };
 use crate::time::UtcMs;
 
@@ -69,8 +70,12 @@ pub(crate) fn volume(read_only: bool) -> Vec<VolumeSpec> {
     vec![VolumeSpec { source: "/srv".to_owned(), target: "/data".to_owned(), read_only }]
 }
 
-pub(crate) fn probe() -> Option<HealthSpec> {
-    Some(HealthSpec { path: "/".to_owned(), interval_ms: 1000, timeout_ms: 1000, retries: 3 })
+/// Has a health check ask a port of the container.
+pub(crate) fn probe(spec: &mut ServiceSpec) {
+    let port = PortSpec { container_port: 80, host_port: None, protocol: Protocol::Tcp, host_ip: None };
+    spec.ports.push(port);
+    let check = HealthSpec { path: "/".to_owned(), interval_ms: 1000, timeout_ms: 1000, retries: 3 };
+    spec.healthcheck = Some(check);
 }
 
 pub(crate) fn node(id: u64) -> Node {
