@@ -12,15 +12,18 @@ use clap::ValueEnum;
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Which node")]
 pub(crate) struct Connection {
-    /// The node's API: unix:///path/to/blixard.sock or http://127.0.0.1:8082
+    /// The node's API: unix:///path/to/blixard.sock, http://127.0.0.1:8082 or https://NAME:8082
     #[arg(long, global = true, env = "BLIXARD_HOST", value_name = "URL")]
     pub(crate) host: Option<String>,
     /// The node's data directory [default: /var/lib/blixard, else the one ./data/node*]
     #[arg(long, global = true, env = "BLIXARD_DATA_DIR", value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// An API token, needed to change anything over http://
+    /// An API token, needed over http:// and https://
     #[arg(long, global = true, env = "BLIXARD_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
+    /// Who vouches for the node's certificate over https://, PEM [default: whom this machine trusts]
+    #[arg(long, global = true, env = "BLIXARD_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 impl Connection {

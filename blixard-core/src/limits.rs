@@ -101,6 +101,27 @@ pub const LOG_READERS_MAX: usize = 256;
 pub const ENDED_CONTAINERS_MAX: usize = 1_000;
 /// Processes that one node runs in its containers at a time for `exec`.
 pub const EXEC_SESSIONS_MAX: usize = 128;
+/// How many clients may follow the events of one node.
+pub const FOLLOWERS_MAX: usize = 256;
+/// How many connections the API's Unix socket holds. Apart from those over TCP, so that strangers keep
+/// no command of the node's own user waiting.
+pub const HTTP_SOCKET_CONNECTIONS_MAX: usize = 1_024;
+/// How many connections the API holds over TCP. Each costs a descriptor and at most about 128 KiB.
+pub const HTTP_TCP_CONNECTIONS_MAX: usize = 1_024;
+/// How long a client of the API has for a TLS handshake, and for the head of a request from the moment
+/// the last one was answered: also how long a connection may be idle.
+pub const HTTP_HEAD_WAIT: Duration = Duration::from_secs(15);
+/// How much of a request's head is read, in bytes.
+pub const HTTP_HEAD_BYTES_MAX: usize = 64 << 10;
+/// How many headers a request has at most.
+pub const HTTP_HEADERS_MAX: usize = 64;
+/// How long a client over TCP may keep the API waiting for 16 KiB of a body.
+pub const HTTP_BODY_WAIT: Duration = Duration::from_secs(30);
+/// The same on the Unix socket, where a pipe may wait for its source.
+pub const HTTP_LOCAL_BODY_WAIT: Duration = Duration::from_secs(600);
+/// How long a client over TCP may keep the API waiting until it takes 16 KiB of an answer. A person who
+/// pages through a log for longer uses the socket.
+pub const HTTP_TAKING_WAIT: Duration = Duration::from_secs(120);
 
 /// How long a request id is remembered, in log time; an older one is refused.
 pub const REQUEST_MEMORY: Duration = Duration::from_secs(600);

@@ -41,6 +41,10 @@ pub struct NodeOptions {
     pub data_dir: Option<PathBuf>,
     /// `--http`, HTTP_PORT: `IP:PORT`, a port on 127.0.0.1, or `off`.
     pub http: Option<String>,
+    /// `--http-cert`: the certificate that the API's TCP listener is served within TLS by.
+    pub http_cert: Option<PathBuf>,
+    /// `--http-key`: its key.
+    pub http_key: Option<PathBuf>,
     /// `--label`: `KEY=VALUE`.
     pub labels: Vec<String>,
     /// `--name`, NAME: the host's name when absent.
@@ -75,6 +79,8 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// Where the HTTP API listens besides its socket.
     pub http: HttpListen,
+    /// What the HTTP API is served with on TCP; absent: in the clear, on loopback.
+    pub http_tls: Option<TlsFiles>,
     /// The node's labels.
     pub labels: BTreeMap<String, String>,
     /// The node's name; absent: the host's.
@@ -96,6 +102,15 @@ impl NodeConfig {
     pub fn socket(&self) -> PathBuf {
         self.data_dir.join(SOCKET_NAME)
     }
+}
+
+/// The files of a certificate, PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, and those that vouch for it.
+    pub certificates: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
 }
 
 /// Where the HTTP API listens on TCP.
@@ -199,6 +214,13 @@ impl NodeOptions {
             keep(fault);
             HttpListen::Off
         });
+        let http_tls = tls_files(self.http_cert, self.http_key).unwrap_or_else(|fault| {
+            keep(fault);
+            None
+        });
+        if let Some(fault) = exposed_http(http, http_tls.is_some()) {
+            keep(fault);
+        }
         let subnets = self.subnets.as_deref().map_or(Ok(SubnetRange::default()), parse_subnets);
         let subnets = subnets.unwrap_or_else(|fault| {
             keep(fault);
@@ -226,6 +248,7 @@ impl NodeOptions {
             bootstrap: self.bootstrap,
             data_dir: self.data_dir.unwrap_or_else(|| default_data_dir(id, root)),
             http,
+            http_tls,
             labels,
             name: self.name,
             containerd,
@@ -290,6 +313,33 @@ fn parse_http(text: Option<&str>) -> Result<HttpListen, ConfigError> {
             text,
             "is neither a port nor an address",
             "give a port such as 8082, an address such as 127.0.0.1:8082, or off",
+        )
+    })
+}
+
+/// The certificate's files: both or neither.
+fn tls_files(cert: Option<PathBuf>, key: Option<PathBuf>) -> Result<Option<TlsFiles>, ConfigError> {
+    let lone = |given: &'static str, path: PathBuf, problem: &str, hint| {
+        Err(ConfigError::new(given, &path.display().to_string(), problem, hint))
+    };
+    match (cert, key) {
+        (None, None) => Ok(None),
+        (Some(certificates), Some(key)) => Ok(Some(TlsFiles { certificates, key })),
+        (Some(cert), None) => lone("--http-cert", cert, "has no key", "give --http-key FILE as well"),
+        (None, Some(key)) => lone("--http-key", key, "has no certificate", "give --http-cert FILE as well"),
+    }
+}
+
+/// What is wrong with listening in the clear where others can listen in: tokens would be theirs too.
+fn exposed_http(http: HttpListen, tls: bool) -> Option<ConfigError> {
+    let HttpListen::Asked(address) = http else { return None };
+    let is_loopback = address.ip().to_canonical().is_loopback();
+    (!tls && !is_loopback).then(|| {
+        ConfigError::new(
+            "--http (HTTP_PORT)",
+            &address.to_string(),
+            "can be reached from other machines, which takes TLS",
+            "give --http-cert FILE and --http-key FILE, or a port alone, which is served on 127.0.0.1",
         )
     })
 }
@@ -471,7 +521,7 @@ mod tests {
         assert_eq!(config.subnets.prefix, 12);
         let http = |text: &str| options(|o| o.http = Some(text.into())).check(true).unwrap().http;
         assert_eq!(http("off"), HttpListen::Off);
-        assert_eq!(http("0.0.0.0:80"), HttpListen::Asked("0.0.0.0:80".parse().unwrap()));
+        assert_eq!(http("127.0.0.2:80"), HttpListen::Asked("127.0.0.2:80".parse().unwrap()));
     }
 
     #[test]
@@ -495,5 +545,44 @@ mod tests {
         assert_eq!(config.data_dir.to_str(), Some("/env"));
         assert_eq!(config.join, ["first.json", "a.json", "b.json"]);
         assert_eq!(config.log, LOG);
+    }
+
+    #[test]
+    fn http_off_loopback_takes_tls() {
+        let check = |http: &str, tls: bool, expect: bool| {
+            let config = options(|options| {
+                options.http = Some(http.into());
+                options.http_cert = tls.then(|| "c.pem".into());
+                options.http_key = tls.then(|| "k.pem".into());
+            });
+            let checked = config.check(true);
+            assert_eq!(checked.is_ok(), expect, "{http} {tls}: {checked:?}");
+            if let Err(faults) = checked {
+                assert!(faults[0].to_string().contains("--http-cert"), "{faults:?}");
+            }
+        };
+        for local in ["8083", "127.0.0.1:80", "127.9.9.9:80", "[::1]:80", "[::ffff:127.0.0.1]:80", "off"] {
+            check(local, false, true);
+            check(local, true, true);
+        }
+        for open in ["0.0.0.0:80", "[::]:80", "10.77.0.1:8082", "[::ffff:10.0.0.1]:80", "[fe80::1]:80"] {
+            check(open, false, false);
+            check(open, true, true);
+        }
+    }
+
+    #[test]
+    fn a_certificate_comes_with_its_key() {
+        let check = |cert: bool, key: bool, expect: bool| {
+            let config = options(|options| {
+                options.http_cert = cert.then(|| "c.pem".into());
+                options.http_key = key.then(|| "k.pem".into());
+            });
+            assert_eq!(config.check(true).is_ok(), expect, "{cert} {key}");
+        };
+        check(true, true, true);
+        check(false, false, true);
+        check(true, false, false);
+        check(false, true, false);
     }
 }

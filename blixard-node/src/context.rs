@@ -11,6 +11,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
 use tokio::task::futures::TaskLocalFuture;
 
 use crate::platform::{Clock, Platform, RandomSource, Spawner};
@@ -62,6 +63,20 @@ impl NodeContext {
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let task: BoxFuture<'static, ()> = Box::pin(self.run(task));
         self.spawner.spawn(name, task);
+    }
+
+    /// Runs `task`, which serves others, apart from the node's own tasks, and waits for its end. When
+    /// this is dropped the task goes on.
+    pub async fn apart(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let (done, ended) = oneshot::channel();
+        let task = self.run(async move {
+            task.await;
+            // Nobody waits any more when whoever did was dropped.
+            done.send(()).ok();
+        });
+        self.spawner.spawn_apart(name, Box::pin(task));
+        // It ends without a word when the node does.
+        ended.await.ok();
     }
 
     /// Runs `work`, which may block on the disk, off the async threads, and returns its result.

@@ -16,12 +16,13 @@ use blixard_core::discovery::file::Registry;
 use blixard_core::discovery::target::JoinTarget;
 use blixard_core::discovery::ticket::Ticket;
 use blixard_core::wire::Peer;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::api::{self, Access};
-use crate::config::{Containerd, HttpListen, NodeConfig, NodeOptions};
+use crate::api::{self, Access, Tls};
+use crate::config::{Containerd, HttpListen, NodeConfig, NodeOptions, TlsFiles};
 use crate::context::NodeContext;
 use crate::database;
 use crate::discovery::join::JoinStatus;
@@ -48,6 +49,13 @@ pub type Error = Box<dyn StdError + Send + Sync>;
 /// The daemon's exit code when starting it again cannot help: somebody must act. The unit file names
 /// it, so that systemd does not. It is the system's for bad data (sysexits.h).
 const EX_DATAERR: u8 = 65;
+/// How many threads serve others.
+const SERVING_THREADS: usize = 2;
+/// How many threads read disks for them.
+const SERVING_BLOCKING_THREADS: usize = 64;
+/// How much those threads step back when the machine is busy: to about a third of the share of a thread
+/// of the node's own.
+const SERVING_NICE: i32 = 5;
 /// How long a removed node has to stop its containers before the daemon ends all the same.
 const REMOVED_GRACE: Duration = Duration::from_secs(60);
 /// How long the API waits for the container runtime before it serves without.
@@ -73,10 +81,27 @@ pub fn run(options: NodeOptions) -> Result<ExitCode, Error> {
     raise_open_files();
     hush_guarded_panics();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(serve(config));
+    let apart = serving_runtime()?;
+    let ended = runtime.block_on(serve(config, apart.handle().clone()));
     // Blocking work that hangs on a dead disk must not keep the daemon from ending.
+    apart.shutdown_timeout(Duration::from_secs(1));
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// The runtime of what serves others: the HTTP API and images for members. However much they ask,
+/// Raft and heartbeats go on: docs/adr/0013.
+fn serving_runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(SERVING_THREADS)
+        .max_blocking_threads(SERVING_BLOCKING_THREADS)
+        .thread_name("blixard-serve")
+        .on_thread_start(|| {
+            // On Linux this is of the calling thread alone. Without it, it is only less fair.
+            setpriority_process(None, SERVING_NICE).ok();
+        })
+        .enable_all()
+        .build()
 }
 
 /// How a daemon ends that ended by `error`: 65 when starting it again cannot help.
@@ -146,20 +171,22 @@ struct Built {
     facts: NodeFacts,
     /// The addresses that this machine is known to have.
     own: Vec<IpAddr>,
+    /// What the API is served with on TCP.
+    tls: Option<Tls>,
 }
 
-async fn serve(config: NodeConfig) -> Result<ExitCode, Error> {
+async fn serve(config: NodeConfig, apart: Handle) -> Result<ExitCode, Error> {
     let mut stop = Stop::listen()?;
     // Cancel safety: what is built is only held; a private containerd that was started goes on.
     let built = tokio::select! {
         biased;
-        built = build(&config) => built?,
+        built = build(&config, &apart) => built?,
         () = stop.once() => return Ok(ExitCode::SUCCESS),
     };
     let context = NodeContext::new(&built.platform);
     let transport = built.platform.transport.clone();
     // Cancel safety: forming repeats its questions when the daemon starts again.
-    let serving = context.clone().run(form_and_serve(config, built, context, stop.watch()));
+    let serving = context.clone().run(form_and_serve(config, built, context, apart, stop.watch()));
     let ended = tokio::select! {
         biased;
         ended = serving => ended,
@@ -170,7 +197,7 @@ async fn serve(config: NodeConfig) -> Result<ExitCode, Error> {
     ended
 }
 
-async fn build(config: &NodeConfig) -> Result<Built, Error> {
+async fn build(config: &NodeConfig, apart: &Handle) -> Result<Built, Error> {
     let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir);
     private
         .map_err(|error| format!("cannot make the data directory {}: {error}", config.data_dir.display()))?;
@@ -188,6 +215,7 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
         logger: None,
         networks: None,
     };
+    let tls = config.http_tls.as_ref().map(read_tls).transpose()?;
     let bind = config.bind.map_or_else(default_bind, Ok)?;
     // Found out before a private containerd is started, which would be left behind.
     UdpSocket::bind(bind).map_err(|error| format!("cannot listen for links on {bind} (UDP): {error}"))?;
@@ -201,12 +229,20 @@ async fn build(config: &NodeConfig) -> Result<Built, Error> {
     let platform = Platform {
         clock: Arc::new(LinuxClock),
         rng,
-        spawner: Arc::new(LinuxSpawner),
+        spawner: Arc::new(LinuxSpawner::new(apart.clone())),
         disk,
         transport,
         containers: runtime.clone(),
     };
-    Ok(Built { platform, runtime, identity, sources: Refresher::new(sources), has_sources, facts, own })
+    Ok(Built { platform, runtime, identity, sources: Refresher::new(sources), has_sources, facts, own, tls })
+}
+
+fn read_tls(files: &TlsFiles) -> Result<Tls, Error> {
+    let tls = Tls::read(&files.certificates, &files.key)?;
+    if let Some(exposed) = api::exposed(&files.key)? {
+        tracing::warn!("{exposed}");
+    }
+    Ok(tls)
 }
 
 fn read_registries(path: &Path) -> Result<Registries, Error> {
@@ -242,9 +278,10 @@ async fn form_and_serve(
     config: NodeConfig,
     built: Built,
     context: NodeContext,
+    apart: Handle,
     mut stop: watch::Receiver<bool>,
 ) -> Result<ExitCode, Error> {
-    let Built { platform, runtime, mut identity, sources, has_sources, facts, own } = built;
+    let Built { platform, runtime, mut identity, sources, has_sources, facts, own, tls } = built;
     let wish = Wish {
         id: config.id,
         has_sources,
@@ -295,7 +332,9 @@ async fn form_and_serve(
     runtime_ready(&platform).await;
     let serving = while_full(data_dir, async || {
         identity.set_has_log()?;
-        listen(&config, &handle, stop.clone()).await
+        let opening = listen(config.clone(), handle.clone(), tls.clone(), stop.clone());
+        // A listener belongs to the runtime that it is opened on.
+        apart.spawn(opening).await?
     });
     let mut stopping = stop.clone();
     // Cancel safety: listeners that are dropped close.
@@ -413,8 +452,9 @@ fn write_registry(
 
 /// Opens the API's listeners. They serve until the node stops.
 async fn listen(
-    config: &NodeConfig,
-    handle: &NodeHandle,
+    config: NodeConfig,
+    handle: NodeHandle,
+    tls: Option<Tls>,
     stop: watch::Receiver<bool>,
 ) -> Result<tokio::task::JoinSet<()>, Error> {
     let mut serving = tokio::task::JoinSet::new();
@@ -431,9 +471,9 @@ async fn listen(
         HttpListen::Asked(address) => (address, true),
         HttpListen::Default(address) => (address, false),
     };
-    match api::TcpApi::bind(address).await {
+    match api::TcpApi::bind(address, tls).await {
         Ok(tcp) => {
-            let router = api::router(handle.clone(), Access::Tcp);
+            let router = api::router(handle.clone(), tcp.access());
             serving.spawn(context.run(tcp.serve(router, stopped(stop))));
         }
         Err(error) if asked => return Err(error.into()),

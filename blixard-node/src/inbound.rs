@@ -18,10 +18,11 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 
 use crate::api::{self, Access};
+use crate::context::NodeContext;
 use crate::drivers::batch::{Input, ReportNumber};
 use crate::drivers::peers::peers_of;
 use crate::handle::NodeHandle;
-use crate::platform::{Duplex, Inbound};
+use crate::platform::{ContainerRuntime, Duplex, Inbound};
 use crate::raft::ProposeError;
 use crate::shared::{Shared, hold_command};
 
@@ -132,21 +133,28 @@ impl Dispatch {
         JoinResponse::Admitted { node, cluster: shared.cluster, peers }
     }
 
-    /// Sends an image of this node's store down `stream`: one byte 1 and the archive, or 0.
-    async fn send_image(&self, header: &[u8], mut stream: Box<dyn Duplex>) -> std::io::Result<()> {
-        let Ok(wanted) = wire::decode::<ImageRequest>(header) else {
-            return stream.write_all(&[0]).await;
-        };
-        let containers = &self.shared.platform.containers;
-        match containers.export(&wanted.reference, wanted.digest.as_deref()).await {
-            Ok(mut archive) => {
-                stream.write_all(&[1]).await?;
-                tokio::io::copy(&mut archive, &mut stream).await?;
-            }
-            Err(_) => stream.write_all(&[0]).await?,
-        }
-        stream.shutdown().await
+    fn context(&self) -> NodeContext {
+        NodeContext::new(&self.shared.platform)
     }
+}
+
+/// Sends an image of this node's store down `stream`: one byte 1 and the archive, or 0.
+async fn send_image(
+    containers: &dyn ContainerRuntime,
+    header: &[u8],
+    mut stream: Box<dyn Duplex>,
+) -> std::io::Result<()> {
+    let Ok(wanted) = wire::decode::<ImageRequest>(header) else {
+        return stream.write_all(&[0]).await;
+    };
+    match containers.export(&wanted.reference, wanted.digest.as_deref()).await {
+        Ok(mut archive) => {
+            stream.write_all(&[1]).await?;
+            tokio::io::copy(&mut archive, &mut stream).await?;
+        }
+        Err(_) => stream.write_all(&[0]).await?,
+    }
+    stream.shutdown().await
 }
 
 fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
@@ -197,12 +205,16 @@ impl Inbound for Dispatch {
             }
             Channel::Api => {
                 let router = api::router(NodeHandle::new(self.shared.clone()), Access::Peer);
-                api::serve_stream(router, stream).await;
+                self.context().apart("api-peer", api::serve_stream(router, stream)).await;
             }
             Channel::Image => {
-                if let Err(error) = self.send_image(&header, stream).await {
-                    tracing::debug!(peer.id = %from, err = %error, "sending an image broke off");
-                }
+                let containers = Arc::clone(&self.shared.platform.containers);
+                let sending = async move {
+                    if let Err(error) = send_image(&*containers, &header, stream).await {
+                        tracing::debug!(peer.id = %from, err = %error, "sending an image broke off");
+                    }
+                };
+                self.context().apart("image-peer", sending).await;
             }
             Channel::Raft
             | Channel::Heartbeat

@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{ClockId, clock_gettime};
+use tokio::runtime::Handle;
 
 use crate::platform::{Clock, RandomSource, Spawner};
 
@@ -62,25 +63,38 @@ impl RandomSource for LinuxRandom {
     }
 }
 
-/// Tasks on the current tokio runtime.
+/// Tasks on the current tokio runtime, and what serves others on one of its own.
 ///
 /// A task that panics ends the process: half a node would hold its place in the cluster without
 /// doing its work. Containers go on, and whoever supervises the daemon starts it again.
-#[derive(Debug, Clone, Copy)]
-pub struct LinuxSpawner;
+#[derive(Debug, Clone)]
+pub struct LinuxSpawner {
+    apart: Handle,
+}
+
+impl LinuxSpawner {
+    /// One that has what serves others run on `apart`.
+    pub fn new(apart: Handle) -> Self {
+        Self { apart }
+    }
+}
+
+/// Runs a task that must not panic.
+async fn guard(name: &'static str, task: BoxFuture<'static, ()>) {
+    if std::panic::AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        tracing::error!(task = name, "a task of the node panicked: the daemon ends; its containers go on");
+        std::process::exit(101);
+    }
+}
 
 impl Spawner for LinuxSpawner {
     #[expect(clippy::disallowed_methods, reason = "this is the Linux implementation of the seam")]
     fn spawn(&self, name: &'static str, task: BoxFuture<'static, ()>) {
-        tokio::spawn(async move {
-            if std::panic::AssertUnwindSafe(task).catch_unwind().await.is_err() {
-                tracing::error!(
-                    task = name,
-                    "a task of the node panicked: the daemon ends; its containers go on"
-                );
-                std::process::exit(101);
-            }
-        });
+        tokio::spawn(guard(name, task));
+    }
+
+    fn spawn_apart(&self, name: &'static str, task: BoxFuture<'static, ()>) {
+        self.apart.spawn(guard(name, task));
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the Linux implementation of the seam")]

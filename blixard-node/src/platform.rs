@@ -62,6 +62,11 @@ pub trait RandomSource: Send + Sync + 'static {
 pub trait Spawner: Send + Sync + 'static {
     /// Starts `task` under `name`. It runs until it ends or the node does.
     fn spawn(&self, name: &'static str, task: BoxFuture<'static, ()>);
+    /// Starts a task that serves others, which however much it has to do holds up none of the node's
+    /// own: on threads apart in production (docs/adr/0013); in simulation like any other.
+    fn spawn_apart(&self, name: &'static str, task: BoxFuture<'static, ()>) {
+        self.spawn(name, task);
+    }
     /// Runs `work`, which may block on the disk, off the async threads; in simulation at once.
     fn run_blocking(&self, work: Box<dyn FnOnce() + Send + 'static>) -> BoxFuture<'static, ()>;
 }

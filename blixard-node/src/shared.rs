@@ -10,11 +10,12 @@ use arc_swap::ArcSwapOption;
 use blixard_core::cluster::node::NodeFacts;
 use blixard_core::cluster::{ClusterState, Command, NodeStatus, Outcome};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId, RequestId};
+use blixard_core::limits;
 use blixard_core::time::UtcMs;
 use blixard_core::wire::{Channel, ForwardRequest, ForwardResponse};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::drivers::batch::Input;
 use crate::drivers::beats::{Beat, Beats};
@@ -46,6 +47,8 @@ pub(crate) struct SharedInner {
     /// Why Raft's stores are not opened again, if they are not.
     unusable: watch::Sender<Option<Arc<OpenError>>>,
     pub(crate) pulls: Arc<Mutex<BTreeMap<ReplicaId, PullProgress>>>,
+    /// Room for clients that follow the events.
+    pub(crate) followers: Arc<Semaphore>,
 }
 
 /// A cheap copy of what the drivers share.
@@ -81,6 +84,7 @@ impl Shared {
             removed,
             unusable,
             pulls: Arc::default(),
+            followers: Arc::new(Semaphore::new(limits::FOLLOWERS_MAX)),
         };
         (Self(Arc::new(inner)), queue)
     }

@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::Upload;
+use super::{Upload, tls};
 use crate::args::Connection;
 use crate::failure::{Cause, Failure};
 
@@ -25,8 +25,10 @@ const USER_DATA_DIR: &str = "data";
 pub(crate) enum Endpoint {
     /// A Unix socket.
     Unix(PathBuf),
-    /// `HOST:PORT`.
+    /// `HOST:PORT`, in the clear.
     Tcp(String),
+    /// `HOST:PORT`, within TLS.
+    Tls(String),
 }
 
 impl fmt::Display for Endpoint {
@@ -34,6 +36,7 @@ impl fmt::Display for Endpoint {
         match self {
             Self::Unix(path) => write!(f, "{}", path.display()),
             Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Tls(address) => write!(f, "https://{address}"),
         }
     }
 }
@@ -60,12 +63,15 @@ impl Endpoint {
         if let Some(path) = url.strip_prefix("unix://").filter(|path| path.starts_with('/')) {
             return Ok(Self::Unix(path.into()));
         }
-        let address = url.strip_prefix("http://").map(|address| address.trim_end_matches('/'));
-        if let Some(address) = address.filter(|address| !address.is_empty() && !address.contains('/')) {
-            let has_port = address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-            return Ok(Self::Tcp(if has_port { address.to_owned() } else { format!("{address}:8082") }));
+        for scheme in ["http://", "https://"] {
+            let kind = if scheme == "https://" { Self::Tls } else { Self::Tcp };
+            let address = url.strip_prefix(scheme).map(|address| address.trim_end_matches('/'));
+            if let Some(address) = address.filter(|address| !address.is_empty() && !address.contains('/')) {
+                let has_port = address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+                return Ok(kind(if has_port { address.to_owned() } else { format!("{address}:8082") }));
+            }
         }
-        let hint = "give unix:///path/to/blixard.sock or http://127.0.0.1:8082";
+        let hint = "give unix:///path/to/blixard.sock, http://127.0.0.1:8082 or https://NAME:8082";
         Err(Failure::new(format!("`{url}` is not the address of a node's API"), hint).into())
     }
 
@@ -109,7 +115,7 @@ impl Endpoint {
     pub(super) fn host(&self) -> &str {
         match self {
             Self::Unix(_) => "localhost",
-            Self::Tcp(address) => address,
+            Self::Tcp(address) | Self::Tls(address) => address,
         }
     }
 
@@ -117,12 +123,16 @@ impl Endpoint {
     ///
     /// # Errors
     /// When nobody answers: [`Cause::NotReached`].
-    pub(super) async fn connect(&self) -> anyhow::Result<SendRequest<Upload>> {
-        let stream: io::Result<Box<dyn Stream>> = match self {
-            Self::Unix(path) => UnixStream::connect(path).await.map(|stream| Box::new(stream) as _),
-            Self::Tcp(address) => TcpStream::connect(address).await.map(|stream| Box::new(stream) as _),
+    pub(super) async fn connect(&self, ca: Option<&Path>) -> anyhow::Result<SendRequest<Upload>> {
+        let not_reached = |error: io::Error| self.not_reached(&error);
+        let stream: Box<dyn Stream> = match self {
+            Self::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(not_reached)?),
+            Self::Tcp(address) => Box::new(TcpStream::connect(address).await.map_err(not_reached)?),
+            Self::Tls(address) => {
+                let stream = TcpStream::connect(address).await.map_err(not_reached)?;
+                Box::new(tls::within(stream, address, ca).await?)
+            }
         };
-        let stream = stream.map_err(|error| self.not_reached(&error))?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // Ends with its request; its errors reach whoever waits for the answer.
         drop(tokio::spawn(connection.with_upgrades()));
@@ -132,7 +142,7 @@ impl Endpoint {
     fn not_reached(&self, error: &io::Error) -> anyhow::Error {
         let hint = match error.kind() {
             io::ErrorKind::PermissionDenied => {
-                "the socket is its owner's: try as root (sudo), or use http://127.0.0.1:8082 to read"
+                "the socket is its owner's: try as root (sudo), or use --host http://127.0.0.1:8082 with a token in BLIXARD_TOKEN"
             }
             _ => "start a node with `blixard node`, or name another's API with --host or --data-dir",
         };
@@ -159,7 +169,10 @@ mod tests {
         check("http://localhost", Some(Endpoint::Tcp("localhost:8082".into())));
         check("unix://relative", None);
         check("/run/b.sock", None);
-        check("https://a", None);
+        check("https://a", Some(Endpoint::Tls("a:8082".into())));
+        check("https://10.0.0.1:9000/", Some(Endpoint::Tls("10.0.0.1:9000".into())));
+        check("https://", None);
+        check("ftp://a", None);
         check("http://", None);
         check("http://a/v1", None);
     }

@@ -6,10 +6,12 @@
 mod body;
 mod endpoint;
 mod lines;
+mod tls;
 
 use std::cell::Cell;
 use std::fmt::Write as _;
 use std::io::Read;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use blixard_core::api::exec::ExecRequest;
@@ -44,6 +46,7 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// A node's API.
 pub(crate) struct Client {
     endpoint: Endpoint,
+    ca: Option<PathBuf>,
     token: Option<String>,
     warned: Cell<bool>,
 }
@@ -55,7 +58,9 @@ impl Client {
     /// When none is named and none, or several, are found.
     pub(crate) fn new(connection: &Connection) -> anyhow::Result<Self> {
         let endpoint = Endpoint::find(connection)?;
-        Ok(Self { endpoint, token: connection.token.clone(), warned: Cell::new(false) })
+        let said = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+        let ca = connection.ca.clone().filter(|path| !path.as_os_str().is_empty());
+        Ok(Self { endpoint, ca, token: said(&connection.token), warned: Cell::new(false) })
     }
 
     /// Says no more that answers may be old: the caller knows why.
@@ -197,7 +202,7 @@ impl Client {
 
     /// Sends one request. Any status but success and 101 is an error.
     async fn send(&self, request: Request<Upload>) -> anyhow::Result<Response<Incoming>> {
-        let mut sender = self.endpoint.connect().await?;
+        let mut sender = self.endpoint.connect(self.ca.as_deref()).await?;
         let response = sender.send_request(request).await?;
         self.warn_if_stale(&response);
         let status = response.status();

@@ -152,6 +152,7 @@ fn connection(words: Vec<OsString>) -> Connection {
         host: variable("BLIXARD_HOST"),
         data_dir: variable("BLIXARD_DATA_DIR").map(Into::into),
         token: variable("BLIXARD_TOKEN"),
+        ca: variable("BLIXARD_CA").map(Into::into),
     };
     let words: Vec<String> = words.into_iter().filter_map(|word| word.into_string().ok()).collect();
     for (at, word) in words.iter().enumerate() {
@@ -163,6 +164,7 @@ fn connection(words: Vec<OsString>) -> Connection {
             "--host" => connection.host = value,
             "--data-dir" => connection.data_dir = value.map(Into::into),
             "--token" => connection.token = value,
+            "--ca" => connection.ca = value.map(Into::into),
             _ => {}
         }
     }

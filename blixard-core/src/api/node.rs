@@ -23,6 +23,17 @@ pub enum Role {
     Joining,
 }
 
+/// A member as anybody may know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PeerRow {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where it listens for links.
+    pub addresses: Vec<String>,
+}
+
 /// A member.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeView {

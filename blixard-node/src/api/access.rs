@@ -1,4 +1,5 @@
-//! Who may do what: by where a request comes in, and for TCP by its token, Host and Origin.
+//! Who may do what: by where a request comes in, and for TCP by its token, and by the headers that
+//! tell what a browser was made to send from what somebody meant to.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -7,19 +8,32 @@ use blixard_core::api::token::Secret;
 use blixard_core::cluster::ClusterState;
 use blixard_core::cluster::node::TokenScope;
 use blixard_core::time::UtcMs;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, StatusCode, header};
+use rustls::client::verify_server_name;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::ParsedCertificate;
 
+use super::connections::Standing;
 use super::context::Api;
 use super::error::ApiError;
 
+/// What is read over TCP without a token: whether the node serves and its version, the members' names
+/// and addresses, and the description of this API. None of it asks another member.
+const OPEN: [&str; 3] = ["/v1/health", "/v1/peers", "/v1/openapi.json"];
+/// What to do without a token.
+const TOKEN_HINT: &str = "use the Unix socket, or make a token on a node with `blixard cluster token create --scope api` and give it as BLIXARD_TOKEN, --token or `Authorization: Bearer TOKEN`";
+
 /// Where a request comes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
     /// The Unix socket, whose file mode admits: everything.
     Socket,
-    /// TCP: reading, and with an API token everything. Host and Origin are checked, so that a
-    /// page in somebody's browser cannot reach it.
+    /// TCP in the clear, which is loopback: with a token everything, without one next to nothing.
+    /// Host, Origin and Sec-Fetch-Site are checked, so that a page in somebody's browser cannot
+    /// reach it.
     Tcp,
+    /// The same within TLS by this certificate, whose names are the node's as well.
+    Tls(CertificateDer<'static>),
     /// Another member's link: everything, on behalf of a caller that member has admitted. Never
     /// passed on to a third.
     Peer,
@@ -30,24 +44,34 @@ pub enum Access {
 pub(super) enum Principal {
     /// Everything.
     Full,
-    /// Reading, without the values of environment variables.
+    /// Reading what is open to anybody.
     Reader,
 }
 
 /// Admits a request or answers why not.
 pub(super) async fn check(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    let principal = match api.access {
+    let standing = request.extensions().get::<Standing>().cloned();
+    let principal = match &api.access {
         Access::Socket | Access::Peer => Ok(Principal::Full),
-        Access::Tcp => {
+        access => {
             let now = api.handle.platform.clock.utc();
             let token_ok = |token: &Secret| admits(&api.handle.state(), token, now);
-            tcp_principal(request.method(), request.headers(), &token_ok)
+            let (method, path) = (request.method(), request.uri().path());
+            tcp_principal(access, method, path, request.headers(), &token_ok)
         }
     };
     match principal {
         Ok(principal) => {
+            if let Some(standing) = standing.as_ref().filter(|_| principal == Principal::Full) {
+                standing.admit();
+            }
             request.extensions_mut().insert(principal);
-            next.run(request).await
+            let response = next.run(request).await;
+            if let Some(standing) = standing.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS)
+            {
+                standing.become_session();
+            }
+            response
         }
         Err(error) => error.into_response(),
     }
@@ -55,52 +79,70 @@ pub(super) async fn check(State(api): State<Api>, mut request: Request, next: Ne
 
 /// What a caller over TCP may do.
 fn tcp_principal(
+    access: &Access,
     method: &Method,
+    path: &str,
     headers: &HeaderMap,
     token_ok: &dyn Fn(&Secret) -> bool,
 ) -> Result<Principal, ApiError> {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let host = text(header::HOST).unwrap_or_default();
-    if !host_is_ours(host) {
-        return Err(ApiError::forbidden(
-            format!("the Host header `{host}` is not this node"),
-            "address the node by IP address or as localhost",
-        ));
-    }
-    if let Some(origin) = headers.get(header::ORIGIN) {
-        let origin = origin.to_str().unwrap_or_default();
-        if origin.strip_prefix("http://") != Some(host) {
-            return Err(ApiError::forbidden(format!("requests from pages of `{origin}` are refused"), ""));
-        }
-    }
-    if let Some(authorization) = text(header::AUTHORIZATION) {
-        let token = authorization.strip_prefix("Bearer ").and_then(|token| token.trim().parse().ok());
+    check_browser(access, headers)?;
+    if let Some(authorization) = headers.get(header::AUTHORIZATION) {
+        let token = authorization.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
+        let token = token.and_then(|token| token.trim().parse().ok());
         return match token {
             Some(token) if token_ok(&token) => Ok(Principal::Full),
-            _ => Err(ApiError::unauthorized(
-                "the API token is unknown, expired or malformed",
-                "make one on a node with `blixard cluster token create --scope api`",
-            )),
+            _ => Err(ApiError::unauthorized("the API token is unknown, expired or malformed", TOKEN_HINT)),
         };
     }
-    if method == Method::GET || method == Method::HEAD {
+    if (method == Method::GET || method == Method::HEAD) && OPEN.contains(&path) {
         return Ok(Principal::Reader);
     }
-    Err(ApiError::unauthorized(
-        "over TCP, changing anything takes an API token",
-        "use the Unix socket, or a token of `blixard cluster token create --scope api`: --token, BLIXARD_TOKEN or `Authorization: Bearer TOKEN`",
-    ))
+    Err(ApiError::unauthorized("over TCP this takes an API token", TOKEN_HINT))
 }
 
-/// Whether a Host header cannot be another site's name that resolves to us: it is an IP address or
-/// localhost, with any port.
-fn host_is_ours(host: &str) -> bool {
+/// Refuses what a page of another site had a browser send, reading or not.
+fn check_browser(access: &Access, headers: &HeaderMap) -> Result<(), ApiError> {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let host = text(header::HOST).unwrap_or_default();
+    if headers.get_all(header::HOST).iter().count() > 1 || !host_is_ours(access, host) {
+        return Err(ApiError::forbidden(
+            format!("the Host header `{}` is not this node", host.escape_debug()),
+            "address the node by IP address, as localhost, or by a name that its certificate is for",
+        ));
+    }
+    let scheme = if matches!(access, Access::Tls(_)) { "https://" } else { "http://" };
+    if let Some(origin) = text(header::ORIGIN)
+        && origin.strip_prefix(scheme) != Some(host)
+    {
+        let error = format!("requests from pages of `{}` are refused", origin.escape_debug());
+        return Err(ApiError::forbidden(error, ""));
+    }
+    // `none` is what a person typed or chose; browsers tell it, and no page can say otherwise.
+    if let Some(site) = headers.get("sec-fetch-site")
+        && site != "same-origin"
+        && site != "none"
+    {
+        return Err(ApiError::forbidden("requests from pages of other sites are refused", ""));
+    }
+    Ok(())
+}
+
+/// Whether a Host header cannot be another site's name that resolves to us: it is an IP address,
+/// localhost, or a name of our certificate, with any port.
+fn host_is_ours(access: &Access, host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !port.is_empty() && port.bytes().all(|digit| digit.is_ascii_digit()) => name,
         _ => host,
     };
     let name = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
-    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok()
+        || matches!(access, Access::Tls(certificate) if is_named(certificate, name))
+}
+
+fn is_named(certificate: &CertificateDer<'_>, name: &str) -> bool {
+    let Ok(name) = ServerName::try_from(name) else { return false };
+    ParsedCertificate::try_from(certificate).is_ok_and(|parsed| verify_server_name(&parsed, &name).is_ok())
 }
 
 /// Whether a token admits to the API now.
@@ -115,35 +157,74 @@ fn admits(state: &ClusterState, token: &Secret, now: UtcMs) -> bool {
 #[cfg(test)]
 mod tests {
     use http::{HeaderMap, HeaderName, Method};
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
 
-    use super::{Principal, Secret, tcp_principal};
+    use super::{Access, OPEN, Principal, Secret, tcp_principal};
 
-    fn ask(method: Method, headers: &[(&str, &str)]) -> Option<Principal> {
+    fn ask_by(
+        access: &Access,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Principal, String> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
-            map.insert(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+            map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
-        tcp_principal(&method, &map, &|token: &Secret| token.secret == [0xaa; 32]).ok()
+        let token_ok = |token: &Secret| token.secret == [0xaa; 32];
+        tcp_principal(access, &method, path, &map, &token_ok).map_err(|error| format!("{error:?}"))
+    }
+
+    fn ask(method: Method, path: &str, headers: &[(&str, &str)]) -> Option<Principal> {
+        ask_by(&Access::Tcp, method, path, headers).ok()
     }
 
     #[test]
-    fn tcp_reads_without_a_token_and_writes_with_one() {
+    fn tcp_takes_a_token_for_everything_but_what_is_open() {
         let host = ("host", "127.0.0.1:8082");
         let good = format!("Bearer 0101010101010101.{}", "aa".repeat(32));
         let wrong = format!("Bearer 0101010101010101.{}", "bb".repeat(32));
-        assert_eq!(ask(Method::GET, &[host]), Some(Principal::Reader));
-        assert_eq!(ask(Method::POST, &[host]), None);
-        assert_eq!(ask(Method::DELETE, &[host]), None);
-        assert_eq!(ask(Method::POST, &[host, ("authorization", &good)]), Some(Principal::Full));
-        assert_eq!(ask(Method::POST, &[host, ("authorization", &wrong)]), None);
-        assert_eq!(ask(Method::GET, &[host, ("authorization", &wrong)]), None);
-        assert_eq!(ask(Method::POST, &[host, ("authorization", "Bearer x")]), None);
+        for path in OPEN {
+            assert_eq!(ask(Method::GET, path, &[host]), Some(Principal::Reader), "{path}");
+            assert_eq!(ask(Method::HEAD, path, &[host]), Some(Principal::Reader), "{path}");
+            assert_eq!(ask(Method::POST, path, &[host]), None, "{path}");
+            assert_eq!(ask(Method::GET, path, &[host, ("authorization", &wrong)]), None, "{path}");
+        }
+        let closed = ["/v1/services", "/v1/replicas", "/v1/replicas/web-0/logs", "/v1/nodes", "/v1/cluster"];
+        let odd =
+            ["/v1/events", "/v1/tokens", "/v1/nothing", "/", "/v1/health/", "//v1/health", "/v1/Health"];
+        for path in closed.into_iter().chain(odd) {
+            assert_eq!(ask(Method::GET, path, &[host]), None, "{path}");
+            assert_eq!(ask(Method::HEAD, path, &[host]), None, "{path}");
+            assert_eq!(ask(Method::GET, path, &[host, ("authorization", &good)]), Some(Principal::Full));
+            assert_eq!(ask(Method::GET, path, &[host, ("authorization", &wrong)]), None);
+            assert_eq!(ask(Method::GET, path, &[host, ("authorization", "Bearer x")]), None);
+            assert_eq!(ask(Method::GET, path, &[host, ("authorization", "Bearer \u{e9}")]), None);
+        }
+        assert_eq!(ask(Method::POST, "/v1/services", &[host]), None);
+        assert_eq!(
+            ask(Method::DELETE, "/v1/services/web", &[host, ("authorization", &good)]),
+            Some(Principal::Full)
+        );
+    }
+
+    #[test]
+    fn a_refusal_says_how_to_get_a_token() {
+        let refused =
+            ask_by(&Access::Tcp, Method::GET, "/v1/services", &[("host", "127.0.0.1")]).unwrap_err();
+        assert!(refused.contains("BLIXARD_TOKEN") && refused.contains("cluster token create"), "{refused}");
+        assert!(refused.contains("401"), "{refused}");
     }
 
     #[test]
     fn only_our_own_host_and_origin_are_served() {
         let check = |headers: &[(&str, &str)], expect: bool| {
-            assert_eq!(ask(Method::GET, headers).is_some(), expect, "{headers:?}");
+            assert_eq!(ask(Method::GET, "/v1/health", headers).is_some(), expect, "{headers:?}");
+            let token = format!("Bearer 0101010101010101.{}", "aa".repeat(32));
+            let with_token: Vec<_> =
+                headers.iter().copied().chain([("authorization", token.as_str())]).collect();
+            assert_eq!(ask(Method::GET, "/v1/services", &with_token).is_some(), expect, "{headers:?}");
         };
         check(&[("host", "localhost:8082")], true);
         check(&[("host", "LOCALHOST")], true);
@@ -151,10 +232,32 @@ mod tests {
         check(&[("host", "10.77.0.1")], true);
         check(&[("host", "evil.example:8082")], false);
         check(&[("host", "127.0.0.1.evil.example")], false);
+        check(&[("host", "localhost"), ("host", "evil.example")], false);
         check(&[], false);
         check(&[("host", "localhost:8082"), ("origin", "http://localhost:8082")], true);
+        check(&[("host", "localhost:8082"), ("origin", "https://localhost:8082")], false);
         check(&[("host", "localhost:8082"), ("origin", "http://localhost:9999")], false);
         check(&[("host", "localhost:8082"), ("origin", "https://evil.example")], false);
         check(&[("host", "localhost:8082"), ("origin", "null")], false);
+        check(&[("host", "localhost"), ("sec-fetch-site", "none")], true);
+        check(&[("host", "localhost"), ("sec-fetch-site", "same-origin")], true);
+        check(&[("host", "localhost"), ("sec-fetch-site", "same-site")], false);
+        check(&[("host", "localhost"), ("sec-fetch-site", "cross-site")], false);
+        check(&[("host", "localhost"), ("sec-fetch-site", "")], false);
+    }
+
+    #[test]
+    fn names_of_the_certificate_are_ours_within_tls() {
+        let pem = include_bytes!("../../testdata/http-cert.pem");
+        let tls = Access::Tls(CertificateDer::from_pem_slice(pem).unwrap());
+        let check = |headers: &[(&str, &str)], expect: bool| {
+            assert_eq!(ask_by(&tls, Method::GET, "/v1/health", headers).is_ok(), expect, "{headers:?}");
+        };
+        check(&[("host", "node1.blixard.test:8082")], true);
+        check(&[("host", "10.77.0.1:8082")], true);
+        check(&[("host", "node2.example")], false);
+        check(&[("host", "node1.blixard.test"), ("origin", "https://node1.blixard.test")], true);
+        check(&[("host", "node1.blixard.test"), ("origin", "http://node1.blixard.test")], false);
+        check(&[("host", "")], false);
     }
 }

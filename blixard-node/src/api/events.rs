@@ -1,5 +1,6 @@
 //! `/v1/events`: what happened, resumable on any node.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::HeaderValue;
 use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::context::{Api, Params, flag};
 use super::error::ApiError;
@@ -19,6 +21,8 @@ use super::replicas::{self, ndjson};
 
 /// How often a quiet stream sends an empty line, so that both ends notice a broken connection.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How many events are sent at once to who follows them.
+const EVENTS_AT_ONCE: usize = 64;
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct EventsQuery {
@@ -33,7 +37,7 @@ pub(super) struct EventsQuery {
         ("follow" = Option<bool>, Query, description = "Go on as more happens"),
         ("after" = Option<String>, Query, description = "Only what happened after this position, `INDEX.N`")
     ),
-    responses((status = 200, description = "The events", body = Event, content_type = "application/x-ndjson"), (status = 400, description = "No such position", body = ErrorBody))
+    responses((status = 200, description = "The events", body = Event, content_type = "application/x-ndjson"), (status = 400, description = "No such position", body = ErrorBody), (status = 503, description = "Too many follow already", body = ErrorBody))
 )]
 pub(super) async fn events(
     State(api): State<Api>,
@@ -42,19 +46,21 @@ pub(super) async fn events(
     let after = query.after.as_deref().map(position).transpose()?;
     let state = api.handle.state();
     let gap = after.is_some_and(|after| forgotten(&state, after));
-    let first = lines(&state, after);
     let body = if flag(query.follow.as_deref()) {
-        let from = Follow { api, after: newest(&state, after), applied: state.applied };
-        let start = (Some(first), from);
-        Body::from_stream(stream::unfold(start, async |(ready, mut follow)| {
-            let chunk = match ready {
-                Some(first) if !first.is_empty() => first,
-                _ => follow.next().await,
-            };
-            Some((Ok::<_, std::convert::Infallible>(chunk), (None, follow)))
+        let permit = Arc::clone(&api.handle.shared.followers).try_acquire_owned().map_err(|_| {
+            let error = format!(
+                "{} clients follow the events of this node, and no more do at a time",
+                limits::FOLLOWERS_MAX
+            );
+            ApiError::unavailable(error, "ask another node: `blixard node ls`")
+        })?;
+        let follow = Follow { api, after, applied: state.applied, _permit: permit };
+        Body::from_stream(stream::unfold(follow, async |mut follow| {
+            let chunk = follow.next().await;
+            Some((Ok::<_, std::convert::Infallible>(chunk), follow))
         }))
     } else {
-        Body::from(first)
+        Body::from(lines(&state, after, usize::MAX).0)
     };
     let mut response = replicas::stream(body);
     if gap {
@@ -68,14 +74,18 @@ struct Follow {
     api: Api,
     after: Option<EventId>,
     applied: u64,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Follow {
-    /// The next events, or after a quiet while an empty line.
+    /// The next events, or after a quiet while an empty line. However slowly it is taken, it holds few.
     async fn next(&mut self) -> Bytes {
-        let state = self.api.handle.state_after(self.applied, HEARTBEAT).await;
-        let chunk = lines(&state, self.after);
-        self.after = newest(&state, self.after);
+        let mut state = self.api.handle.state();
+        if newest(&state, self.after) == self.after {
+            state = self.api.handle.state_after(self.applied, HEARTBEAT).await;
+        }
+        let (chunk, last) = lines(&state, self.after, EVENTS_AT_ONCE);
+        self.after = last.or(self.after);
         self.applied = state.applied;
         if chunk.is_empty() { Bytes::from_static(b"\n") } else { chunk }
     }
@@ -92,9 +102,11 @@ fn position(text: &str) -> Result<EventId, ApiError> {
     Ok(EventId { index, n })
 }
 
-fn lines(state: &ClusterState, after: Option<EventId>) -> Bytes {
-    let newer = state.events.iter().filter(|event| after.is_none_or(|after| event.id > after));
-    newer.flat_map(|event| ndjson(event).to_vec()).collect()
+/// The first `max` events after a position, and where they end.
+fn lines(state: &ClusterState, after: Option<EventId>, max: usize) -> (Bytes, Option<EventId>) {
+    let newer = state.events.iter().filter(|event| after.is_none_or(|after| event.id > after)).take(max);
+    let last = newer.clone().last().map(|event| event.id);
+    (newer.flat_map(|event| ndjson(event).to_vec()).collect(), last)
 }
 
 fn newest(state: &ClusterState, after: Option<EventId>) -> Option<EventId> {
@@ -133,12 +145,17 @@ mod tests {
         state.events = [event(3, 0), event(3, 1), event(9, 0)].into_iter().collect();
         let check = |after: Option<&str>, expect: &[&str]| {
             let after = after.map(|text| position(text).unwrap());
-            let text = String::from_utf8(lines(&state, after).to_vec()).unwrap();
+            let (bytes, last) = lines(&state, after, 2);
+            let text = String::from_utf8(bytes.to_vec()).unwrap();
             let messages: Vec<String> =
                 text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap().message).collect();
             assert_eq!(messages, expect, "{after:?}");
+            assert_eq!(
+                last.map(|last| format!("{}.{}", last.index, last.n)).as_deref(),
+                expect.last().copied()
+            );
         };
-        check(None, &["3.0", "3.1", "9.0"]);
+        check(None, &["3.0", "3.1"]);
         check(Some("3.0"), &["3.1", "9.0"]);
         check(Some("5.7"), &["9.0"]);
         check(Some("9.0"), &[]);

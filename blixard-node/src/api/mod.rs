@@ -6,7 +6,9 @@
 //! node over its member link exactly once; writes are forwarded by the handle. Handlers stay thin:
 //! what they answer is made by the pure functions in [`views`].
 
+mod accept;
 mod access;
+mod connections;
 mod context;
 mod ended;
 mod error;
@@ -17,6 +19,7 @@ mod images;
 mod logs;
 mod nodes;
 mod openapi;
+mod pace;
 mod proxy;
 mod removal;
 mod replicas;
@@ -24,6 +27,7 @@ mod resolution;
 mod resolve;
 mod serve;
 mod services;
+mod tls;
 mod tokens;
 pub mod views;
 
@@ -38,6 +42,7 @@ use self::context::Api;
 use self::error::ApiError;
 pub use self::openapi::document as openapi_document;
 pub use self::serve::{ServeError, TcpApi, UnixApi, check_path, serve_stream};
+pub use self::tls::{Tls, TlsError, exposed};
 use crate::handle::NodeHandle;
 
 /// The largest JSON body taken, in bytes: a specification with room for its JSON form.
@@ -65,6 +70,7 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .route("/v1/replicas/{id}/exec", post(exec::exec))
         .route("/v1/ended", get(ended::list))
         .route("/v1/pulls", get(replicas::pulls))
+        .route("/v1/peers", get(nodes::peers))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{id}", get(nodes::inspect).delete(nodes::remove))
         .route("/v1/nodes/{id}/drain", post(nodes::drain))

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use blixard_core::api::node::{ClusterStatus, DownAnswer, MoveRow, NodeView};
+use blixard_core::api::node::{ClusterStatus, DownAnswer, MoveRow, NodeView, PeerRow};
 use blixard_core::api::{ErrorBody, Health, List, WriteAnswer};
 use blixard_core::cluster::{Availability, Desired, Write};
 use blixard_core::id::{ContainerId, ReplicaId};
@@ -25,6 +25,12 @@ pub(super) async fn health(State(api): State<Api>) -> Json<Health> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         time: api.handle.stamp(),
     })
+}
+
+/// Every member's name and addresses, as this node last knew them; asks nobody, and takes no token.
+#[utoipa::path(get, path = "/v1/peers", responses((status = 200, description = "The members", body = List<PeerRow>)))]
+pub(super) async fn peers(State(api): State<Api>) -> Json<List<PeerRow>> {
+    Json(List { items: views::peers(&api.handle.state()), stale: false })
 }
 
 /// Every member.

@@ -1,8 +1,12 @@
 //! `/v1/openapi.json`, generated from the handlers and the types they speak.
 
-use axum::Json;
+use std::sync::LazyLock;
+
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::header;
 use utoipa::openapi::path::{Operation, ParameterIn};
-use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{ended, events, exec, files, images, logs, nodes, removal, replicas, services, tokens};
@@ -14,10 +18,10 @@ type Applies = fn(&Asked) -> bool;
 /// extractors, and by the way to the leader.
 const SHARED: [(&str, &str, Applies); 10] = [
     ("400", "The request cannot be understood", |asked| asked.parameters || asked.body),
-    ("401", "Over TCP, a change without a token, or any request with a wrong one", |_| true),
+    ("401", "Over TCP, without a token or with a wrong one", |_| true),
     (
         "403",
-        "Not for this caller: the Host or Origin header is another's, or the token's scope does not reach",
+        "Not for this caller: the Host, Origin or Sec-Fetch-Site header is another's, or the token's scope does not reach",
         |_| true,
     ),
     ("404", "No such thing", |asked| asked.named),
@@ -78,7 +82,7 @@ fn add_errors(operation: &mut Operation, write: bool) {
     }
 }
 
-fn error(description: &str) -> Response {
+fn error(description: &str) -> openapi::Response {
     let body = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
     ResponseBuilder::new().description(description).content("application/json", body).build()
 }
@@ -112,6 +116,7 @@ fn error(description: &str) -> Response {
         exec::exec,
         files::read,
         files::write,
+        nodes::peers,
         nodes::list,
         nodes::inspect,
         nodes::remove,
@@ -140,10 +145,14 @@ pub fn document() -> utoipa::openapi::OpenApi {
     Document::openapi()
 }
 
+/// The description as it is sent: made once, since anybody may ask for it.
+static TEXT: LazyLock<Bytes> =
+    LazyLock::new(|| Bytes::from(serde_json::to_vec(&document()).expect("the description is JSON")));
+
 /// This description.
 #[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI 3.1")))]
-pub(super) async fn serve() -> Json<utoipa::openapi::OpenApi> {
-    Json(document())
+pub(super) async fn serve() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.clone()).into_response()
 }
 
 #[cfg(test)]

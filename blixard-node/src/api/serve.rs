@@ -5,17 +5,19 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::serve::ListenerExt;
+use blixard_core::limits;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket, UnixStream};
 use tower::ServiceExt;
 
+use super::accept::{self, Bounds};
+use super::access::Access;
+use super::tls::Tls;
 use crate::platform::Duplex;
 
 /// The longest path of a Unix socket, in bytes: `sun_path` less its terminator.
@@ -23,8 +25,19 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// How many connections may wait to be accepted. With few, clients that come all at once lose their
 /// first packet and knock again only after a second.
 const BACKLOG: u32 = 4096;
-/// How long open requests have to finish once the node shuts down.
-const GRACE: Duration = Duration::from_secs(1);
+/// What the socket's callers, who are the node's own user, may do: a person who pages through a log
+/// takes nothing for as long as it pleases, and a pipe into an import may wait for its source.
+const LOCAL: Bounds = Bounds {
+    connections: limits::HTTP_SOCKET_CONNECTIONS_MAX,
+    body: limits::HTTP_LOCAL_BODY_WAIT,
+    taking: None,
+};
+/// What callers over TCP may do, who may be anybody.
+const REMOTE: Bounds = Bounds {
+    connections: limits::HTTP_TCP_CONNECTIONS_MAX,
+    body: limits::HTTP_BODY_WAIT,
+    taking: Some(limits::HTTP_TAKING_WAIT),
+};
 
 /// Why a listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -71,13 +84,7 @@ impl UnixApi {
     /// Serves `router` until `shutdown`; the file goes with it.
     pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send + 'static) {
         let Self { listener, path } = self;
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let server = axum::serve(listener, router).with_graceful_shutdown(async move {
-            shutdown.await;
-            // The receiver is gone when the server has ended by itself.
-            stop.send(()).ok();
-        });
-        serve_until(server.into_future(), stopped, &path.display().to_string()).await;
+        accept::serve(listener, None, router, LOCAL, shutdown).await;
         // Another daemon may have replaced the file; then there is nothing of ours to remove.
         drop(std::fs::remove_file(path));
     }
@@ -120,33 +127,28 @@ async fn listen_unix(path: &Path) -> Result<UnixListener, ServeError> {
 /// The API's TCP listener, open.
 pub struct TcpApi {
     listener: TcpListener,
-    address: SocketAddr,
+    tls: Option<Tls>,
 }
 
 impl TcpApi {
-    /// Listens on `address`.
+    /// Listens on `address`; within TLS when there is a certificate.
     ///
     /// # Errors
     /// When it is taken, or not this machine's.
-    pub async fn bind(address: SocketAddr) -> Result<Self, ServeError> {
+    pub async fn bind(address: SocketAddr, tls: Option<Tls>) -> Result<Self, ServeError> {
         let listener = listen_tcp(address);
         let listener = listener.map_err(|source| ServeError::Listen { at: address.to_string(), source })?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, tls })
+    }
+
+    /// How its callers come in.
+    pub fn access(&self) -> Access {
+        self.tls.as_ref().map_or(Access::Tcp, |tls| Access::Tls(tls.certificate.clone()))
     }
 
     /// Serves `router` until `shutdown`.
     pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send + 'static) {
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let listener = self.listener.tap_io(|socket| {
-            // A socket that is gone already says so when it is used.
-            socket.set_nodelay(true).ok();
-        });
-        let server = axum::serve(listener, router).with_graceful_shutdown(async move {
-            shutdown.await;
-            // The receiver is gone when the server has ended by itself.
-            stop.send(()).ok();
-        });
-        serve_until(server.into_future(), stopped, &self.address.to_string()).await;
+        accept::serve(self.listener, self.tls, router, REMOTE, shutdown).await;
     }
 }
 
@@ -156,29 +158,6 @@ fn listen_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
-}
-
-/// Runs a server to its end; once it was told to stop, streams that stay open have a grace.
-async fn serve_until(
-    server: impl Future<Output = std::io::Result<()>>,
-    stopped: tokio::sync::oneshot::Receiver<()>,
-    at: &str,
-) {
-    let grace = async {
-        if stopped.await.is_ok() {
-            tokio::time::sleep(GRACE).await;
-        } else {
-            std::future::pending::<()>().await;
-        }
-    };
-    // Cancel safe: the server is dropped only after its grace.
-    tokio::select! {
-        biased;
-        ended = server => if let Err(error) = ended {
-            tracing::error!(at, err = %error, "the API listener ended");
-        },
-        () = grace => tracing::debug!(at, "open API requests were cut off at shutdown"),
-    }
 }
 
 /// Serves `router` on one stream, until the other side closes it.

@@ -16,6 +16,7 @@ mod network;
 mod quorum;
 mod reboot;
 mod run;
+mod security;
 mod service;
 mod snapshot;
 mod soak;

@@ -27,6 +27,12 @@ pub(super) struct DaemonArgs {
     /// Where the HTTP API listens besides its socket: a port, an address, or off [default: 127.0.0.1:8082]
     #[arg(long, value_name = "PORT|IP:PORT|off")]
     http: Option<String>,
+    /// The certificate of the HTTP API, PEM, for TLS: needed to listen on other addresses than loopback
+    #[arg(long, value_name = "FILE")]
+    http_cert: Option<PathBuf>,
+    /// The certificate's private key, PEM
+    #[arg(long, value_name = "FILE")]
+    http_key: Option<PathBuf>,
     /// A label that bundles can ask for in their placement (repeatable)
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
@@ -61,6 +67,8 @@ impl DaemonArgs {
             bootstrap: self.bootstrap,
             data_dir: connection.data_dir().map(Into::into),
             http: self.http,
+            http_cert: self.http_cert,
+            http_key: self.http_key,
             labels: self.labels,
             name: self.name,
             containerd: self.containerd,

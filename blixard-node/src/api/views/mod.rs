@@ -6,6 +6,6 @@ mod node;
 mod replica;
 mod service;
 
-pub use self::node::{cluster_status, node, nodes, survives, unconfirmed, without};
+pub use self::node::{cluster_status, node, nodes, peers, survives, unconfirmed, without};
 pub use self::replica::{replica, replicas};
 pub use self::service::{hide_environment, service, service_row, services};

@@ -2,12 +2,22 @@
 
 use std::collections::BTreeSet;
 
-use blixard_core::api::node::{ClusterStatus, NodeView, Role};
+use blixard_core::api::node::{ClusterStatus, NodeView, PeerRow, Role};
 use blixard_core::cluster::{ClusterState, Desired, Node, NodeStatus, Phase, Replica};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId};
 
 use super::replica::is_lost;
 use crate::handle::RaftStatus;
+
+/// Every member's name and addresses, by id.
+pub fn peers(state: &ClusterState) -> Vec<PeerRow> {
+    let row = |(&id, member): (&NodeId, &Node)| PeerRow {
+        id,
+        name: member.facts.name.clone(),
+        addresses: member.facts.addresses.iter().map(ToString::to_string).collect(),
+    };
+    state.nodes.iter().map(row).collect()
+}
 
 /// Every member, by id.
 pub fn nodes(state: &ClusterState, raft: &RaftStatus) -> Vec<NodeView> {

@@ -1,6 +1,7 @@
-//! blixard's API over TCP, as the benchmarks use it.
+//! blixard's API over TCP, as the benchmarks use it: on loopback inside each host's namespace, since
+//! elsewhere it takes TLS.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,6 @@ use anyhow::{Context, Result, ensure};
 use blixard_core::api::List;
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::token::TokenAnswer;
-use blixard_tests::cluster::Cluster;
 use blixard_tests::host::Host;
 use blixard_tests::http;
 use http_body_util::Full;
@@ -17,23 +17,10 @@ use serde_json::{Value, json};
 
 use crate::load::{Make, Protocol, Target};
 
-const PORT: u16 = 8082;
+/// Where every node serves it, each in its host's namespace.
+pub(crate) const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8082);
 /// How often something that is timed is looked at.
 const STEP: Duration = Duration::from_millis(2);
-
-/// Three hosts, or another number, whose nodes form a cluster and serve the API on the LAN.
-pub(crate) fn cluster(count: u8) -> Result<Cluster> {
-    let mut cluster = Cluster::hosts(count)?;
-    serve_on_lan(&mut cluster);
-    cluster.form()
-}
-
-/// Has the hosts' nodes, not started yet, serve the API on the LAN.
-pub(crate) fn serve_on_lan(cluster: &mut Cluster) {
-    for host in &mut cluster.hosts {
-        host.arguments = vec!["--http".to_owned(), format!("{}:{PORT}", host.address())];
-    }
-}
 
 /// Waits until `probe` gives a value, looking every two milliseconds.
 pub(crate) fn until<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
@@ -52,7 +39,6 @@ pub(crate) fn until<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -
 /// Admits to the API of every node.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
-    namespace: String,
     authorization: String,
 }
 
@@ -60,8 +46,7 @@ impl Api {
     /// Makes a token through `host`.
     pub(crate) fn new(host: &Host) -> Result<Self> {
         let token: TokenAnswer = host.cli_json(&["cluster", "token", "create", "--scope", "api"])?;
-        let authorization = format!("Bearer {}", token.token);
-        Ok(Self { namespace: host.lan().to_owned(), authorization })
+        Ok(Self { authorization: format!("Bearer {}", token.token) })
     }
 
     /// Submits a specification on `host`'s node.
@@ -69,17 +54,16 @@ impl Api {
         let headers =
             [format!("Authorization: {}", self.authorization), "Content-Type: application/json".to_owned()];
         let body = json!({ "spec": spec }).to_string();
-        let address = SocketAddr::from((host.address(), PORT));
         let answer =
-            http::request(&self.namespace, address, "POST", "/v1/services", &headers, body.as_bytes())?;
+            http::request(&host.namespace(), ADDRESS, "POST", "/v1/services", &headers, body.as_bytes())?;
         ensure!(answer.status == 201, "a submission was answered {}: {}", answer.status, answer.body);
         Ok(())
     }
 
     /// The replicas of a service, as `host`'s node says.
     pub(crate) fn replicas(&self, host: &Host, service: &str) -> Result<Vec<ReplicaRow>> {
-        let address = SocketAddr::from((host.address(), PORT));
-        let answer = http::request(&self.namespace, address, "GET", "/v1/replicas", &[], &[])?;
+        let headers = [format!("Authorization: {}", self.authorization)];
+        let answer = http::request(&host.namespace(), ADDRESS, "GET", "/v1/replicas", &headers, &[])?;
         ensure!(answer.status == 200, "the list was answered {}: {}", answer.status, answer.body);
         let list: List<ReplicaRow> = serde_json::from_str(&answer.body)?;
         Ok(list.items.into_iter().filter(|row| row.service.as_str() == service).collect())
@@ -91,15 +75,14 @@ impl Api {
         host: &Host,
         body: Arc<dyn Fn(usize, u64) -> Vec<u8> + Send + Sync>,
     ) -> Target {
-        let address = SocketAddr::from((host.address(), PORT));
         let authorization = self.authorization.clone();
         let make: Make = Arc::new(move |client, count| {
-            let request = Request::post("/v1/services").header("host", address.to_string());
+            let request = Request::post("/v1/services").header("host", ADDRESS.to_string());
             let request = request.header("authorization", &authorization);
             let request = request.header("content-type", "application/json");
             request.body(Full::from(body(client, count))).expect("the request is well formed")
         });
-        Target { namespace: self.namespace.clone(), address, protocol: Protocol::Http1, make }
+        Target { namespace: host.namespace(), address: ADDRESS, protocol: Protocol::Http1, make }
     }
 }
 

@@ -1,13 +1,13 @@
 //! How large the program is, and how long it takes from nothing to ready.
 
-use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use blixard_core::api::node::ClusterStatus;
+use blixard_core::api::node::PeerRow;
+use blixard_core::api::{Health, List};
 use blixard_tests::cluster::Cluster;
 use blixard_tests::host::{Host, blixard};
 use blixard_tests::{http, process};
@@ -53,7 +53,6 @@ pub(crate) fn measure(plan: &Plan) -> Result<Vec<Section>> {
 /// How long a first start and a restart take.
 fn starts() -> Result<(Duration, Duration)> {
     let mut cluster = Cluster::hosts(1)?;
-    api::serve_on_lan(&mut cluster);
     let host = &mut cluster.hosts[0];
     let mut start = || {
         let begun = Instant::now();
@@ -67,13 +66,11 @@ fn starts() -> Result<(Duration, Duration)> {
 }
 
 fn leads(host: &Host) -> Result<()> {
-    let address = SocketAddr::from((host.address(), 8082));
-    let (_, body) = http::get(host.lan(), address, "/v1/cluster")?;
-    let status: ClusterStatus = serde_json::from_str(&body)?;
-    ensure!(
-        status.leader == Some(status.node) && status.nodes_up == 1 && !status.stale,
-        "it does not lead yet"
-    );
+    let health: Health = serde_json::from_str(&http::get(&host.namespace(), api::ADDRESS, "/v1/health")?.1)?;
+    ensure!(health.leader == Some(health.node), "it does not lead yet");
+    let peers: List<PeerRow> =
+        serde_json::from_str(&http::get(&host.namespace(), api::ADDRESS, "/v1/peers")?.1)?;
+    ensure!(peers.items.len() == 1, "the first entry is not applied yet");
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use blixard_tests::cluster::Cluster;
 use serde_json::json;
 
 use crate::api::{self, Api};
@@ -20,7 +21,7 @@ const CLIENTS: [usize; 3] = [1, 64, 1024];
 
 /// The rows.
 pub(crate) fn measure(plan: &Plan) -> Result<Vec<Section>> {
-    let cluster = api::cluster(3)?;
+    let cluster = Cluster::formed(3)?;
     let leader = cluster.leader(0)?;
     let api = Api::new(&cluster.hosts[leader])?;
     let etcd = Etcd::start(3)?;

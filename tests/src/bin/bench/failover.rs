@@ -46,7 +46,7 @@ pub(crate) fn measure(plan: &Plan) -> Result<Vec<Section>> {
 }
 
 fn leader(plan: &Plan) -> Result<Samples> {
-    let mut cluster = api::cluster(3)?;
+    let mut cluster = Cluster::formed(3)?;
     let api = Api::new(&cluster.hosts[0])?;
     let mut samples = Samples::default();
     for kill in 0..plan.kills {
@@ -66,7 +66,7 @@ fn leader(plan: &Plan) -> Result<Samples> {
 }
 
 fn worker(plan: &Plan) -> Result<Samples> {
-    let mut cluster = api::cluster(3)?;
+    let mut cluster = Cluster::formed(3)?;
     let api = Api::new(&cluster.hosts[0])?;
     let image = image::web()?;
     cluster.hosts[0].import(&image)?;

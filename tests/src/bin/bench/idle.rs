@@ -4,9 +4,9 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use blixard_tests::cluster::Cluster;
 
 use crate::Plan;
-use crate::api;
 use crate::etcd::Etcd;
 use crate::report::{Figure, Section, digits, mebibytes};
 
@@ -26,7 +26,7 @@ struct Usage {
 
 /// The rows.
 pub(crate) fn measure(plan: &Plan) -> Result<Vec<Section>> {
-    let cluster = api::cluster(3)?;
+    let cluster = Cluster::formed(3)?;
     let etcd = Etcd::start(3)?;
     let nodes: Vec<u32> = cluster.hosts.iter().filter_map(|host| host.pid()).collect();
     let containerds = cluster.hosts.iter().map(|host| host.containerd_pid()).collect::<Result<Vec<_>>>()?;

@@ -19,6 +19,7 @@ use blixard_node::platform::{Clock, Duplex, Inbound, Platform, RandomSource, Tra
 use blixard_node::raft::{RaftConfig, RaftNode};
 use blixard_node::transport::IrohTransport;
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::load::Load;
@@ -89,7 +90,7 @@ async fn members(directory: &std::path::Path) -> Result<Vec<RaftNode>> {
         platforms.push(Platform {
             clock: Arc::new(LinuxClock),
             rng: Arc::new(LinuxRandom),
-            spawner: Arc::new(LinuxSpawner),
+            spawner: Arc::new(LinuxSpawner::new(Handle::current())),
             disk: Arc::new(LinuxDisk::new(folder)),
             transport,
             containers: Arc::new(NoContainers),

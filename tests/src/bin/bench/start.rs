@@ -12,7 +12,6 @@ use futures_util::future::try_join_all;
 use serde_json::json;
 
 use crate::Plan;
-use crate::api;
 use crate::bare::Bare;
 use crate::report::{Figure, Section};
 use crate::sample::Samples;
@@ -41,7 +40,7 @@ pub(crate) fn measure(plan: &Plan) -> Result<Vec<Section>> {
 
 impl Bench {
     fn new() -> Result<Self> {
-        let cluster = api::cluster(3)?;
+        let cluster = Cluster::formed(3)?;
         let image = image::busybox()?;
         let host = &cluster.hosts[0];
         host.import(&image)?;
