@@ -560,3 +560,31 @@ fn a_port_published_on_one_address_answers_there_alone() {
         network.purge().await.expect("everything goes");
     });
 }
+
+#[test]
+fn rules_that_another_program_deletes_are_loaded_again() {
+    in_own_namespace(|network, _directory| async move {
+        let network = &network;
+        let case = async {
+            // Whoever waits for the news listens by now.
+            tokio::task::yield_now().await;
+            let web = create(network, &container('a'), &published(80, 8080)).await.expect("it connects");
+            answer_inside(&web, 80, "web");
+            assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).expect("it is published"), "web");
+            for round in 0..3 {
+                run("nft", &["flush", "ruleset"]);
+                let again = async {
+                    while ask((Ipv4Addr::LOCALHOST, 8080)).is_err() {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                };
+                let again = tokio::time::timeout(Duration::from_secs(30), again).await;
+                assert!(again.is_ok(), "round {round}: the port stays dead");
+            }
+            network.purge().await.expect("everything goes");
+        };
+        let (kept, ()) = tokio::join!(network.keep_rules(), case);
+        kept.expect("it ends with the network");
+        assert!(!run("nft", &["list", "tables"]).contains("bx"), "rules of a network that is gone");
+    });
+}

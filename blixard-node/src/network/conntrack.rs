@@ -28,7 +28,7 @@ const DUMP: u16 = 0x300;
 const FAMILY_IPV4: u8 = 2;
 /// A message's header, and the one of netfilter after it, in bytes.
 const HEADER: usize = 16;
-const NETFILTER_HEADER: usize = 4;
+pub(super) const NETFILTER_HEADER: usize = 4;
 
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
@@ -176,7 +176,7 @@ fn send(socket: &mut Socket, kind: u16, flags: u16, attributes: &[u8]) -> io::Re
 }
 
 /// The messages of a datagram: their types and what follows their headers.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
         let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
@@ -187,7 +187,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// The attributes in `bytes`: the type, the value, and both with their header.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?) & 0x3fff;

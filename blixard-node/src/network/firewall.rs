@@ -241,6 +241,13 @@ pub(super) async fn load(ruleset: &str) -> Result<(), NetworkError> {
     })
 }
 
+/// Whether the table is there.
+pub(super) async fn is_loaded(name: &str) -> bool {
+    let mut nft = tokio::process::Command::new("nft");
+    let listing = nft.args(["list", "table", "inet", name]).stdin(Stdio::null()).kill_on_drop(true).output();
+    matches!(tokio::time::timeout(PATIENCE, listing).await, Ok(Ok(output)) if output.status.success())
+}
+
 async fn run(ruleset: &str) -> Result<(), NetworkError> {
     let failed = |error: std::io::Error| {
         NetworkError::Firewall(if error.kind() == std::io::ErrorKind::NotFound {

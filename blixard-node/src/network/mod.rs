@@ -13,6 +13,7 @@
 mod conntrack;
 mod firewall;
 mod forwarding;
+mod guard;
 mod lease;
 mod link;
 mod namespace;
@@ -33,6 +34,9 @@ pub use self::lease::Lease;
 use self::lease::Leases;
 use self::ports::HeldPorts;
 use self::published::Published;
+
+/// How long after loading rules that were taken away it is looked whether they are there.
+const RELOAD_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a container could not be connected.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +155,8 @@ struct State {
     leases: Leases,
     published: Published,
     held: HeldPorts,
+    /// Whether everything was taken away, for good.
+    purged: bool,
     /// What the loaded rules are made of; absent before the first were, or when they may be others.
     loaded: Option<(Targets, BTreeSet<(Protocol, u16)>)>,
 }
@@ -182,7 +188,7 @@ impl ContainerNetwork {
                 tracing::warn!(container.id = id.short(), err = %error, "a published port is no longer ours");
             }
         }
-        let state = State { leases, published, held, loaded: None };
+        let state = State { leases, published, held, purged: false, loaded: None };
         let network = Self { directory: directory.to_owned(), name, subnet, state: Mutex::new(state) };
         network.load_rules(&mut *network.state.lock().await).await?;
         Ok(network)
@@ -310,12 +316,44 @@ impl ContainerNetwork {
         self.state.lock().await.leases.iter().map(|(id, _)| id.clone()).collect()
     }
 
+    /// Loads the rules again whenever another program takes them away, until the network is purged.
+    ///
+    /// # Errors
+    /// When the kernel does not tell of it.
+    pub async fn keep_rules(&self) -> Result<(), NetworkError> {
+        let mut deletions = guard::Deletions::open().map_err(NetworkError::io("listen to nftables"))?;
+        loop {
+            deletions.next(&self.name).await.map_err(NetworkError::io("listen to nftables"))?;
+            loop {
+                let mut state = self.state.lock().await;
+                if state.purged {
+                    return Ok(());
+                }
+                if firewall::is_loaded(&self.name).await {
+                    break;
+                }
+                state.loaded = None;
+                match self.load_rules(&mut state).await {
+                    Ok(()) => {
+                        tracing::warn!(table = %self.name, "another program deleted the port rules: they are loaded again")
+                    }
+                    Err(error) => {
+                        tracing::warn!(err = %error, "another program deleted the port rules, and they cannot be loaded");
+                    }
+                }
+                drop(state);
+                tokio::time::sleep(RELOAD_PAUSE).await;
+            }
+        }
+    }
+
     /// Removes every namespace, the rules and the bridge.
     ///
     /// # Errors
     /// When the kernel refuses; what could be removed is.
     pub async fn purge(&self) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
+        state.purged = true;
         firewall::delete(&self.name).await?;
         let ids: Vec<ContainerId> = state.leases.iter().map(|(id, _)| id.clone()).collect();
         for id in ids {

@@ -6,6 +6,7 @@ use std::error::Error;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -72,7 +73,7 @@ pub trait Networks: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Bridge {
     directory: PathBuf,
-    network: OnceCell<ContainerNetwork>,
+    network: OnceCell<Arc<ContainerNetwork>>,
 }
 
 impl Bridge {
@@ -82,16 +83,25 @@ impl Bridge {
     }
 
     fn open(&self) -> Result<&ContainerNetwork, RuntimeError> {
-        self.network
-            .get()
-            .ok_or_else(|| RuntimeError::Unavailable("the container network is not open yet".to_owned()))
+        let network = self.network.get().map(Arc::as_ref);
+        network.ok_or_else(|| RuntimeError::Unavailable("the container network is not open yet".to_owned()))
     }
 }
 
 #[async_trait]
 impl Networks for Bridge {
     async fn attach(&self, cluster: ClusterId, node: NodeId, subnet: Ipv4Addr) -> Result<(), RuntimeError> {
-        let open = || ContainerNetwork::open(&self.directory, cluster, node, subnet);
+        let open = async || {
+            let network = Arc::new(ContainerNetwork::open(&self.directory, cluster, node, subnet).await?);
+            let kept = network.clone();
+            // Ends with the process, or when the network is purged.
+            tokio::spawn(async move {
+                if let Err(error) = kept.keep_rules().await {
+                    tracing::warn!(err = %error, "port rules that another program deletes stay away");
+                }
+            });
+            Ok(network)
+        };
         self.network.get_or_try_init(open).await.map(|_| ()).map_err(|error| failed(&error))
     }
 
