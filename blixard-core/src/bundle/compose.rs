@@ -5,6 +5,7 @@
 //! else in one, stands in it as a comment. Nothing is submitted from it.
 
 use std::fmt::Write;
+use std::net::Ipv4Addr;
 
 use super::diagnostic::{Fault, shorten};
 use super::number;
@@ -161,15 +162,22 @@ fn ports(out: &mut Out, entries: &Entries) {
     let mut lines = Vec::new();
     for item in items {
         let address = match &item.value {
-            Value::Text(text) => text.rsplit(':').nth(2),
+            Value::Text(text) => text.rsplitn(3, ':').nth(2),
             Value::Mapping(entries) => get(entries, "host_ip").and_then(text),
             _ => None,
         };
-        if let Some(address) = address {
-            out.unsaid("ports", &format!("the address `{}`: see `ports` in the reference", shorten(address)));
-        }
+        // On all addresses is what nothing said means.
+        let address = match address.map(|address| (address, address.parse::<Ipv4Addr>())) {
+            None => String::new(),
+            Some((_, Ok(address))) if address.is_unspecified() => String::new(),
+            Some((_, Ok(address))) => format!(", host_ip: {address}"),
+            Some((address, Err(_))) => {
+                out.unsaid("ports", &format!("the address `{}`: write an IPv4 address", shorten(address)));
+                String::new()
+            }
+        };
         match port(item) {
-            Some(port) => lines.push(format!("  - {{{port}}}")),
+            Some(port) => lines.push(format!("  - {{{port}{address}}}")),
             None => out.unsaid("ports", "a range: write each port by itself"),
         }
     }
