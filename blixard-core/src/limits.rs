@@ -209,6 +209,6 @@ pub const IMAGE_ASK_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a submission waits for the registry of an image that some member has already.
 pub const RESOLVE_KNOWN_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a submission waits for the registry of an image that no member has.
-pub const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
+pub const RESOLVE_DEADLINE: Duration = Duration::from_secs(2);
 /// The most moves that one rebalancing proposes: each takes seconds, and people wait for it.
 pub const MOVES_MAX: usize = 100;
