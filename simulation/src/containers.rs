@@ -291,7 +291,7 @@ impl Inner {
         self.checks.ended(replica, attempt);
         let seconds = self.checks.newest().map(|state| {
             let row = state.replicas.get(&replica).filter(|row| state.nodes.contains_key(&row.node));
-            row.map_or(STOP_TIMEOUT_S, |_| container.spec.stop_timeout_s)
+            row.map_or(STOP_TIMEOUT_S, |row| row.stop_timeout_s.unwrap_or(container.spec.stop_timeout_s))
         });
         let usual = Duration::from_secs(container.spec.stop_timeout_s.into());
         let known = seconds.map(|seconds| Duration::from_secs(seconds.into()));

@@ -8,6 +8,7 @@ use blixard_core::api::replica::{ReplicaDetail, ReplicaRow};
 use blixard_core::api::service::ServiceDetail;
 use blixard_core::api::{List, WriteAnswer};
 use blixard_core::id::{ReplicaId, ServiceName};
+use blixard_core::limits::STOP_TIMEOUT_S_MAX;
 use http::StatusCode;
 use serde::de::DeserializeOwned;
 use tokio::time::sleep;
@@ -26,14 +27,20 @@ const REFRESH: Duration = Duration::from_millis(200);
 ///
 /// A service keeps its definition and starts again with `blixard start`. A container that is
 /// stopped by its id is replaced by its service. Each process gets SIGTERM (or the image's stop
-/// signal), then SIGKILL after the bundle's stop_timeout. Waits until they have ended; those on a
-/// node that is down end when the node is back.
+/// signal), then SIGKILL after the bundle's stop_timeout, or after --time. Waits until they have
+/// ended; those on a node that is down end when the node is back.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  blixard stop web\n  blixard stop 3f2a9c\n  blixard stop -d web db")]
+#[command(
+    after_help = "Example:\n  blixard stop web\n  blixard stop 3f2a9c\n  blixard stop -d web db\n  blixard stop -t 1 web"
+)]
 pub(crate) struct StopArgs {
     /// Services, replicas such as web-0, or container ids or prefixes of at least 4 digits
     #[arg(value_name = "NAME|ID", required = true)]
     targets: Vec<String>,
+    /// How many seconds each process has before SIGKILL, 0 to 3600, instead of its stop_timeout; also
+    /// for one that is stopping already
+    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=i64::from(STOP_TIMEOUT_S_MAX)))]
+    time: Option<u32>,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -42,7 +49,7 @@ pub(crate) async fn stop(client: &Client, args: StopArgs) -> anyhow::Result<Exit
     let limit = Limit::of(args.wait.timeout);
     let (mut stopping, mut errors) = (Vec::new(), Vec::new());
     for target in &args.targets {
-        match begin_stop(client, target, limit).await {
+        match begin_stop(client, target, args.time, limit).await {
             Ok(what) => stopping.push((target, what)),
             Err(error) => errors.push(error),
         }
@@ -77,15 +84,21 @@ enum Stopping {
     Containers(BTreeSet<ReplicaId>),
 }
 
-async fn begin_stop(client: &Client, target: &str, limit: Limit) -> anyhow::Result<Stopping> {
+async fn begin_stop(
+    client: &Client,
+    target: &str,
+    time: Option<u32>,
+    limit: Limit,
+) -> anyhow::Result<Stopping> {
     let path = format!("/v1/services/{}", segment(target));
-    let asked = limit.answer(client, client.post_empty::<WriteAnswer>(&format!("{path}/stop"))).await;
+    let stop = time.map_or("stop".to_owned(), |seconds| format!("stop?timeout_s={seconds}"));
+    let asked = limit.answer(client, client.post_empty::<WriteAnswer>(&format!("{path}/{stop}"))).await;
     if let Some(answer) = found(asked)? {
         render::warnings(&answer);
         return Ok(Stopping::Service(path));
     }
     let before = limit.answer(client, list(client)).await?;
-    let path = format!("/v1/replicas/{}/stop", segment(target));
+    let path = format!("/v1/replicas/{}/{stop}", segment(target));
     let answer: WriteAnswer = limit.answer(client, client.post_empty(&path)).await?;
     render::warnings(&answer);
     render::note("its service starts another in its place; `blixard stop NAME` stops a service");

@@ -21,8 +21,10 @@ fn assignment(state: &ClusterState, replica: &Replica) -> Option<Assignment> {
         None => Some(format!("version {} of `{}` is no longer kept", replica.version, replica.service)),
         Some(_) => waits_for(state, replica),
     };
+    let spec = kept.unwrap_or(&service.current().spec);
     Some(Assignment {
-        spec: kept.unwrap_or(&service.current().spec).clone(),
+        stop_timeout_s: replica.stop_timeout_s.unwrap_or(spec.stop_timeout_s),
+        spec: spec.clone(),
         slot: replica.slot,
         version: replica.version,
         desired: replica.desired,

@@ -48,6 +48,8 @@ pub struct Assignment {
     pub version: u64,
     /// Whether it should run.
     pub desired: Desired,
+    /// How long its process may take to end once it was asked to, in seconds.
+    pub stop_timeout_s: u32,
     /// Whether a replica that must be gone first still is not.
     pub blocked: Option<String>,
     /// What the state has of its status: where a restarted agent goes on from.
@@ -192,6 +194,14 @@ pub enum Action {
         attempt: u32,
         /// How long it has before SIGKILL.
         timeout: Duration,
+    },
+    /// Kill the process of a container that is being removed: its time was cut short. Answers nothing,
+    /// since the removal does.
+    Kill {
+        /// Whose.
+        replica: ReplicaId,
+        /// Which attempt.
+        attempt: u32,
     },
     /// Probe a container once. Answers `Probed`.
     Probe {

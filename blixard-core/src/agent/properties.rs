@@ -107,6 +107,10 @@ impl World {
                     assert_ne!(self.published, ready, "nothing changed");
                     self.published = ready;
                 }
+                Action::Kill { replica, attempt } => {
+                    let removes = |action: &Action| matches!(action, Action::Remove { replica: of, attempt: which, .. } if (*of, *which) == (replica, attempt));
+                    assert!(self.under_way.iter().any(removes), "only what is being removed is killed");
+                }
                 action => {
                     self.check_begins(&action);
                     self.under_way.push(action);
@@ -169,7 +173,7 @@ impl World {
                 Event::RemoveFailed { replica, attempt, error }
             }
             (Action::Probe { replica, attempt, .. }, healthy) => Event::Probed { replica, attempt, healthy },
-            (Action::Report { .. } | Action::Publish(_) | Action::WakeAt(_), _) => {
+            (Action::Report { .. } | Action::Publish(_) | Action::Kill { .. } | Action::WakeAt(_), _) => {
                 unreachable!("never under way")
             }
         };
@@ -204,6 +208,7 @@ impl World {
             Happening::Lower(which) => {
                 if let Some(row) = nth(self.rows.values_mut(), which) {
                     row.desired = if row.desired == Desired::Run { Desired::Retire } else { Desired::Stop };
+                    row.stop_timeout_s = u32::try_from(which % 20).expect("below 20");
                 }
             }
             Happening::DropRow(which) => {

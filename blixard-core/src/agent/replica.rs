@@ -3,20 +3,21 @@
 //! What is known of its containers, what is under way, and what its status is; [`Replica::advance`]
 //! compares them and takes the next step. The status only moves forward on `(attempt, phase)`.
 
+mod removal;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::removal::Removal;
 use super::backoff::Backoff;
 use super::health::{Health, Verdict, probe_port};
 use super::{Action, Assignment, Image, Observed, ObservedState};
 use crate::cluster::replica::{Desired, PULL_FAILED, START_FAILED, out_of_memory};
 use crate::cluster::{Phase, ReplicaStatus};
 use crate::id::ReplicaId;
-use crate::limits::{
-    RESTART_RESET_AFTER, START_FAILURES_MAX, STARTS_MAX, STOP_TIMEOUT_S, STOP_TIMEOUT_S_MAX,
-};
+use crate::limits::{RESTART_RESET_AFTER, START_FAILURES_MAX, STARTS_MAX};
 use crate::spec::{NetworkMode, RestartPolicy, ServiceSpec};
 use crate::time::{Mono, UtcMs};
 
@@ -99,6 +100,8 @@ pub(super) struct Replica {
     pulls: Backoff,
     starts: Backoff,
     removals: Backoff,
+    /// The removal under way.
+    removal: Option<Removal>,
     health: Option<Health>,
     /// Since when it has been ready at a stretch.
     ready_since: Option<Mono>,
@@ -122,6 +125,7 @@ impl Replica {
             pulls: Backoff::default(),
             starts: Backoff::default(),
             removals: Backoff::default(),
+            removal: None,
             health: None,
             ready_since: None,
         }
@@ -213,7 +217,11 @@ impl Replica {
             Phase::Waiting => Some(self.runs.until()),
             Phase::Stopping | Phase::Completed | Phase::Failed | Phase::Gone => None,
         };
-        [next, Some(self.removals.until())].into_iter().flatten().filter(|at| *at > now).min()
+        [next, Some(self.removals.until()), self.kill_due()]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at > now)
+            .min()
     }
 
     fn image_wanted(&self) -> Option<Image> {
@@ -296,28 +304,6 @@ impl Replica {
         if current && self.settled && !self.should_go() {
             let end = End { code: Some(code), ran: at.now.since(since), by_itself: true };
             self.end(at, end, self.ending(code));
-        }
-    }
-
-    /// Nothing is left of a container.
-    pub(super) fn removed(&mut self, attempt: u32) {
-        if self.busy == Some(Busy::Removing(attempt)) {
-            self.busy = None;
-            self.removals.reset();
-            self.containers.remove(&attempt);
-            self.oom_killed.remove(&attempt);
-        }
-    }
-
-    /// A container could not be removed.
-    pub(super) fn remove_failed(&mut self, at: At, attempt: u32, error: &str) {
-        if self.busy != Some(Busy::Removing(attempt)) {
-            return;
-        }
-        self.busy = None;
-        let again = at.utc.after(self.removals.fail(at.now));
-        if matches!(self.status.phase, Phase::Starting | Phase::Stopping) {
-            self.status.message = format!("removal failed: {error}; trying again at {again}");
         }
     }
 
@@ -487,6 +473,7 @@ impl Replica {
 
     /// Takes the next step, if there is one to take now.
     pub(super) fn advance(&mut self, id: ReplicaId, at: At, shared: &mut Shared<'_>) {
+        self.kill_overdue(id, at.now, shared);
         if self.should_go() {
             self.tear_down(id, at, shared);
             return;
@@ -509,24 +496,6 @@ impl Replica {
             debug_assert!(self.containers.is_empty(), "a start while {:?} are left", self.containers);
             self.start(id, at, shared);
         }
-    }
-
-    /// The earliest attempt whose container has no use any more. An attempt that ended for good
-    /// keeps its container until the state has its end: the container is what a restarted agent
-    /// would learn the exit code from.
-    fn superfluous(&self) -> Option<u32> {
-        let own = self.assignment.as_ref()?;
-        let current = match self.status.phase {
-            Phase::Running => Some(self.status.attempt),
-            Phase::Completed | Phase::Failed
-                if (own.status.attempt, own.status.phase) < (self.status.attempt, self.status.phase)
-                    && matches!(self.containers.get(&self.status.attempt), Some(Container::Ended(_))) =>
-            {
-                Some(self.status.attempt)
-            }
-            _ => None,
-        };
-        self.containers.keys().copied().find(|attempt| Some(*attempt) != current)
     }
 
     fn begin_attempt(&mut self, attempt: u32, at: At) {
@@ -597,35 +566,5 @@ impl Replica {
             let (attempt, spec) = (self.status.attempt, own.spec.clone());
             shared.actions.push(Action::Probe { replica: id, attempt, address, spec });
         }
-    }
-
-    fn tear_down(&mut self, id: ReplicaId, at: At, shared: &mut Shared<'_>) {
-        let left = self.busy.is_some() || !self.containers.is_empty();
-        if !left {
-            if self.status.phase != Phase::Gone {
-                self.enter(Phase::Gone, at, String::new());
-            }
-            return;
-        }
-        if self.status.phase < Phase::Stopping {
-            self.enter(Phase::Stopping, at, String::new());
-        }
-        if self.busy.is_none()
-            && let Some((&attempt, _)) = self.containers.first_key_value()
-        {
-            self.remove(id, attempt, at, shared);
-        }
-    }
-
-    fn remove(&mut self, id: ReplicaId, attempt: u32, at: At, shared: &mut Shared<'_>) {
-        if !self.removals.is_over(at.now) {
-            return;
-        }
-        let seconds = self.assignment.as_ref().map_or(STOP_TIMEOUT_S, |own| own.spec.stop_timeout_s);
-        // What was stored before it was checked may say for ever.
-        let seconds = seconds.min(STOP_TIMEOUT_S_MAX);
-        self.busy = Some(Busy::Removing(attempt));
-        let timeout = Duration::from_secs(seconds.into());
-        shared.actions.push(Action::Remove { replica: id, attempt, timeout });
     }
 }

@@ -15,7 +15,9 @@ use crate::time::UtcMs;
 
 pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 210, 1, 2);
 
+mod lists;
 mod proof;
+mod removal;
 
 pub(super) fn spec(policy: RestartPolicy, maximum_retry_count: Option<u32>) -> ServiceSpec {
     ServiceSpec {
@@ -39,6 +41,7 @@ pub(super) fn spec(policy: RestartPolicy, maximum_retry_count: Option<u32>) -> S
 
 pub(super) fn assignment(spec: ServiceSpec) -> Assignment {
     Assignment {
+        stop_timeout_s: spec.stop_timeout_s,
         spec: Arc::new(spec),
         slot: 0,
         version: 1,
@@ -191,6 +194,7 @@ fn words(actions: &[Action]) -> String {
         Action::Remove { replica, attempt, timeout } => {
             Some(format!("remove {replica} {attempt} within {}s", timeout.as_secs()))
         }
+        Action::Kill { replica, attempt } => Some(format!("kill {replica} {attempt}")),
         Action::Probe { replica, attempt, address, .. } => {
             Some(format!("probe {replica} {attempt} {address}"))
         }
@@ -480,158 +484,6 @@ fn a_blocked_replica_says_why_and_starts_when_it_may() {
     bench.set(|own| own.blocked = None);
     bench.check_assigned("pull 1; report 1 0:pulling");
     assert_eq!(bench.message(), "");
-}
-
-#[test]
-fn a_running_container_is_stopped_removed_and_gone() {
-    let mut bench = Bench::running(RestartPolicy::Always, None);
-    bench.set(|own| own.desired = Desired::Retire);
-    bench.check_assigned("");
-    bench.set(|own| own.desired = Desired::Stop);
-    bench.check_assigned("remove 1 0 within 7s; report 1 0:stopping");
-    bench.check("exited 1 0 143", "");
-    bench.check("unremoved 1 0", "report 1 0:stopping");
-    assert_eq!(bench.message(), "removal failed: boom; trying again at 1970-01-01T00:16:41.000Z");
-    bench.check_wakes_after(1, "remove 1 0 within 7s");
-    bench.check("removed 1 0", "report 1 0:gone");
-    bench.check_assigned("");
-    bench.assignments.clear();
-    bench.check_assigned("");
-}
-
-#[test]
-fn stop_interrupts_whatever_is_under_way() {
-    #[track_caller]
-    fn check(before: &[&str], at_stop: &str, after: &[(&str, &str)]) {
-        let mut bench = Bench::fresh(RestartPolicy::Always, None);
-        for step in before {
-            if *step == "wake" {
-                bench.now = bench.wake.expect("the agent waits for a time");
-                bench.step(Event::Tick);
-            } else {
-                bench.step(event(step));
-            }
-        }
-        bench.set(|own| own.desired = Desired::Stop);
-        bench.check_assigned(at_stop);
-        for (step, expect) in after {
-            bench.check(step, expect);
-        }
-    }
-    check(&[], "report 1 0:gone", &[("ready 1", "")]);
-    check(
-        &["ready 1"],
-        "report 1 0:stopping",
-        &[("started 1 0", "remove 1 0 within 7s"), ("removed 1 0", "report 1 0:gone")],
-    );
-    check(&["ready 1"], "report 1 0:stopping", &[("unstarted 1 0", "report 1 0:gone")]);
-    let exited = ["ready 1", "started 1 0", "exited 1 0 1"];
-    check(&exited, "", &[("removed 1 0", "report 1 0:gone code 1")]);
-    check(&[&exited[..], &["removed 1 0"]].concat(), "report 1 0:gone code 1", &[]);
-    check(&[&exited[..], &["removed 1 0", "wake"]].concat(), "report 1 1:gone", &[]);
-}
-
-#[test]
-fn a_replica_without_a_row_is_removed_without_a_word() {
-    let mut bench = Bench::running(RestartPolicy::Always, None);
-    bench.assignments.clear();
-    bench.check_assigned("remove 1 0 within 10s");
-    bench.check("removed 1 0", "");
-    bench.check_event(Event::ReportAll, "");
-}
-
-#[test]
-fn a_restarted_agent_goes_on_from_state_and_containers() {
-    use ObservedState::{Exited, Running};
-    #[track_caller]
-    fn check(policy: RestartPolicy, status: (u32, Phase), listed: &[(u32, ObservedState)], expect: &str) {
-        let listed: Vec<Observed> = listed.iter().map(|(attempt, state)| seen(1, *attempt, *state)).collect();
-        let status = ReplicaStatus { address: Some(ADDRESS), ..at(status.0, status.1) };
-        let assigned = Assignment { status, ..assignment(spec(policy, None)) };
-        let mut bench = Bench::new([assigned.clone()]);
-        bench.check_listed(listed.clone(), "");
-        bench.check_assigned(expect);
-        let mut bench = Bench::new([assigned]);
-        bench.check_assigned("");
-        bench.check_listed(listed, expect);
-    }
-    let (no, always) = (RestartPolicy::Unsaid, RestartPolicy::Always);
-    check(no, (0, Phase::Running), &[(0, Running)], "");
-    check(no, (0, Phase::Starting), &[(0, Running)], "report 1 0:running");
-    check(no, (0, Phase::Assigned), &[(3, Running)], "report 1 3:running");
-    check(always, (4, Phase::Running), &[(3, Exited(1)), (4, Running)], "remove 1 3 within 7s");
-    check(no, (0, Phase::Running), &[(0, Exited(0))], "report 1 0:completed code 0");
-    check(no, (0, Phase::Starting), &[(0, Exited(0))], "report 1 0:completed code 0");
-    check(always, (2, Phase::Running), &[(2, Exited(9))], "remove 1 2 within 7s; report 1 2:waiting code 9");
-    check(no, (0, Phase::Starting), &[(0, Exited(137))], "remove 1 0 within 7s; report 1 0:starting");
-    check(no, (0, Phase::Running), &[], "report 1 0:failed code 137");
-    check(always, (0, Phase::Running), &[], "report 1 0:waiting code 137");
-    check(no, (0, Phase::Starting), &[], "pull 1");
-    check(no, (0, Phase::Pulling), &[], "pull 1");
-    check(always, (2, Phase::Waiting), &[], "pull 1; report 1 3:starting");
-    check(always, (2, Phase::Waiting), &[(2, Running)], "remove 1 2 within 7s");
-    check(no, (0, Phase::Completed), &[], "");
-    check(no, (0, Phase::Completed), &[(0, Exited(0))], "remove 1 0 within 7s");
-    check(no, (1, Phase::Failed), &[], "");
-}
-
-#[test]
-fn a_container_lost_with_its_machine_fails_its_replica_by_name() {
-    let lost = Assignment { status: at(0, Phase::Running), ..assignment(spec(RestartPolicy::Unsaid, None)) };
-    let mut bench = Bench::new([lost]);
-    bench.check_listed([], "");
-    bench.check_assigned("report 1 0:failed code 137");
-    assert_eq!(bench.message(), "container was lost when its node restarted");
-}
-
-#[test]
-fn a_later_list_finds_what_was_missed() {
-    let mut bench = Bench::running(RestartPolicy::Always, None);
-    bench.check_listed([seen(1, 0, ObservedState::Running)], "");
-    bench.check_listed(
-        [seen(1, 0, ObservedState::Exited(2))],
-        "remove 1 0 within 7s; report 1 0:waiting code 2",
-    );
-    bench.check("exited 1 0 2", "");
-    bench.check("removed 1 0", "");
-
-    let mut bench = Bench::running(RestartPolicy::Always, None);
-    bench.check_listed([], "report 1 0:waiting code 137");
-    assert!(bench.message().starts_with("container disappeared from its runtime"), "{}", bench.message());
-}
-
-#[test]
-fn a_list_taken_during_a_start_or_removal_is_not_believed() {
-    let mut bench = Bench::fresh(RestartPolicy::Unsaid, None);
-    bench.check("ready 1", "start 1 0; report 1 0:starting");
-    bench.check_listed([], "");
-    bench.check_listed([seen(1, 0, ObservedState::Running)], "");
-    bench.check("started 1 0", "report 1 0:running");
-    bench.set(|own| own.desired = Desired::Stop);
-    bench.check_assigned("remove 1 0 within 7s; report 1 0:stopping");
-    bench.check_listed([], "");
-    bench.check("removed 1 0", "report 1 0:gone");
-}
-
-#[test]
-fn everything_is_told_again_on_request() {
-    let mut bench = Bench::running(RestartPolicy::Unsaid, None);
-    bench.check_assigned("");
-    bench.check_event(Event::ReportAll, "report 1 0:running");
-    bench.check_event(Event::Tick, "");
-}
-
-#[test]
-fn a_final_status_that_the_state_has_and_the_agent_lacks_is_taken_over() {
-    let mut bench = Bench::new([assignment(spec(RestartPolicy::Unsaid, None))]);
-    bench.set(|own| own.blocked = Some("waits".to_owned()));
-    bench.check_listed([], "");
-    bench.check_assigned("report 1 0:assigned");
-    bench.set(|own| {
-        own.blocked = None;
-        own.status = at(0, Phase::Completed);
-    });
-    bench.check_assigned("");
 }
 
 fn probed(policy: RestartPolicy) -> Bench {

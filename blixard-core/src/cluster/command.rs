@@ -143,6 +143,10 @@ pub enum Write {
     Stop {
         /// The service.
         service: ServiceName,
+        /// How long each may take to end, in seconds, also where it stops already; absent: its
+        /// version's `stop_timeout`. Of the second feature level.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_s: Option<u32>,
     },
     /// Runs a stopped service again.
     Start {
@@ -167,6 +171,9 @@ pub enum Write {
     StopReplica {
         /// The replica.
         replica: ReplicaId,
+        /// As [`Write::Stop`]'s.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_s: Option<u32>,
     },
     /// Replaces one replica while it runs on: it is superseded, and stops once the leader has filled
     /// its slot anew and that one runs. Of the second feature level.

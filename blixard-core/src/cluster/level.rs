@@ -80,13 +80,14 @@ impl Write {
         match self {
             Self::Submit { spec, origin: _ } => spec.level(),
             Self::Scale { service: _, replicas: _ }
-            | Self::Stop { service: _ }
             | Self::Start { service: _ }
             | Self::Remove { service: _ }
-            | Self::StopReplica { replica: _ }
             | Self::SetAvailability { node: _, availability: _ }
             | Self::RemoveNode { node: _, force: _ }
             | Self::RemoveToken { id: _ } => FIRST_LEVEL,
+            Self::Stop { service: _, timeout_s } | Self::StopReplica { replica: _, timeout_s } => {
+                if timeout_s.is_some() { SECOND_LEVEL } else { FIRST_LEVEL }
+            }
             Self::Rollback { service: _, version: _ } => SECOND_LEVEL,
             Self::Replace { replica: _ } => SECOND_LEVEL,
             Self::AddToken { id: _, token } => token.level(),

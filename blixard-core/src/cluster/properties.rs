@@ -151,10 +151,10 @@ fn write() -> impl Strategy<Value = Write> {
     prop_oneof![
         24 => (specs(), node()).prop_map(|(spec, origin)| Write::Submit { spec: Arc::new(spec), origin }),
         12 => (service(), 1..6_u32).prop_map(|(service, replicas)| Write::Scale { service, replicas }),
-        3 => service().prop_map(|service| Write::Stop { service }),
+        3 => service().prop_map(|service| Write::Stop { service, timeout_s: None }),
         6 => service().prop_map(|service| Write::Start { service }),
         2 => service().prop_map(|service| Write::Remove { service }),
-        4 => replica().prop_map(|replica| Write::StopReplica { replica }),
+        4 => replica().prop_map(|replica| Write::StopReplica { replica, timeout_s: None }),
         3 => replica().prop_map(|replica| Write::Replace { replica }),
         4 => (node(), availability)
             .prop_map(|(node, availability)| Write::SetAvailability { node, availability }),

@@ -21,6 +21,10 @@ pub struct Replica {
     pub node: NodeId,
     /// Whether it should run.
     pub desired: Desired,
+    /// How long its process may take to end, in seconds, where that is not its version's
+    /// `stop_timeout`. Of the second feature level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_timeout_s: Option<u32>,
     /// Since when, in log time, its node has been Down; a replacement may exist.
     pub lost_since: Option<UtcMs>,
     /// The replica that must be gone before this one starts: the same slot's last writer.

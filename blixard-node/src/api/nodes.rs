@@ -152,7 +152,7 @@ pub(super) async fn down(State(api): State<Api>, request: RequestIdent) -> Resul
     let mut stopping = Vec::new();
     for (replica, attempt) in own {
         let id = request.derived(replica.0.saturating_add(1));
-        api.write(id, Write::StopReplica { replica }).await?;
+        api.write(id, Write::StopReplica { replica, timeout_s: None }).await?;
         stopping.push(ContainerId::new(api.handle.cluster, replica, attempt));
     }
     Ok(Json(DownAnswer { node, stopping }).into_response())

@@ -6,8 +6,9 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::replica::{ContainerView, Progress, PullRow, ReplicaDetail, ReplicaRow};
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
-use blixard_core::cluster::Write;
 use blixard_core::cluster::level::SECOND_LEVEL;
+use blixard_core::cluster::{ClusterState, Write};
+use blixard_core::id::ReplicaId;
 use blixard_core::orchestrator;
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::context::{Api, Params, RequestIdent, Segment, Snapshot, flag};
 use super::error::ApiError;
+use super::services::StopQuery;
 use super::{ended, proxy, resolve, views};
 use crate::platform::ContainerInfo;
 
@@ -103,20 +105,24 @@ fn container_view(info: &ContainerInfo) -> ContainerView {
 /// Stops one container; its service puts another into its slot.
 #[utoipa::path(
     post, path = "/v1/replicas/{id}/stop",
-    params(("id" = String, Path, description = "Container id or prefix, `web-0`, or a service with one replica")),
-    responses((status = 200, description = "Stopping", body = WriteAnswer), (status = 404, description = "No such container", body = ErrorBody))
+    params(
+        ("id" = String, Path, description = "Container id or prefix, `web-0`, or a service with one replica"),
+        StopQuery
+    ),
+    responses(
+        (status = 200, description = "Stopping", body = WriteAnswer),
+        (status = 404, description = "No such container", body = ErrorBody),
+        (status = 422, description = "A time that is too long", body = ErrorBody)
+    )
 )]
 pub(super) async fn stop(
     State(api): State<Api>,
     Segment(id): Segment,
+    Params(query): Params<StopQuery>,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
-    let snapshot = api.read().await;
-    let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
-        .map_err(|error| snapshot.missing(error))?;
-    let write = Write::StopReplica { replica };
-    let (index, _) = api.write_within(request, write, snapshot.left(&api)).await?;
-    Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
+    let timeout_s = query.timeout_s;
+    change(&api, &id, request, |_, replica| Write::StopReplica { replica, timeout_s }).await
 }
 
 /// Replaces one container: its service starts another, and stops this one once that runs. Where the
@@ -131,13 +137,28 @@ pub(super) async fn replace(
     Segment(id): Segment,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
+    change(&api, &id, request, |state, replica| {
+        if state.knows(SECOND_LEVEL) && orchestrator::starts_first(state, replica) {
+            Write::Replace { replica }
+        } else {
+            Write::StopReplica { replica, timeout_s: None }
+        }
+    })
+    .await
+}
+
+/// Has what is wished of a container written.
+async fn change(
+    api: &Api,
+    id: &str,
+    request: RequestIdent,
+    write: impl FnOnce(&ClusterState, ReplicaId) -> Write,
+) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
-    let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
+    let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, id)
         .map_err(|error| snapshot.missing(error))?;
-    let starts_first =
-        snapshot.state.knows(SECOND_LEVEL) && orchestrator::starts_first(&snapshot.state, replica);
-    let write = if starts_first { Write::Replace { replica } } else { Write::StopReplica { replica } };
-    let (index, _) = api.write_within(request, write, snapshot.left(&api)).await?;
+    let write = write(&snapshot.state, replica);
+    let (index, _) = api.write_within(request, write, snapshot.left(api)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }
 

@@ -18,9 +18,11 @@ use blixard_core::id::{NodeId, ReplicaId, ServiceName};
 use blixard_core::limits::WRITE_DEADLINE;
 use blixard_core::spec::ServiceSpec;
 use futures_util::future::join_all;
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::access::Principal;
-use super::context::{Api, JsonBody, RequestIdent, Segment, created};
+use super::context::{Api, JsonBody, Params, RequestIdent, Segment, created};
 use super::error::ApiError;
 use super::resolution::Resolved;
 use super::{proxy, replicas, resolution, views};
@@ -196,17 +198,29 @@ pub(super) async fn scale(
     change(&api, &name, request, |service| Write::Scale { service, replicas: body.replicas }).await
 }
 
+#[derive(Debug, Default, Deserialize, IntoParams)]
+pub(super) struct StopQuery {
+    /// How long each process may take to end, in seconds, 0 to 3600; its `stop_timeout` when absent.
+    pub(super) timeout_s: Option<u32>,
+}
+
 /// Stops every replica of a service and keeps the service.
 #[utoipa::path(
-    post, path = "/v1/services/{name}/stop", params(("name" = String, Path, description = "The service")),
-    responses((status = 200, description = "Stopping", body = WriteAnswer), (status = 404, description = "No such service", body = ErrorBody))
+    post, path = "/v1/services/{name}/stop",
+    params(("name" = String, Path, description = "The service"), StopQuery),
+    responses(
+        (status = 200, description = "Stopping", body = WriteAnswer),
+        (status = 404, description = "No such service", body = ErrorBody),
+        (status = 422, description = "A time that is too long", body = ErrorBody)
+    )
 )]
 pub(super) async fn stop(
     State(api): State<Api>,
     Segment(name): Segment,
+    Params(query): Params<StopQuery>,
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
-    change(&api, &name, request, |service| Write::Stop { service }).await
+    change(&api, &name, request, |service| Write::Stop { service, timeout_s: query.timeout_s }).await
 }
 
 /// Runs a stopped service again.

@@ -232,7 +232,11 @@ impl Client {
     }
 
     async fn suspend(&mut self, name: &ServiceName, verb: &str, suspended: bool) {
-        if self.write(Method::POST, &format!("/v1/services/{name}/{verb}"), "").await.is_some() {
+        let timeout = match self.random.below(3) {
+            0 if suspended => format!("?timeout_s={}", self.random.below(4)),
+            _ => String::new(),
+        };
+        if self.write(Method::POST, &format!("/v1/services/{name}/{verb}{timeout}"), "").await.is_some() {
             self.change(name, |expected| expected.suspended = suspended);
         }
     }

@@ -196,7 +196,7 @@ fn stopping_is_graceful_and_the_timeout_is_kept() -> Result<()> {
         ensure!(directory.join("bye").exists(), "it was not waited for its last word");
 
         let deaf = Bundle::new("deaf", &busybox).shell("trap '' TERM; while :; do sleep 0.1; done");
-        host.run(&deaf.set("stop_timeout", 1.into()))?;
+        host.run(&deaf.clone().set("stop_timeout", 1.into()))?;
         let replaced = host.inspect("deaf-0")?.row.container_id.context("a container")?;
         host.cli(&["stop", &replaced.0])?;
         ensure!(
@@ -205,6 +205,17 @@ fn stopping_is_graceful_and_the_timeout_is_kept() -> Result<()> {
         );
         host.cli(&["stop", "deaf"])?;
         ensure!(host.tasks()?.iter().all(|task| !task.running), "one runs that was to be killed");
+
+        // Whoever stops it says how long it may take, at once or while it stops.
+        host.run(&deaf.set("stop_timeout", 600.into()))?;
+        host.cli(&["stop", "-t", "1", "deaf"])?;
+        ensure!(host.tasks()?.iter().all(|task| !task.running), "it has its ten minutes");
+        host.cli(&["start", "deaf"])?;
+        host.cli(&["stop", "--detach", "deaf"])?;
+        host.cli(&["stop", "--time", "0", "deaf"])?;
+        ensure!(host.tasks()?.iter().all(|task| !task.running), "it keeps its ten minutes");
+        let refused = host.cli_refused(&["stop", "-t", "3601", "deaf"])?;
+        ensure!(refused.contains("3601 is not in 0..=3600"), "{refused}");
         Ok(())
     })
 }

@@ -86,11 +86,11 @@ impl ClusterState {
         match write {
             Write::Submit { spec, origin } => self.submit(spec, *origin),
             Write::Scale { service, replicas } => self.scale(service, *replicas),
-            Write::Stop { service } => self.stop_service(service),
+            Write::Stop { service, timeout_s } => self.stop_service(service, *timeout_s),
             Write::Start { service } => self.start_service(service),
             Write::Remove { service } => self.remove_service(service),
             Write::Rollback { service, version } => self.roll_back(service, *version),
-            Write::StopReplica { replica } => self.stop_replica(*replica),
+            Write::StopReplica { replica, timeout_s } => self.stop_replica(*replica, *timeout_s),
             Write::Replace { replica } => self.replace(*replica),
             Write::SetAvailability { node, availability } => self.set_availability(*node, *availability),
             Write::RemoveNode { node, force } => self.remove_node(*node, *force),

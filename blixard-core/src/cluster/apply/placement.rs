@@ -33,6 +33,7 @@ impl ClusterState {
             desired: Desired::Run,
             lost_since: None,
             after,
+            stop_timeout_s: None,
             status: ReplicaStatus::assigned(),
             created_at: self.time,
         };
@@ -168,7 +169,9 @@ mod tests {
         check(&drain, place("web", 1, 1, 2), &["node 2 takes no replicas"]);
         let update = |cluster: &mut Cluster| drop(cluster.submit(marked(1, spec("web", 2, 4))));
         check(&update, place("web", 1, 1, 2), &["`web` is at version 2, not 1"]);
-        let stop = |cluster: &mut Cluster| drop(cluster.write(Write::Stop { service: name("web") }));
+        let stop = |cluster: &mut Cluster| {
+            drop(cluster.write(Write::Stop { service: name("web"), timeout_s: None }))
+        };
         check(&stop, place("web", 1, 1, 2), &["`web` is stopped"]);
         let remove = |cluster: &mut Cluster| drop(cluster.write(Write::Remove { service: name("web") }));
         check(&remove, place("web", 1, 1, 2), &["`web` is being removed"]);

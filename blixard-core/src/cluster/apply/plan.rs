@@ -320,7 +320,7 @@ mod tests {
             cluster.planned(vec![place("web", 0, 1, 2)]);
             let forget = || vec![PlanStep::Forget { replica: ReplicaId(1) }];
             let there = ["the container of replica 1 may still be on node 2"];
-            cluster.write(crate::cluster::Write::Stop { service: name("web") });
+            cluster.write(crate::cluster::Write::Stop { service: name("web"), timeout_s: None });
             cluster.health(2, NodeStatus::Down);
             assert_eq!(cluster.plan(forget()), there, "a service that stays keeps what it knows of");
             cluster.write(crate::cluster::Write::Remove { service: name("web") });

@@ -8,6 +8,7 @@ use crate::cluster::replica::{PULL_FAILED, START_FAILED};
 use crate::cluster::service::VersionFailure;
 use crate::cluster::{ClusterState, Desired, EventKind, Outcome, Phase, Refusal, Replica, ReplicaStatus};
 use crate::id::{NodeId, ReplicaId};
+use crate::limits::STOP_TIMEOUT_S_MAX;
 
 /// How much of a failure's message is kept with its version, in characters.
 const FAILURE_CHARS_MAX: usize = 500;
@@ -109,12 +110,20 @@ impl ClusterState {
         }
     }
 
-    pub(super) fn stop_replica(&mut self, id: ReplicaId) -> Answer {
+    pub(super) fn stop_replica(&mut self, id: ReplicaId, timeout_s: Option<u32>) -> Answer {
+        check_stop_timeout(timeout_s)?;
         if !self.replicas.contains_key(&id) {
             return Err(Refusal::not_found("replica", id));
         }
         self.stop_row(id);
+        self.bound_stop(id, timeout_s);
         Ok(Outcome::Done)
+    }
+
+    /// Gives a replica that stops another time to end than its version's.
+    pub(super) fn bound_stop(&mut self, id: ReplicaId, timeout_s: Option<u32>) {
+        let Some(row) = self.replicas.get_mut(&id).filter(|row| row.desired == Desired::Stop) else { return };
+        row.stop_timeout_s = timeout_s.or(row.stop_timeout_s);
     }
 
     pub(super) fn replace(&mut self, id: ReplicaId) -> Answer {
@@ -148,6 +157,16 @@ impl ClusterState {
             let (about, message) = (row.about(id), format!("{} on node {} {what}", row.label(), row.node));
             self.emit(kind, about, message);
         }
+    }
+}
+
+/// Checks the time that replicas are given to end.
+pub(super) fn check_stop_timeout(timeout_s: Option<u32>) -> Result<(), Refusal> {
+    match timeout_s {
+        Some(seconds) if seconds > STOP_TIMEOUT_S_MAX => {
+            Err(Refusal::out_of_bounds(format!("a stop may take 0 to {STOP_TIMEOUT_S_MAX} s, not {seconds}")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -282,7 +301,7 @@ mod tests {
         cluster.report(1, 1, status(0, Phase::Gone));
         assert_eq!(row(&cluster).status.phase, Phase::Failed);
         assert_eq!(row(&cluster).status.message, "its container was removed from the node");
-        cluster.write(Write::StopReplica { replica: ReplicaId(1) });
+        cluster.write(Write::StopReplica { replica: ReplicaId(1), timeout_s: None });
         cluster.report(1, 1, status(0, Phase::Gone));
         assert!(cluster.state.replicas.is_empty());
         assert_eq!(cluster.events(), ["web-0 on node 1 is removed: gone from its node"]);
@@ -340,11 +359,35 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_may_bound_the_time_it_takes() {
+        let mut cluster = cluster();
+        let stop = |timeout_s| Write::StopReplica { replica: ReplicaId(1), timeout_s };
+        assert_refused(cluster.write(stop(Some(3_601))), "0 to 3600 s, not 3601");
+        assert_eq!(cluster.desired(1), Some(Desired::Run));
+        cluster.write(stop(None));
+        assert_eq!(row(&cluster).stop_timeout_s, None);
+        cluster.write(stop(Some(2)));
+        assert_eq!(row(&cluster).stop_timeout_s, Some(2));
+        cluster.write(stop(None));
+        assert_eq!(row(&cluster).stop_timeout_s, Some(2), "who says nothing takes nothing back");
+        cluster.write(Write::Stop { service: row(&cluster).service.clone(), timeout_s: Some(0) });
+        assert_eq!(row(&cluster).stop_timeout_s, Some(0));
+        let levels = [stop(None).level(), stop(Some(0)).level()];
+        assert_eq!(levels, [1, 2]);
+    }
+
+    #[test]
     fn a_stopped_replica_leaves_its_slot() {
         let mut cluster = cluster();
-        assert_eq!(cluster.write(Write::StopReplica { replica: ReplicaId(1) }), Outcome::Done);
+        assert_eq!(
+            cluster.write(Write::StopReplica { replica: ReplicaId(1), timeout_s: None }),
+            Outcome::Done
+        );
         assert_eq!(cluster.desired(1), Some(Desired::Stop));
         cluster.planned(vec![place("web", 0, 1, 2)]);
-        assert_refused(cluster.write(Write::StopReplica { replica: ReplicaId(7) }), "no replica `7`");
+        assert_refused(
+            cluster.write(Write::StopReplica { replica: ReplicaId(7), timeout_s: None }),
+            "no replica `7`",
+        );
     }
 }

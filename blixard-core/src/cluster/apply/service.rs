@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use imbl::vector;
 
+use super::replica::check_stop_timeout;
 use super::{About, Answer, submission};
 use crate::cluster::level::SECOND_LEVEL;
 use crate::cluster::{ClusterState, Desired, EventKind, Outcome, Refusal, Replica, Service, ServiceVersion};
@@ -173,12 +174,17 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    pub(super) fn stop_service(&mut self, name: &ServiceName) -> Answer {
+    pub(super) fn stop_service(&mut self, name: &ServiceName, timeout_s: Option<u32>) -> Answer {
+        check_stop_timeout(timeout_s)?;
         let service = self.service_to_change(name)?;
         if !service.suspended {
             service.suspended = true;
             self.stop_surplus(name);
             self.tell_service(EventKind::ServiceChanged, name, "was stopped");
+        }
+        let replicas: Vec<ReplicaId> = self.replicas_of(name).map(|(id, _)| id).collect();
+        for replica in replicas {
+            self.bound_stop(replica, timeout_s);
         }
         Ok(Outcome::Done)
     }
@@ -257,7 +263,7 @@ mod tests {
     }
 
     fn stop() -> Write {
-        Write::Stop { service: name("web") }
+        Write::Stop { service: name("web"), timeout_s: None }
     }
 
     fn remove() -> Write {
@@ -403,7 +409,7 @@ mod tests {
         assert_eq!(kept(&cluster), [1, 5, 6, 7, 8]);
         assert_eq!(kept(&cluster).len(), SERVICE_VERSIONS_MAX);
         for replica in 1..=3 {
-            cluster.write(Write::StopReplica { replica: ReplicaId(replica) });
+            cluster.write(Write::StopReplica { replica: ReplicaId(replica), timeout_s: None });
             cluster.report(1, replica, status(0, Phase::Gone));
         }
         cluster.submit(marked(13, spec("web", 1, 5)));
@@ -417,7 +423,7 @@ mod tests {
         cluster.planned(vec![place("web", 0, 1, 1)]);
         cluster.submit(publishing(spec("web", 1, 1), &[81]));
         assert_refused(cluster.submit(publishing(spec("api", 1, 1), &[80])), "belongs to service `web`");
-        cluster.write(Write::StopReplica { replica: ReplicaId(1) });
+        cluster.write(Write::StopReplica { replica: ReplicaId(1), timeout_s: None });
         cluster.report(1, 1, status(0, Phase::Gone));
         assert_eq!(cluster.submit(publishing(spec("api", 1, 1), &[80])), answered(1, true));
         cluster.write(remove());

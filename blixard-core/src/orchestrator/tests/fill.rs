@@ -59,7 +59,7 @@ fn scaling_down_and_stopping_stops_the_highest_slots() {
     world.submit(spec("web", |spec| spec.replicas = replicas(3))).converge();
     world.write(Write::Scale { service: name("web"), replicas: 1 }).expect("").agents_act().expect("");
     assert_eq!(world.places("web"), "0@1 v1");
-    world.write(Write::Stop { service: name("web") }).expect("").agents_act().expect("");
+    world.write(Write::Stop { service: name("web"), timeout_s: None }).expect("").agents_act().expect("");
     assert_eq!(world.places("web"), "");
     world.write(Write::Start { service: name("web") }).expect("place web/0 v1 on 1");
 }
@@ -181,7 +181,7 @@ fn slots_wait_until_their_dependencies_run_and_are_healthy() {
 fn dependency_that_is_stopped_is_named_as_such() {
     let mut world = World::new(1);
     world.submit(spec("db", |_| {})).submit(spec("app", |spec| spec.depends_on = vec![name("db")]));
-    world.write(Write::Stop { service: name("db") });
+    world.write(Write::Stop { service: name("db"), timeout_s: None });
     world.expect("pending app/0: waits for service db, which is stopped");
 }
 

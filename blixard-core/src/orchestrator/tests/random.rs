@@ -116,7 +116,7 @@ fn happen(world: &mut World, happening: &Happening) {
         Happening::Scale { service: index, replicas } => {
             write(Write::Scale { service: service(index), replicas: *replicas })
         }
-        Happening::Stop(index) => write(Write::Stop { service: service(index) }),
+        Happening::Stop(index) => write(Write::Stop { service: service(index), timeout_s: None }),
         Happening::Start(index) => write(Write::Start { service: service(index) }),
         Happening::Remove(index) => write(Write::Remove { service: service(index) }),
         Happening::Status(node, status) => Command::Health { node: NodeId(*node), status: *status },

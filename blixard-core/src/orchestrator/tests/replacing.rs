@@ -85,7 +85,7 @@ fn a_replaced_replica_runs_until_its_replacement_does() {
 fn only_what_should_run_can_be_replaced() {
     let mut world = World::new(2);
     world.submit(web(2)).converge();
-    world.write(Write::StopReplica { replica: ReplicaId(1) });
+    world.write(Write::StopReplica { replica: ReplicaId(1), timeout_s: None });
     let mut refused = |replica: u64, why: &str| {
         let request = RequestId([u8::try_from(replica).expect("small"); 16]);
         let write = Write::Replace { replica: ReplicaId(replica) };

@@ -235,7 +235,7 @@ fn a_rollback_is_a_new_version_of_what_was_proven() {
 #[test]
 fn an_older_version_is_placed_only_where_it_is_meant_to_be() {
     let mut world = trying();
-    world.write(Write::StopReplica { replica: ReplicaId(3) });
+    world.write(Write::StopReplica { replica: ReplicaId(3), timeout_s: None });
     let step = |version, older: bool| {
         let (service, slot, node, after) = (name("web"), 2, NodeId(3), None);
         if older {

@@ -102,6 +102,7 @@ pub(in super::super) fn add_replica(
         version: 1,
         node: NodeId(1),
         desired,
+        stop_timeout_s: None,
         lost_since: None,
         after: None,
         status: ReplicaStatus { phase, ..ReplicaStatus::assigned() },

@@ -76,6 +76,12 @@ impl Doing {
                     Err(error) => Event::RemoveFailed { replica, attempt, error },
                 }
             }
+            Action::Kill { replica, attempt } => {
+                if let Err(error) = self.platform.containers.kill(replica, attempt, "SIGKILL").await {
+                    tracing::debug!(replica.id = replica.0, attempt, err = %error, "cannot kill what is to stop");
+                }
+                return None;
+            }
             Action::Probe { replica, attempt, address, spec } => {
                 let healthy = self.probe(address, &spec).await;
                 Event::Probed { replica, attempt, healthy }
