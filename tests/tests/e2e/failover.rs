@@ -200,6 +200,11 @@ fn stopping_a_service_waits_for_no_machine_that_is_down() -> Result<()> {
             ensure!(host.tasks()?.iter().all(|task| !task.running), "it runs on host {}", host.number);
         }
 
+        // The name is free before the machine is back.
+        let removed = cluster.hosts[asked].cli_output(&["rm", "web", "--timeout", "30s"])?;
+        ensure!(removed.status.success(), "{}", blixard_tests::command::printed(&removed));
+        ensure!(cluster.hosts[asked].services()?.is_empty(), "the service is there");
+
         // A machine that lost its power comes back without processes, and with what they left.
         cluster.hosts[victim].power_on()?;
         cluster.hosts[victim].start(&[])?;

@@ -29,6 +29,27 @@ fn a_drained_node_gives_its_replicas_away_and_takes_no_new_ones() -> Result<()> 
         cluster.hosts[0].cli(&["service", "scale", "web", "6"])?;
         let nodes = cluster.wait_ready(0, "web", 6, SOON)?;
         ensure!(!nodes.contains(&3), "a drained node got a replica: {nodes:?}");
+
+        // Back in service, it is given some of what runs, and by no more than it takes.
+        cluster.hosts[0].cli(&["node", "activate", "3"])?;
+        let planned = cluster.hosts[1].cli(&["node", "rebalance", "--dry-run"])?;
+        ensure!(planned.contains("host3") || planned.contains("node 3"), "{planned}");
+        ensure!(cluster.hosts[2].tasks()?.is_empty(), "a dry run moved something");
+        cluster.hosts[1].cli(&["node", "rebalance"])?;
+        let nodes = cluster.wait_ready(0, "web", 6, SOON)?;
+        ensure!(nodes.iter().filter(|node| **node == 3).count() == 2, "replicas on {nodes:?}");
+        let ids = || -> Result<Vec<_>> {
+            Ok(cluster.hosts[0]
+                .replicas("web")?
+                .into_iter()
+                .map(|row| (row.name, row.container_id))
+                .collect())
+        };
+        let before = ids()?;
+        cluster.hosts[1].cli(&["restart", "web-0"])?;
+        let after = ids()?;
+        let anew = after.iter().filter(|row| !before.contains(row));
+        ensure!(anew.clone().all(|(name, _)| name == "web-0") && anew.count() == 1, "{before:?}, {after:?}");
         Ok(())
     })
 }
