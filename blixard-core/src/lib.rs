@@ -16,6 +16,7 @@ pub mod limits;
 pub mod orchestrator;
 pub mod readiness;
 pub mod scheduler;
+pub mod security;
 pub mod spec;
 pub mod text;
 pub mod time;

@@ -212,3 +212,6 @@ pub const RESOLVE_KNOWN_DEADLINE: Duration = Duration::from_secs(1);
 pub const RESOLVE_DEADLINE: Duration = Duration::from_secs(2);
 /// The most moves that one rebalancing proposes: each takes seconds, and people wait for it.
 pub const MOVES_MAX: usize = 100;
+/// Processes and threads of a container whose bundle does not say: enough for what is honest, too few
+/// for what forks without end to take the machine along.
+pub const PIDS_LIMIT: i64 = 4_096;

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::id::ServiceName;
+use crate::limits::PIDS_LIMIT;
+use crate::security::SecuritySpec;
 
 /// The desired form of a service, as its bundle says. Two equal specs are one version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -55,9 +57,22 @@ pub struct ServiceSpec {
     /// absent: [`MIN_HEALTHY_MS`]. Of the second feature level.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_healthy_ms: Option<u64>,
+    /// What its processes may do. Of the second feature level.
+    #[serde(default, skip_serializing_if = "SecuritySpec::is_default")]
+    pub security: SecuritySpec,
 }
 
 impl ServiceSpec {
+    /// This specification with the defaults of the second feature level written out. They are not
+    /// those that a missing field has: specifications stored before go on without.
+    pub fn completed(mut self) -> Self {
+        self.limits.pids.get_or_insert(PIDS_LIMIT);
+        for volume in &mut self.volumes {
+            volume.checked = true;
+        }
+        self
+    }
+
     /// Whether `other` differs in the bounds of replicas and in nothing that a container depends on.
     pub fn differs_in_replicas_only(&self, other: &Self) -> bool {
         self.replicas != other.replicas && Self { replicas: other.replicas, ..self.clone() } == *other
@@ -156,6 +171,15 @@ pub struct VolumeSpec {
     /// Whether the container may not write to it.
     #[serde(default)]
     pub read_only: bool,
+    /// Whether nodes check that the source is a path they give to containers: so since the second
+    /// feature level, which sets it where a specification is submitted.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub checked: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// How a running container is probed: HTTP GET on its first TCP port.

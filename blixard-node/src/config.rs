@@ -55,6 +55,8 @@ pub struct NodeOptions {
     pub subnets: Option<String>,
     /// `--registries`: the file that says how image registries are reached.
     pub registries: Option<PathBuf>,
+    /// `--allow-path`: paths of the host that containers may be given besides those that any may.
+    pub allow_paths: Vec<PathBuf>,
     /// `--log-format`: `text` or `json`.
     pub log_format: Option<String>,
     /// `--log`, BLIXARD_LOG: what is logged, as tracing's directives.
@@ -91,6 +93,8 @@ pub struct NodeConfig {
     pub subnets: SubnetRange,
     /// The file that says how image registries are reached.
     pub registries: Option<PathBuf>,
+    /// Paths of the host that containers may be given besides those that any may; absolute.
+    pub allow_paths: Vec<PathBuf>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What is logged.
@@ -254,6 +258,7 @@ impl NodeOptions {
             containerd,
             subnets,
             registries: self.registries,
+            allow_paths: self.allow_paths,
             log_format,
             log: self.log.unwrap_or_else(|| LOG.to_owned()),
         })

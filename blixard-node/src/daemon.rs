@@ -70,6 +70,11 @@ const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// How often it looks.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
+/// How eagerly the OOM killer takes this process, from -1000 to 1000.
+pub(crate) const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+/// Almost never: what it holds is little, and who would restart the containers?
+const DAEMON_OOM_SCORE_ADJ: &str = "-900";
+
 /// Runs a node until it is told to stop, on a runtime of its own.
 ///
 /// # Errors
@@ -79,6 +84,10 @@ pub fn run(options: NodeOptions) -> Result<ExitCode, Error> {
     api::check_path(&config.socket())?;
     crate::telemetry::init(&config.log, config.log_format)?;
     raise_open_files();
+    keep_from_oom_killer();
+    // Of whoever starts it: images would be unpacked for root alone under 0077. What is secret is
+    // written with modes of its own.
+    rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
     hush_guarded_panics();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let apart = serving_runtime()?;
@@ -134,6 +143,20 @@ fn raise_open_files() {
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(err = %error, "the limit of open files stays");
+    }
+}
+
+/// Makes the kernel look elsewhere first when memory is short, unless somebody set it so already. The
+/// private containerd inherits it; containers do not ([`crate::runtime`] sets theirs).
+fn keep_from_oom_killer() {
+    let set = || {
+        if std::fs::read_to_string(OOM_SCORE_ADJ)?.trim() == "0" {
+            std::fs::write(OOM_SCORE_ADJ, DAEMON_OOM_SCORE_ADJ)?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    if let Err(error) = set() {
+        tracing::debug!(err = %error, "the OOM killer sees the daemon as any other process");
     }
 }
 
@@ -212,6 +235,7 @@ async fn build(config: &NodeConfig, apart: &Handle) -> Result<Built, Error> {
         data: config.data_dir.clone(),
         containerd: choice(&config.containerd),
         registries,
+        allow_paths: config.allow_paths.clone(),
         logger: None,
         networks: None,
     };

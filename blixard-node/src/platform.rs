@@ -501,6 +501,11 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
+    /// Why this machine gives some of the volumes' sources to no container: a sentence for each.
+    async fn refused_sources(&self, _volumes: &[VolumeSpec]) -> Result<Vec<String>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
     /// The containers that ended here and of which only the log is left, the last ended first.
     async fn ended(&self) -> Result<Vec<EndedContainer>, RuntimeError> {
         Ok(Vec::new())

@@ -102,6 +102,7 @@ async fn remove_containers(config: &NodeConfig, known: Option<Owner>, images: bo
         data: config.data_dir.clone(),
         containerd: choice(if private { &Containerd::Private } else { &config.containerd }),
         registries: Registries::default(),
+        allow_paths: Vec::new(),
         logger: None,
         networks: None,
     };

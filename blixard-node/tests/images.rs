@@ -767,3 +767,23 @@ async fn a_registry_that_refuses_head_is_asked_by_get() {
         assert_eq!(store.resolve(&reference).await.expect("by GET"), digest, "{code}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_containerd_cannot_unpack_says_why() {
+    let containerd = TestContainerd::start().await;
+    let store = store(&containerd);
+    let base = tar_of(&[("dir/file", 0o644, b"x")]);
+    let import = async |files: &[File<'_>]| {
+        let above = tar_of(files);
+        let mut parts = ByHand::default();
+        let root = parts.manifest(&[(LAYER, &base, &base), (LAYER, &above, &above)], json!({}));
+        parts.list(root, named("test/app:1"));
+        store.import(reader(&parts.archive()), None).await
+    };
+    for order in [["dir/.wh.file", ".wh.dir"], [".wh.dir", "dir/.wh.file"]] {
+        let error = import(&order.map(|path| (path, 0o644, &b""[..]))).await.expect_err("refused");
+        assert!(error.to_string().contains("which containerd cannot unpack"), "{error}");
+    }
+    import(&[("dir/.wh.file", 0o644, b""), ("nowhere/.wh.file", 0o644, b"")]).await.expect("imports");
+    import(&[("dir/.wh..wh..opq", 0o644, b""), ("dir/.wh.file", 0o644, b"")]).await.expect("imports");
+}

@@ -137,6 +137,8 @@ impl Host {
         let log = File::options().create(true).append(true).open(self.directory.join("daemon.log"))?;
         let child = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{}", self.namespace()))
+            // Whoever starts it may keep their files to themselves; containers are not to suffer from it.
+            .args(["sh", "-c", "umask 077; exec \"$@\"", "sh"])
             .arg(blixard()?)
             .arg("node")
             .arg("--data-dir")

@@ -36,6 +36,7 @@ pub(super) fn spec(policy: RestartPolicy, maximum_retry_count: Option<u32>) -> S
         placement: PlacementSpec::default(),
         network: NetworkMode::Bridge,
         min_healthy_ms: None,
+        security: Default::default(),
     }
 }
 

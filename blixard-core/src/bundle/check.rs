@@ -9,10 +9,13 @@ use std::fmt;
 
 use super::diagnostic::{Fault, shorten};
 use super::walk::whole_text;
-use super::{duration, environment, number, placement, ports, resources, service, to_bundle, volumes};
+use super::{
+    duration, environment, number, placement, ports, resources, security, service, to_bundle, volumes,
+};
 use crate::cluster::snapshot::encoded_len;
 use crate::image_reference::is_digest;
 use crate::limits::{BUNDLE_BYTES_MAX, BUNDLE_FAULTS_MAX, BUNDLE_NODES_MAX, SPEC_BYTES_MAX};
+use crate::security::{CAPABILITIES, SecuritySpec};
 use crate::spec::{
     HealthSpec, ImageSpec, PlacementSpec, PortSpec, ReplicaBounds, Reservations, ResourceLimits,
     RestartPolicy, RestartSpec, ServiceSpec, VolumeSpec,
@@ -131,13 +134,16 @@ impl Check {
             placement,
             network: _,
             min_healthy_ms,
+            security,
         } = spec;
         let values = image.command.as_ref().map_or(0, Vec::len)
             + 9 * ports.len()
             + 7 * volumes.len()
             + 2 * environment.len()
             + depends_on.len()
-            + placement.constraints.len();
+            + placement.constraints.len()
+            + security.cap_drop.len()
+            + security.cap_add.len();
         if values + 100 > BUNDLE_NODES_MAX {
             let message =
                 format!("has about {values} values, more than a bundle may have ({BUNDLE_NODES_MAX})");
@@ -172,6 +178,27 @@ impl Check {
         self.limit("min_healthy_time", *min_healthy_ms, duration::show, |text| {
             service::min_healthy(text).map(service::unless_usual)
         });
+        self.security(security);
+    }
+
+    fn security(&mut self, security: &SecuritySpec) {
+        let SecuritySpec { read_only: _, no_new_privileges: _, user, cap_drop, cap_add } = security;
+        if let Some(user) = user {
+            self.reads("security.user", user, user, security::user);
+        }
+        for (key, names, all) in [("cap_drop", cap_drop, true), ("cap_add", cap_add, false)] {
+            if names.len() > CAPABILITIES.len() + 1 {
+                self.fault(&format!("security.{key}"), Fault::new("has more names than there are"));
+                continue;
+            }
+            for (at, name) in names.iter().enumerate() {
+                let path = format!("security.{key}[{at}]");
+                self.reads(&path, name, name, |text| security::name(text, all));
+                if names[..at].contains(name) {
+                    self.fault(&path, Fault::new(format!("is `{}`, as another", shorten(name))));
+                }
+            }
+        }
     }
 
     fn image(&mut self, image: &ImageSpec) {
@@ -212,7 +239,7 @@ impl Check {
     fn volumes(&mut self, volumes: &[VolumeSpec]) {
         let mut targets = volumes::Targets::default();
         for (at, volume) in volumes.iter().enumerate() {
-            let VolumeSpec { source, target, read_only: _ } = volume;
+            let VolumeSpec { source, target, read_only: _, checked: _ } = volume;
             let path = |key: &str| format!("volumes[{at}].{key}");
             self.path(&path("source"), source, |text| volumes::host_path(text, None));
             self.path(&path("target"), target, volumes::target);

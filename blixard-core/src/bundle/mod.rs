@@ -24,6 +24,7 @@ mod placement;
 mod ports;
 mod print;
 mod resources;
+mod security;
 mod service;
 mod source;
 mod tree;

@@ -51,7 +51,31 @@ pub fn to_bundle(spec: &ServiceSpec) -> String {
     };
     out.entry(0, "network", network);
     out.line(0, &format!("min_healthy_time: {}", duration::show(spec.min_healthy_ms())));
+    security(&mut out, spec);
     out.text
+}
+
+fn security(out: &mut Printer, spec: &ServiceSpec) {
+    let security = &spec.security;
+    if security.is_default() {
+        return;
+    }
+    out.line(0, "security:");
+    for (key, value) in [("read_only", security.read_only), ("no_new_privileges", security.no_new_privileges)]
+    {
+        if value {
+            out.line(1, &format!("{key}: true"));
+        }
+    }
+    if let Some(user) = &security.user {
+        out.entry(1, "user", user);
+    }
+    for (key, names) in [("cap_drop", &security.cap_drop), ("cap_add", &security.cap_add)] {
+        if !names.is_empty() {
+            out.line(1, &format!("{key}:"));
+            names.iter().for_each(|name| out.item(2, name));
+        }
+    }
 }
 
 fn image(out: &mut Printer, spec: &ServiceSpec) {

@@ -9,7 +9,9 @@ use super::number::{number, whole};
 use super::source::{Place, Source};
 use super::tree::{self, Value};
 use super::walk::{Section, Walk};
-use super::{Context, command, compose, duration, environment, placement, ports, resources, volumes};
+use super::{
+    Context, command, compose, duration, environment, placement, ports, resources, security, volumes,
+};
 use crate::id::ServiceName;
 use crate::image_reference::{ImageReference, ReferenceError};
 use crate::limits::{
@@ -21,7 +23,7 @@ use crate::spec::{
     RestartSpec, ServiceSpec,
 };
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "version",
     "name",
     "image",
@@ -38,6 +40,7 @@ const KEYS: [&str; 16] = [
     "placement",
     "network",
     "min_healthy_time",
+    "security",
 ];
 const SMALLEST: &str = "the smallest bundle is `version: \"1.0\"` and `image: {docker_image: nginx}`";
 /// The longest path of a health check, in bytes.
@@ -79,6 +82,7 @@ pub(super) fn read(walk: &mut Walk<'_>, source: &Source<'_>, context: &Context<'
     let depends_on = depends_on(walk, &root, name.as_ref());
     let stop_timeout_s = walk.key(&root, "stop_timeout", stop_timeout).unwrap_or(STOP_TIMEOUT_S);
     let placement = placement::read(walk, &root);
+    let security = security::read(walk, &root);
     let min_healthy = walk.key(&root, "min_healthy_time", min_healthy);
     Some(ServiceSpec {
         name: name?,
@@ -96,6 +100,7 @@ pub(super) fn read(walk: &mut Walk<'_>, source: &Source<'_>, context: &Context<'
         placement,
         network,
         min_healthy_ms: min_healthy.and_then(unless_usual),
+        security,
     })
 }
 

@@ -29,7 +29,7 @@ pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, base_dir: Option<&st
             walk.fail(&field, fault);
         }
         if let (Some(source), Some(target)) = (source, target) {
-            volumes.push(VolumeSpec { source, target, read_only });
+            volumes.push(VolumeSpec { source, target, read_only, checked: false });
         }
     }
     if !volumes.is_empty() {

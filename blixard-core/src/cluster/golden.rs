@@ -65,7 +65,12 @@ fn spec() -> Arc<ServiceSpec> {
             PortSpec { container_port: 80, host_port: Some(8_080), protocol: Protocol::Tcp, host_ip: None },
             PortSpec { container_port: 53, host_port: None, protocol: Protocol::Udp, host_ip: None },
         ],
-        volumes: vec![VolumeSpec { source: "/a".to_owned(), target: "/b".to_owned(), read_only: true }],
+        volumes: vec![VolumeSpec {
+            source: "/a".to_owned(),
+            target: "/b".to_owned(),
+            read_only: true,
+            checked: false,
+        }],
         environment: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
         healthcheck: Some(HealthSpec {
             path: "/healthz".to_owned(),
@@ -96,6 +101,7 @@ fn spec() -> Arc<ServiceSpec> {
         },
         network: NetworkMode::Host,
         min_healthy_ms: None,
+        security: Default::default(),
     })
 }
 

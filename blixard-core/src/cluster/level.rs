@@ -12,7 +12,7 @@
 use super::command::{Command, Plan, PlanStep, Refusal, Write};
 use super::node::{NodeFacts, Token, TokenScope};
 use super::{ClusterState, ReplicaStatus};
-use crate::spec::{HealthSpec, ImageSpec, PortSpec, RestartPolicy, RestartSpec, ServiceSpec};
+use crate::spec::{HealthSpec, ImageSpec, PortSpec, RestartPolicy, RestartSpec, ServiceSpec, VolumeSpec};
 
 /// The feature level of the first release.
 pub const FIRST_LEVEL: u16 = 1;
@@ -176,7 +176,7 @@ impl ServiceSpec {
             name: _,
             image,
             ports,
-            volumes: _,
+            volumes,
             environment: _,
             healthcheck,
             replicas: _,
@@ -188,11 +188,21 @@ impl ServiceSpec {
             placement: _,
             network: _,
             min_healthy_ms,
+            security,
         } = self;
         let ports = highest(ports.iter().map(PortSpec::level));
         let healthcheck = healthcheck.as_ref().map_or(FIRST_LEVEL, HealthSpec::level);
-        let own = if min_healthy_ms.is_some() { SECOND_LEVEL } else { FIRST_LEVEL };
+        let checked = volumes.iter().any(VolumeSpec::is_checked);
+        let second = min_healthy_ms.is_some() || !security.is_default() || checked;
+        let own = if second { SECOND_LEVEL } else { FIRST_LEVEL };
         highest([image.level(), ports, healthcheck, restart.level(), own].into_iter())
+    }
+}
+
+impl VolumeSpec {
+    fn is_checked(&self) -> bool {
+        let Self { source: _, target: _, read_only: _, checked } = self;
+        *checked
     }
 }
 

@@ -63,6 +63,7 @@ pub(super) fn spec(service: &str, min: u32, max: u32) -> ServiceSpec {
         placement: Default::default(),
         network: Default::default(),
         min_healthy_ms: None,
+        security: Default::default(),
     }
 }
 
@@ -82,7 +83,12 @@ pub(super) fn marked(mark: u32, spec: ServiceSpec) -> ServiceSpec {
 }
 
 pub(super) fn with_volume(spec: ServiceSpec) -> ServiceSpec {
-    let volume = VolumeSpec { source: "/srv".to_owned(), target: "/data".to_owned(), read_only: false };
+    let volume = VolumeSpec {
+        source: "/srv".to_owned(),
+        target: "/data".to_owned(),
+        read_only: false,
+        checked: false,
+    };
     ServiceSpec { volumes: vec![volume], ..spec }
 }
 

@@ -28,6 +28,9 @@ const REMOVE_DEADLINE: Duration = Duration::from_secs(60);
 /// The least digits of a digest that name an image.
 const DIGEST_DIGITS_MIN: usize = 7;
 
+/// How many digits of a digest `blixard image ls` shows: so many alone are a digest too.
+const SHOWN_DIGITS: usize = 12;
+
 /// Which image is removed.
 #[derive(serde::Deserialize)]
 pub(super) struct RemoveQuery {
@@ -160,6 +163,9 @@ impl Wanted {
                 ))
             };
         }
+        if SHOWN_DIGITS == text.len() && text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Ok(Self::Digest(format!("sha256:{}", text.to_ascii_lowercase())));
+        }
         text.parse::<ImageReference>().map_err(|error| {
             ApiError::bad_request(error.to_string(), "`blixard image ls` lists the images")
         })?;
@@ -288,6 +294,7 @@ mod tests {
         check("nginx:1", false);
         check("sha256:abababa", true);
         check("sha256:ABABABAB", true);
+        check("abababababab", true);
         check("sha256:ababab", false);
         check("sha256:abababac", false);
         check("", false);

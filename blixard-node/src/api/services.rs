@@ -13,6 +13,7 @@ use blixard_core::api::service::{
 };
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::bundle;
+use blixard_core::cluster::level::SECOND_LEVEL;
 use blixard_core::cluster::{ClusterState, Outcome, Phase, Write};
 use blixard_core::id::{NodeId, ReplicaId, ServiceName};
 use blixard_core::limits::WRITE_DEADLINE;
@@ -26,6 +27,7 @@ use super::context::{Api, JsonBody, Params, RequestIdent, Segment, created};
 use super::error::ApiError;
 use super::resolution::Resolved;
 use super::{proxy, replicas, resolution, views};
+use crate::platform::RuntimeError;
 
 /// How long a submission waits for the disk to say whether the sources of volumes are there.
 const LOOK_DEADLINE: Duration = Duration::from_secs(2);
@@ -79,25 +81,42 @@ fn check(spec: &ServiceSpec) -> Result<(), ApiError> {
     Err(ApiError::unprocessable(error, first.hint.unwrap_or_default()).with_details(others))
 }
 
-/// Refuses volumes whose sources are not on this node, where the service's replicas are to run.
+/// Refuses volumes whose sources are not on this node, where the service's replicas are to run, or
+/// which it gives to no container.
 async fn check_volumes(api: &Api, spec: &ServiceSpec) -> Result<(), ApiError> {
     if spec.volumes.is_empty() {
         return Ok(());
     }
-    let looking = api.handle.platform.containers.missing_sources(&spec.volumes);
-    let missing = match api.within(LOOK_DEADLINE, looking).await {
-        Some(Ok(missing)) => missing,
+    let containers = &api.handle.platform.containers;
+    let looking = async {
+        let missing = containers.missing_sources(&spec.volumes).await?;
+        let refused = match api.handle.state().knows(SECOND_LEVEL) {
+            true if missing.is_empty() => containers.refused_sources(&spec.volumes).await?,
+            _ => Vec::new(),
+        };
+        Ok::<_, RuntimeError>((missing, refused))
+    };
+    let (missing, refused) = match api.within(LOOK_DEADLINE, looking).await {
+        Some(Ok(found)) => found,
         // A disk that does not answer in time will not have the container started either.
         Some(Err(_)) | None => return Ok(()),
     };
-    match missing.as_slice() {
-        [] => Ok(()),
-        [source, ..] => Err(ApiError::unprocessable(
+    if let [source, rest @ ..] = missing.as_slice() {
+        let details = rest.iter().map(|source| format!("nor is {source}")).collect();
+        return Err(ApiError::unprocessable(
             format!("the volume's source {source} is not on node {}, where it is looked for", api.handle.id),
             "make the file or directory there first, or submit the bundle on the node that has it",
         )
-        .with_details(missing.iter().skip(1).map(|source| format!("nor is {source}")).collect())),
+        .with_details(details));
     }
+    if let [why, rest @ ..] = refused.as_slice() {
+        return Err(ApiError::unprocessable(
+            format!("node {} gives this to no container: {why}", api.handle.id),
+            "name another path, or start the node with `--allow-path PATH` where containers may have it",
+        )
+        .with_details(rest.to_vec()));
+    }
+    Ok(())
 }
 
 /// Fixes the digest that the image's reference stands for now; the warning when it could not be.

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::cgroups::{self, CgroupSupport};
 use super::client::{Client, disk, failed, found};
 use super::files::Files;
+use super::host_paths::HostPaths;
 use super::images::{ImageStore, SNAPSHOTTER};
 use super::networks::Networks;
 use super::record::{Record, signal_of};
@@ -40,11 +41,14 @@ pub(crate) struct Containers {
     pub(crate) images: ImageStore,
     pub(crate) networks: Arc<dyn Networks>,
     pub(crate) files: Files,
+    pub(crate) host_paths: HostPaths,
     /// Where runc keeps its state.
     pub(crate) runc_root: PathBuf,
     /// The program that every container's shim starts as its logger.
     pub(crate) logger: PathBuf,
     pub(crate) cgroups: CgroupSupport,
+    /// The AppArmor profile of containers, where the kernel has AppArmor and it is loaded.
+    pub(crate) apparmor: Option<String>,
     /// Containers being started: half of one may be there, which is not to be taken for an ended one.
     pub(crate) starting: Mutex<BTreeSet<ContainerId>>,
     /// How many processes of a container that went on had been killed for want of memory.

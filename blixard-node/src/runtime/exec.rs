@@ -112,8 +112,9 @@ impl Containers {
         }
         if let Some(wanted) = &config.user {
             let user = self.exec_user(id, wanted).await?;
-            let capabilities =
-                spec::capabilities(user.uid()).map_err(|error| RuntimeError::Invalid(error.to_string()))?;
+            let bounding = process.capabilities().as_ref().and_then(|own| own.bounding().clone());
+            let capabilities = spec::capabilities(user.uid(), bounding.unwrap_or_default())
+                .map_err(|error| RuntimeError::Invalid(error.to_string()))?;
             process.set_user(user).set_capabilities(Some(capabilities));
         }
         Ok(process)

@@ -15,6 +15,7 @@
     reason = "the simulator replaces this whole module: it may use real clocks, tasks and containerd's hash maps"
 )]
 
+mod apparmor;
 mod cgroups;
 mod client;
 mod connect;
@@ -24,6 +25,7 @@ mod ended;
 mod events;
 mod exec;
 mod files;
+mod host_paths;
 pub mod images;
 mod inventory;
 mod log_reader;
@@ -69,6 +71,7 @@ use self::cgroups::CgroupSupport;
 use self::client::{Client, disk};
 use self::containers::Containers;
 use self::files::Files;
+use self::host_paths::HostPaths;
 use self::images::{ImageStore, Registries};
 use self::supervise::Private;
 use crate::platform::{
@@ -103,6 +106,8 @@ pub struct RuntimeConfig {
     /// The program started as a container's logger, with [`logger::SUBCOMMAND`] as its first
     /// argument: this very program unless a test says otherwise.
     pub logger: Option<PathBuf>,
+    /// Paths of the host that containers may be given besides those that any may.
+    pub allow_paths: Vec<PathBuf>,
     /// The container network: the node's [`Bridge`] unless a test says otherwise.
     pub networks: Option<Arc<dyn Networks>>,
 }
@@ -245,6 +250,11 @@ impl ContainerdRuntime {
         Some(supervisor)
     }
 
+    fn host_paths(&self) -> HostPaths {
+        let own = [self.config.data.as_path(), Path::new(RUN)];
+        HostPaths::new(&own, self.config.allow_paths.iter().map(PathBuf::as_path))
+    }
+
     fn attached(&self) -> Result<&Arc<Containers>, RuntimeError> {
         self.containers
             .get()
@@ -274,7 +284,8 @@ impl ContainerRuntime for ContainerdRuntime {
         let client = Client::new(self.channel.clone(), &namespace(cluster, node))?;
         client.create_namespace().await?;
         self.networks.attach(cluster, node, subnet).await?;
-        let cgroups = blocking(|| Ok(CgroupSupport::detect())).await?;
+        let (cgroups, apparmor) = blocking(|| Ok((CgroupSupport::detect(), apparmor::load()))).await?;
+        let host_paths = self.host_paths();
         let images =
             ImageStore::new(client.channel(), client.namespace().to_owned(), self.config.registries.clone())?;
         let containers = Containers {
@@ -284,9 +295,11 @@ impl ContainerRuntime for ContainerdRuntime {
             images,
             networks: Arc::clone(&self.networks),
             files: Files::new(self.config.data.clone()),
+            host_paths,
             runc_root: self.run.join("runc"),
             logger: self.logger.clone(),
             cgroups,
+            apparmor,
             starting: Mutex::default(),
             survived: Mutex::default(),
             log_readers: Arc::new(Semaphore::new(LOG_READERS_MAX)),
@@ -380,6 +393,11 @@ impl ContainerRuntime for ContainerdRuntime {
     async fn missing_sources(&self, volumes: &[VolumeSpec]) -> Result<Vec<String>, RuntimeError> {
         let volumes = volumes.to_vec();
         blocking(move || Ok(start::missing_sources(&volumes))).await
+    }
+
+    async fn refused_sources(&self, volumes: &[VolumeSpec]) -> Result<Vec<String>, RuntimeError> {
+        let (volumes, paths) = (volumes.to_vec(), self.attached()?.host_paths.clone());
+        blocking(move || Ok(paths.refusals(&volumes))).await
     }
 
     async fn ended(&self) -> Result<Vec<EndedContainer>, RuntimeError> {

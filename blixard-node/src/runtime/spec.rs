@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use blixard_core::security::{ALL_CAPABILITIES, SecuritySpec};
 use blixard_core::spec::{NetworkMode, ServiceSpec, VolumeSpec};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
@@ -88,6 +89,8 @@ pub(crate) struct Input<'a> {
     pub(crate) user: ResolvedUser,
     /// The files bound over its `/etc`.
     pub(crate) files: &'a ContainerFiles,
+    /// Where the volumes' sources really are, in the volumes' order.
+    pub(crate) sources: &'a [PathBuf],
     /// Its network namespace; absent on the host's network.
     pub(crate) netns: Option<&'a Path>,
     /// Its cgroup.
@@ -96,6 +99,10 @@ pub(crate) struct Input<'a> {
     pub(crate) cgroups: CgroupSupport,
     /// The most files the daemon itself may let a process open.
     pub(crate) open_files_max: u64,
+    /// How eagerly the OOM killer takes the daemon.
+    pub(crate) oom_score_adj: i32,
+    /// The AppArmor profile of containers, where the kernel has AppArmor.
+    pub(crate) apparmor: Option<&'a str>,
 }
 
 /// The host name of a service's replica: `web-1`, shortened where it would be longer than a label.
@@ -148,7 +155,7 @@ fn assemble(input: &Input<'_>, args: Vec<String>) -> Result<(Spec, Vec<&'static 
     }
     let spec = SpecBuilder::default()
         .version(OCI_VERSION)
-        .root(RootBuilder::default().path("rootfs").readonly(false).build()?)
+        .root(RootBuilder::default().path("rootfs").readonly(input.service.security.read_only).build()?)
         .hostname(input.hostname)
         .process(process(input, args)?)
         .mounts(mounts(input)?)
@@ -175,22 +182,48 @@ fn process(input: &Input<'_>, args: Vec<String>) -> Result<Process, OciSpecError
         .gid(input.user.gid)
         .additional_gids(input.user.groups.clone())
         .build()?;
-    ProcessBuilder::default()
+    let mut process = ProcessBuilder::default()
         .terminal(false)
         .user(user)
         .args(args)
         .env(env)
         .cwd(workdir)
-        .capabilities(capabilities(input.user.uid)?)
+        .capabilities(capabilities(input.user.uid, bounding(&input.service.security))?)
         .rlimits(vec![open_files])
-        .no_new_privileges(false)
-        .build()
+        // The daemon and containerd are kept from the OOM killer, and what they start is not. A daemon
+        // that is not either may lack the right to favour them.
+        .oom_score_adj(input.oom_score_adj.max(0))
+        .no_new_privileges(input.service.security.no_new_privileges)
+        .build()?;
+    if let Some(profile) = input.apparmor {
+        process.set_apparmor_profile(Some(profile.to_owned()));
+    }
+    Ok(process)
+}
+
+/// The most that a process of the service may be able to do: what containers get, less what the
+/// service drops, and what it adds.
+pub(crate) fn bounding(security: &SecuritySpec) -> HashSet<Capability> {
+    let named = |names: &[String]| -> HashSet<Capability> {
+        names.iter().filter_map(|name| name.parse().ok()).collect()
+    };
+    let mut bounding: HashSet<Capability> = CAPABILITIES.into_iter().collect();
+    if security.cap_drop.iter().any(|name| name == ALL_CAPABILITIES) {
+        bounding.clear();
+    }
+    for dropped in named(&security.cap_drop) {
+        bounding.remove(&dropped);
+    }
+    bounding.extend(named(&security.cap_add));
+    bounding
 }
 
 /// What a process of this user may do. One that is not root holds no capability but may gain these
 /// by running a set-user-id program, as with Docker.
-pub(crate) fn capabilities(uid: u32) -> Result<LinuxCapabilities, OciSpecError> {
-    let bounding: HashSet<Capability> = CAPABILITIES.into_iter().collect();
+pub(crate) fn capabilities(
+    uid: u32,
+    bounding: HashSet<Capability>,
+) -> Result<LinuxCapabilities, OciSpecError> {
     let held = if uid == 0 { bounding.clone() } else { HashSet::new() };
     LinuxCapabilitiesBuilder::default()
         .bounding(bounding)
@@ -254,14 +287,14 @@ fn mounts(input: &Input<'_>) -> Result<Vec<Mount>, OciSpecError> {
     ];
     for (destination, source) in generated {
         if !input.service.volumes.iter().any(|volume| volume.target == destination) {
-            mounts.push(bind(Path::new(destination), source, false)?);
+            mounts.push(bind(Path::new(destination), source, input.service.security.read_only)?);
         }
     }
     // Outer directories first, so that no volume hides another that is mounted inside it.
-    let mut volumes: Vec<&VolumeSpec> = input.service.volumes.iter().collect();
-    volumes.sort_by_key(|volume| Path::new(&volume.target).components().count());
-    for volume in volumes {
-        mounts.push(bind(Path::new(&volume.target), Path::new(&volume.source), volume.read_only)?);
+    let mut volumes: Vec<(&VolumeSpec, &PathBuf)> = input.service.volumes.iter().zip(input.sources).collect();
+    volumes.sort_by_key(|(volume, _)| Path::new(&volume.target).components().count());
+    for (volume, source) in volumes {
+        mounts.push(bind(Path::new(&volume.target), source, volume.read_only)?);
     }
     Ok(mounts)
 }
@@ -278,8 +311,9 @@ fn bind(destination: &Path, source: &Path, read_only: bool) -> Result<Mount, Oci
 
 #[cfg(test)]
 mod tests {
+    use blixard_core::security::SecuritySpec;
     use blixard_core::spec::{ImageSpec, NetworkMode, ServiceSpec, VolumeSpec};
-    use oci_spec::runtime::Spec;
+    use oci_spec::runtime::{Capability, Spec};
 
     use super::{CgroupSupport, ImageConfig, Input, build, hostname, merge_environment};
     use crate::platform::RuntimeError;
@@ -310,6 +344,7 @@ mod tests {
                 hostname: "/d/h".into(),
                 resolv: "/d/r".into(),
             },
+            sources: &vec!["/s".into(); service.volumes.len()],
             netns,
             cgroups_path: "/blixard/1/x".into(),
             cgroups: CgroupSupport {
@@ -321,6 +356,8 @@ mod tests {
                 namespace: true,
             },
             open_files_max: 20_000,
+            oom_score_adj: -900,
+            apparmor: Some("blixard-default"),
         })
         .map(|(spec, _)| spec)
     }
@@ -356,9 +393,35 @@ mod tests {
     }
 
     #[test]
+    fn a_service_may_do_less_or_more_than_the_default() {
+        let security = serde_json::from_value(serde_json::json!({
+            "read_only": true, "no_new_privileges": true, "cap_drop": ["ALL"], "cap_add": ["NET_RAW", "SYS_NICE"],
+        }));
+        let service = ServiceSpec { security: security.expect("security"), ..service() };
+        let strict = spec(&service, IMAGE).expect("spec");
+        assert_eq!(strict.root().as_ref().and_then(|root| root.readonly()), Some(true));
+        let process = strict.process().as_ref().expect("process");
+        assert_eq!(process.no_new_privileges(), Some(true));
+        assert_eq!(process.oom_score_adj(), Some(0));
+        assert_eq!(process.apparmor_profile().as_deref(), Some("blixard-default"));
+        let bounding = process.capabilities().as_ref().and_then(|all| all.bounding().clone()).expect("set");
+        assert_eq!(bounding, [Capability::NetRaw, Capability::SysNice].into());
+        let dropped =
+            SecuritySpec { cap_drop: vec!["NET_RAW".into(), "MKNOD".into()], ..SecuritySpec::default() };
+        assert_eq!(super::bounding(&dropped).len(), 12);
+        for name in blixard_core::security::CAPABILITIES {
+            assert!(name.parse::<Capability>().is_ok(), "{name} is unknown to the specification");
+        }
+    }
+
+    #[test]
     fn volumes_mount_outer_first_and_may_replace_generated_files() {
-        let volume =
-            |target: &str| VolumeSpec { source: "/s".into(), target: target.into(), read_only: true };
+        let volume = |target: &str| VolumeSpec {
+            source: "/s".into(),
+            target: target.into(),
+            read_only: true,
+            checked: false,
+        };
         let volumes = vec![volume("/data/in/ner"), volume("/data"), volume("/etc/hosts")];
         let spec = spec(&ServiceSpec { volumes, ..service() }, IMAGE).expect("spec");
         let mounts = spec.mounts().as_ref().expect("mounts");

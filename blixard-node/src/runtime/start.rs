@@ -1,6 +1,6 @@
 //! Creates and starts a container: snapshot, network, files, specification, process.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blixard_core::id::ContainerId;
@@ -114,17 +114,20 @@ impl Containers {
         rootfs: Vec<Mount>,
     ) -> Result<(), RuntimeError> {
         let hostname = spec::hostname(config.spec.name.as_str(), config.slot);
-        let (files, user) = self.prepare_files(id, config, image, &hostname, lease, &rootfs).await?;
+        let (files, user, sources) = self.prepare_files(id, config, image, &hostname, lease, &rootfs).await?;
         let (spec, missing) = spec::build(&spec::Input {
             service: &config.spec,
             image: &image.config,
             hostname: &hostname,
             user,
             files: &files,
+            sources: &sources,
             netns: lease.map(|lease| lease.netns_path.as_path()),
             cgroups_path: self.cgroup(id),
             cgroups: self.cgroups,
             open_files_max: rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
+            oom_score_adj: oom_score_adj(),
+            apparmor: self.apparmor.as_deref(),
         })?;
         if !missing.is_empty() {
             tracing::warn!(service = %config.spec.name, limits = ?missing, "this kernel cannot enforce some limits");
@@ -178,11 +181,11 @@ impl Containers {
         hostname: &str,
         lease: Option<&NetworkLease>,
         rootfs: &[Mount],
-    ) -> Result<(ContainerFiles, ResolvedUser), RuntimeError> {
-        let wanted = image.config.user.clone();
+    ) -> Result<(ContainerFiles, ResolvedUser, Vec<PathBuf>), RuntimeError> {
+        let wanted = config.spec.security.user.as_ref().unwrap_or(&image.config.user).clone();
         let (files, id, hostname) = (self.files.clone(), id.clone(), hostname.to_owned());
         let (config, rootfs) = (config.clone(), Rootfs::from_mounts(rootfs));
-        let address = lease.map(|lease| lease.address);
+        let (address, host_paths) = (lease.map(|lease| lease.address), self.host_paths.clone());
         let work = move || {
             let user = user::in_rootfs(&wanted, rootfs.as_ref())?;
             if let Some(missing) = missing_sources(&config.spec.volumes).first() {
@@ -190,10 +193,12 @@ impl Containers {
                     "the volume's source {missing} is not on this node: make the file or directory first"
                 )));
             }
+            let sources = config.spec.volumes.iter().map(|volume| host_paths.source_of(volume));
+            let sources: Vec<PathBuf> = sources.collect::<Result<_, _>>()?;
             super::logs::prune_attempts(&files.replica_logs(config.replica), LOGS_PER_REPLICA_MAX)
                 .map_err(|error| disk("remove old logs", &error))?;
             let written = files.write(&id, &hostname, address);
-            Ok((written.map_err(|error| disk("write the container's files", &error))?, user))
+            Ok((written.map_err(|error| disk("write the container's files", &error))?, user, sources))
         };
         super::blocking(work).await
     }
@@ -312,6 +317,12 @@ pub(super) fn missing_sources(volumes: &[VolumeSpec]) -> Vec<String> {
     missing.map(|volume| volume.source.clone()).collect()
 }
 
+/// How eagerly the OOM killer takes this process.
+fn oom_score_adj() -> i32 {
+    let own = std::fs::read_to_string(crate::daemon::OOM_SCORE_ADJ);
+    own.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
 /// Why a process was not created.
 struct NotCreated {
     status: Status,
@@ -385,6 +396,7 @@ mod tests {
             source: directory.path().join(name).to_string_lossy().into_owned(),
             target: "/x".into(),
             read_only: true,
+            checked: false,
         };
         std::fs::write(directory.path().join("there"), "").expect("file");
         let missing = missing_sources(&[volume("there"), volume(""), volume("typo.conf")]);

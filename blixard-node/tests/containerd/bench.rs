@@ -56,6 +56,7 @@ impl Bench {
         let runtime = ContainerdRuntime::connect(RuntimeConfig {
             data: self.directory.path().join("data"),
             containerd: ContainerdChoice::Private,
+            allow_paths: Vec::new(),
             registries: Registries::default(),
             logger: Some(logger()),
             networks: self.networks.clone(),

@@ -85,7 +85,8 @@ impl Asked {
         }
         let image = ImageSpec { digest, ..submitted.image.clone() };
         let submitted = ServiceSpec { image, ..submitted.clone() };
-        if is_same(spec, &submitted) {
+        // Submitted below the second feature level, or from it on.
+        if is_same(spec, &submitted) || is_same(spec, &submitted.clone().completed()) {
             return Ok(());
         }
         Err(format!("{submitted:?} was submitted, {spec:?} runs"))

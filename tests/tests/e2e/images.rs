@@ -129,6 +129,28 @@ fn images_go_when_no_service_needs_them() -> Result<()> {
     })
 }
 
+#[test]
+fn an_imported_image_reaches_a_member_that_joins_later() -> Result<()> {
+    Cluster::formed(1)?.check(|cluster| {
+        let busybox = image::busybox()?;
+        // Of a registry that nobody is at.
+        let reference = "10.99.99.99:5000/team/app:1".to_owned();
+        cluster.hosts[0].cli(&["image", "import", "--name", &reference, busybox.archive()])?;
+        let joined = cluster.add_host(2)?;
+        let registry = cluster.registry()?;
+        cluster.hosts[joined].start(&["--join", &registry])?;
+        cluster.wait_formed()?;
+        let bundle = Bundle::of("late", &reference).shell("sleep 600").constraint("node.id==2");
+        let said = cluster.hosts[joined].cli_output(&["run", bundle.write()?.path()])?;
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+        ensure!(said.contains("1 of 1 replica ready") && !said.contains("could not be looked up"), "{said}");
+        let images: Vec<ImageRow> = cluster.hosts[0].cli_json(&["image", "ls"])?;
+        ensure!(images.len() == 1 && images[0].nodes.len() == 2 && images[0].imported, "{images:?}");
+        Ok(())
+    })
+}
+
 /// Every daemon reaches `registry` by a registries file.
 fn use_registry(cluster: &mut Cluster, registry: &Registry, credentials: bool) -> Result<()> {
     let file = cluster.directory().join("registries.json");

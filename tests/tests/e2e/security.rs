@@ -1,7 +1,9 @@
-//! What a stranger and a local user can do: next to nothing.
+//! What others can do, and cannot: docs/security.md lists these tests beside what they promise.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -9,11 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use blixard_core::api::token::TokenAnswer;
 use blixard_core::limits;
+use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
 use blixard_tests::command::printed;
 use blixard_tests::host::{Host, blixard};
-use blixard_tests::{http, wait};
+use blixard_tests::{http, image, wait};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
 
 /// Where a node serves its API unless told otherwise.
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8082);
@@ -114,5 +118,112 @@ fn the_api_is_served_to_other_machines_within_tls_only() -> Result<()> {
         let stranger = client(&lan, "https://10.77.0.1:8082", None, &["--ca", &ca, "node", "ls"])?;
         ensure!(!stranger.status.success() && printed(&stranger).contains("BLIXARD_TOKEN"), "{stranger:?}");
         wait::until("the node to go on", PROMPT, || host.status().map(drop))
+    })
+}
+
+/// How long what was asked for may take to happen.
+const SOON: Duration = Duration::from_secs(40);
+
+/// What `blixard run` says of a bundle, and whether it takes it.
+fn submitted(host: &Host, bundle: &Bundle) -> Result<(bool, String)> {
+    let output = host.cli_output(&["run", bundle.write()?.path()])?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+}
+
+#[test]
+fn containers_may_do_what_their_bundle_says() -> Result<()> {
+    Cluster::formed(1)?.check(|cluster| {
+        let host = &cluster.hosts[0];
+        let busybox = image::busybox()?;
+        host.import(&busybox)?;
+        let security = json!({
+            "read_only": true, "no_new_privileges": true, "user": "1000:1001", "cap_drop": ["ALL"],
+            "cap_add": ["CAP_NET_RAW"],
+        });
+        let strict = Bundle::of("strict", &busybox.reference).shell("sleep 600").set("security", security);
+        host.run(&strict)?;
+        host.run(&Bundle::of("usual", &busybox.reference).shell("sleep 600"))?;
+        let exec = |name: &str, line: &str| host.cli(&["exec", name, "sh", "-c", line]);
+        let status =
+            exec("strict-0", "cat /proc/self/status; id -u; id -g; cat /etc/hosts /etc/resolv.conf")?;
+        // NET_RAW is bit 13.
+        for expect in
+            ["NoNewPrivs:\t1", "CapBnd:\t0000000000002000", "CapEff:\t0000000000000000", "1000", "1001"]
+        {
+            ensure!(status.contains(expect), "{expect:?} is not in {status}");
+        }
+        let written = exec("strict-0", "touch /file 2>&1; echo shm > /dev/shm/file && cat /dev/shm/file")?;
+        ensure!(written.contains("Read-only file system") && written.contains("shm"), "{written}");
+        let as_root = ["exec", "-u", "0", "strict-0", "sh", "-c"];
+        let hosts =
+            host.cli(&[&as_root[..], &["echo x 2>&1 >> /etc/hosts; cat /proc/self/status"]].concat())?;
+        for expect in ["Read-only file system", "CapBnd:\t0000000000002000", "NoNewPrivs:\t1"] {
+            ensure!(hosts.contains(expect), "{expect:?} is not in {hosts}");
+        }
+        ensure!(exec("usual-0", "touch /file && cat /proc/self/oom_score_adj")?.trim() == "0");
+        let own = fs::read_to_string(format!("/proc/{}/oom_score_adj", host.pid().context("it runs")?))?;
+        // Who lacks CAP_SYS_RESOURCE cannot protect itself; nor could this test.
+        let may = Command::new("sh").args(["-c", "echo -900 > /proc/self/oom_score_adj"]).output()?;
+        let expect = if may.status.success() { "-900" } else { "0" };
+        ensure!(own.trim() == expect, "the daemon has {own}, not {expect}");
+        let pids = host.service("usual")?.versions[0].spec.limits.pids;
+        ensure!(pids == Some(4096), "{pids:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn paths_of_the_host_are_a_right_that_each_node_checks() -> Result<()> {
+    Cluster::hosts(1)?.check(|cluster| {
+        let free = cluster.directory().join("free");
+        fs::create_dir_all(free.join("deep"))?;
+        symlink("/etc", free.join("etc"))?;
+        cluster.hosts[0].start(&["--allow-path", "/etc/ssl"])?;
+        let host = &cluster.hosts[0];
+        let busybox = image::busybox()?;
+        host.import(&busybox)?;
+        let bundle = |source: &str| {
+            Bundle::new("bound", &busybox).shell("sleep 600").volume(source, "/bound").always()
+        };
+        let (data, above) = (host.data_dir(), cluster.directory());
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let refused = [
+            "/".to_owned(),
+            "/etc".to_owned(),
+            "//etc/".to_owned(),
+            "/etc/../etc".to_owned(),
+            "/var/../root".to_owned(),
+            "/etc/localtime".to_owned(),
+            text(&free.join("etc")),
+            text(&data),
+            text(above),
+        ];
+        for source in &refused {
+            let (taken, said) = submitted(host, &bundle(source))?;
+            ensure!(!taken && said.contains("gives this to no container"), "{source}: {said}");
+        }
+        ensure!(host.service("bound").is_err(), "a refused service was stored");
+
+        // Below a refused directory, and allowed; the time zone read-only; a directory of nobody's.
+        let source = free.join("deep");
+        let volumes = json!([
+            {"source": "/etc/ssl", "target": "/ssl", "mode": "ro"},
+            {"source": "/etc/localtime", "target": "/etc/localtime", "mode": "ro"},
+            {"source": text(&source), "target": "/bound", "mode": "rw"},
+        ]);
+        host.run(&bundle(&text(&source)).set("volumes", volumes))?;
+        host.cli(&["exec", "bound-0", "sh", "-c", "test -d /ssl && echo here > /bound/file"])?;
+        ensure!(fs::read_to_string(source.join("file"))? == "here\n");
+
+        // What it was given became a link to what it would not be.
+        fs::remove_dir_all(&source)?;
+        symlink("/etc", &source)?;
+        host.cli(&["kill", "bound-0"])?;
+        wait::until("the refusal", SOON, || {
+            let row = host.inspect("bound-0")?;
+            let told = format!("{row:?}");
+            wait::ensure(told.contains("is the system's /etc: this node gives it to no container"), told)
+        })
     })
 }

@@ -48,6 +48,10 @@ pub(super) struct DaemonArgs {
     /// A file that says how image registries are reached: plain HTTP, mirrors, credentials
     #[arg(long, value_name = "FILE")]
     registries: Option<PathBuf>,
+    /// A path of the host, with all below it, that containers may be given although it is the system's
+    /// or blixard's own; may be repeated
+    #[arg(long, value_name = "PATH", value_parser = absolute)]
+    allow_path: Vec<PathBuf>,
     /// How log lines look: text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
@@ -74,8 +78,18 @@ impl DaemonArgs {
             containerd: self.containerd,
             subnets: self.subnets,
             registries: self.registries,
+            allow_paths: self.allow_path,
             log_format: self.log_format,
             log: self.log,
         }
     }
+}
+
+/// Reads an absolute path.
+///
+/// # Errors
+/// Why it is none.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("takes an absolute path, as /etc/ssl".to_owned()) }
 }

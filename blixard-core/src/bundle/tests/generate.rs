@@ -5,6 +5,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use crate::id::ServiceName;
+use crate::security::{CAPABILITIES, SecuritySpec};
 use crate::spec::*;
 
 fn text() -> impl Strategy<Value = String> {
@@ -97,6 +98,7 @@ prop_compose! {
         (restart, placement) in (restarted(), placed()),
         (depends_on, stop_timeout_s) in (btree_set(name(), 0..3), 1..=3_600u32),
         min_healthy in option::of(0..=3_600_000u64),
+        security in secured(),
     ) -> ServiceSpec {
         let healthcheck = health
             .filter(|_| ports.iter().any(|port| port.protocol == Protocol::Tcp))
@@ -113,7 +115,7 @@ prop_compose! {
             ports,
             volumes: volumes
                 .into_iter()
-                .map(|(target, (source, read_only))| VolumeSpec { source, target, read_only })
+                .map(|(target, (source, read_only))| VolumeSpec { source, target, read_only, checked: false })
                 .collect(),
             environment,
             healthcheck,
@@ -125,6 +127,7 @@ prop_compose! {
             placement,
             network,
             min_healthy_ms: min_healthy.filter(|ms| *ms != MIN_HEALTHY_MS),
+            security,
         }
     }
 }
@@ -219,7 +222,8 @@ fn spoil(spec: &mut ServiceSpec, what: usize, text: String, number: u64) {
     let short = number as u16;
     let port =
         PortSpec { container_port: short, host_port: Some(short), protocol: Protocol::Tcp, host_ip: None };
-    let volume = VolumeSpec { source: "/a".to_owned(), target: "/b".to_owned(), read_only: false };
+    let volume =
+        VolumeSpec { source: "/a".to_owned(), target: "/b".to_owned(), read_only: false, checked: false };
     let health = HealthSpec { path: "/".to_owned(), interval_ms: 1_000, timeout_ms: 1_000, retries: 3 };
     match what {
         0 => spec.image.reference = text,
@@ -268,12 +272,16 @@ fn spoil(spec: &mut ServiceSpec, what: usize, text: String, number: u64) {
         36 => spec.network = NetworkMode::Host,
         37 => spec.environment = (0..number % 20_000).map(|n| (format!("A{n}"), String::new())).collect(),
         38 => drop(spec.environment.insert("A".to_owned(), text.repeat(200_000 / text.len().max(1)))),
+        39 => spec.security.user = Some(text),
+        40 => spec.security.cap_drop.push(text),
+        41 => spec.security.cap_add.extend([text.to_ascii_uppercase(), text]),
+        42 => spec.security.cap_add.extend(["CHOWN".to_owned(), "NET_RAW".to_owned()]),
         _ => spec.image.digest = Some(text),
     }
 }
 
 /// How many things [`spoil`] can change.
-const SPOILS: usize = 40;
+const SPOILS: usize = 44;
 
 prop_compose! {
     /// Specifications as clients of the API may send them: good ones and bad.
@@ -282,6 +290,21 @@ prop_compose! {
         spoils.into_iter().for_each(|(what, text, number)| spoil(&mut spec, what, text, number));
         spec
     }
+}
+
+fn secured() -> impl Strategy<Value = SecuritySpec> {
+    let names = || btree_set(proptest::sample::select(&CAPABILITIES[..]), 0..4);
+    let names = || names().prop_map(|names| names.into_iter().map(str::to_owned).collect());
+    let user = option::of("[a-z0-9_]{1,6}(:[a-z0-9_]{1,6})?");
+    (any::<bool>(), any::<bool>(), user, names(), names()).prop_map(
+        |(read_only, no_new_privileges, user, cap_drop, cap_add)| SecuritySpec {
+            read_only,
+            no_new_privileges,
+            user,
+            cap_drop,
+            cap_add,
+        },
+    )
 }
 
 /// Pieces that together are often nearly a bundle.

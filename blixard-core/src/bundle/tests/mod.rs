@@ -126,6 +126,14 @@ fn values_mean_what_other_readers_of_yaml_might_take_otherwise() {
     check("min_healthy_time: 0s", |s| s.min_healthy_ms == Some(0));
     check("min_healthy_time: 1m30s", |s| s.min_healthy_ms == Some(90_000));
     check("min_healthy_time: 5s", |s| s.min_healthy_ms.is_none());
+    check("security: {read_only: true, user: \"1000:1000\"}", |s| {
+        s.security.read_only
+            && !s.security.no_new_privileges
+            && s.security.user.as_deref() == Some("1000:1000")
+    });
+    check("security: {cap_drop: [all], cap_add: [cap_net_raw, CHOWN, chown]}", |s| {
+        s.security.cap_drop == ["ALL"] && s.security.cap_add == ["NET_RAW", "CHOWN"]
+    });
     check("restart_policy: {name: \"no\"}", no);
     check("restart_policy: {name: false}", no);
     check("restart_policy: {name: on-failure, maximum_retry_count: 0}", |s| {
@@ -327,6 +335,16 @@ fn a_specification_from_elsewhere_is_held_to_the_readers_rules() {
         |s| s.ports.push(s.ports[0].clone()),
         "which `ports[0].host_port` takes already",
     );
+    let drop_all = "security: {cap_drop: [ALL]}";
+    refuse(drop_all, |s| s.security.user = Some("a b".into()), "`security.user` takes a user");
+    refuse(
+        drop_all,
+        |s| s.security.cap_drop.push("ALL".into()),
+        "`security.cap_drop[1]` is `ALL`, as another",
+    );
+    refuse(drop_all, |s| s.security.cap_add.push("ALL".into()), "`security.cap_add[0]` takes capabilities");
+    refuse(drop_all, |s| s.security.cap_add.push("cap_chown".into()), "takes for something else");
+    refuse(drop_all, |s| s.security.cap_drop = vec!["ALL".into(); 43], "more names than there are");
     refuse("depends_on: [db]", |s| s.depends_on.push(s.depends_on[0].clone()), "names `db` again");
     refuse("", |s| s.image.command = Some(vec!["a".into(); 30_000]), "values");
     refuse("", |s| drop(s.environment.insert("A".into(), "\u{1}".repeat(200_000))), "bytes as a bundle");

@@ -2,6 +2,7 @@
 //! and column; here it is checked again, with what only the state knows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::bundle;
 use crate::cluster::index::claims;
@@ -11,6 +12,15 @@ use crate::cluster::{ClusterState, Refusal};
 use crate::id::{NodeId, ServiceName};
 use crate::limits::{REPLICAS_PER_SERVICE_MAX, SERVICES_MAX, SPEC_BYTES_MAX};
 use crate::spec::{NetworkMode, ServiceSpec, is_host_address};
+
+/// A submitted specification as it is stored: since the second feature level with the defaults
+/// written out that services of before go on without.
+pub(super) fn completed(state: &ClusterState, spec: &Arc<ServiceSpec>) -> Arc<ServiceSpec> {
+    if !state.knows(SECOND_LEVEL) {
+        return Arc::clone(spec);
+    }
+    Arc::new(spec.as_ref().clone().completed())
+}
 
 /// Checks that `spec`, submitted on `origin`, may become a version of its service.
 ///
@@ -255,6 +265,25 @@ mod tests {
         cluster.submit(spec("odd", 1, 1));
         let back = cluster.write(Write::Rollback { service: name("odd"), version: Some(1) });
         assert_eq!(back, crate::cluster::Outcome::Service { version: 3, changed: true });
+    }
+
+    #[test]
+    fn defaults_are_written_out_since_the_second_feature_level() {
+        let check = |level: u16, pids: Option<i64>, expect: (Option<i64>, bool)| {
+            let mut cluster = Cluster::of_level(1, level);
+            let mut db = with_volume(spec("db", 1, 1));
+            db.limits.pids = pids;
+            cluster.submit(db.clone());
+            let stored = cluster.state.services[&db.name].spec();
+            assert_eq!((stored.limits.pids, stored.volumes[0].checked), expect, "{level} {pids:?}");
+            let again = cluster.submit(db);
+            assert_eq!(again, crate::cluster::Outcome::Service { version: 1, changed: false });
+        };
+        check(FIRST_LEVEL, None, (None, false));
+        check(FIRST_LEVEL, Some(7), (Some(7), false));
+        check(SECOND_LEVEL, None, (Some(4_096), true));
+        check(SECOND_LEVEL, Some(7), (Some(7), true));
+        check(SECOND_LEVEL, Some(-1), (Some(-1), true));
     }
 
     #[test]

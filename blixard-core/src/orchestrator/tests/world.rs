@@ -53,6 +53,7 @@ pub(crate) fn spec(service: &str, change: impl FnOnce(&mut ServiceSpec)) -> Serv
         placement: PlacementSpec::default(),
         network: NetworkMode::Bridge,
         min_healthy_ms: None,
+        security: Default::default(),
     };
     change(&mut spec);
     spec
@@ -67,7 +68,7 @@ pub(crate) fn memory(mib: u64) -> Reservations {
 }
 
 pub(crate) fn volume(read_only: bool) -> Vec<VolumeSpec> {
-    vec![VolumeSpec { source: "/srv".to_owned(), target: "/data".to_owned(), read_only }]
+    vec![VolumeSpec { source: "/srv".to_owned(), target: "/data".to_owned(), read_only, checked: false }]
 }
 
 /// Has a health check ask a port of the container.

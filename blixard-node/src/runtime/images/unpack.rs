@@ -305,6 +305,14 @@ impl Containerd {
 fn apply_fault(layer: &Descriptor, status: &Status) -> RuntimeError {
     let reason = reason(status);
     let text = format!("cannot unpack layer {} ({}): {reason}", layer.digest, layer.media_type);
+    // What it does with a layer of which one entry removes what another is below of.
+    let whiteouts = (reason.contains("mkparent") && reason.contains("not a directory"))
+        || reason.contains("failed to convert whiteout file");
+    if whiteouts {
+        return RuntimeError::Invalid(format!(
+            "{text}: the layer removes a path and changes what is below it at once, which containerd cannot unpack: build the image anew, or with its layers squashed"
+        ));
+    }
     let machine = ["no space left", "quota exceeded", "input/output error", "read-only file system", "mount"];
     match status.code() {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::NotFound => {
