@@ -44,7 +44,7 @@ const ELSEWHERE: [(&[&str], &str); 33] = [
         "`blixard node ls` shows what is reserved; `blixard exec NAME top` what a container's processes use",
     ),
     (&["server", "agent", "daemon", "serve", "init", "bootstrap", "client"], "`blixard node` is the daemon"),
-    (&["join", "swarm"], "`blixard node --join FILE|TICKET`, on the machine to add"),
+    (&["join", "swarm"], "`blixard node --join FILE`, on the machine to add"),
     (&["promote", "demote"], "which nodes vote is decided by the cluster: `blixard cluster status` shows it"),
     (&["cordon"], "`blixard node drain ID` also moves away what runs there"),
     (&["uncordon"], "`blixard node activate ID`"),

@@ -101,13 +101,15 @@ pub const LOG_READERS_MAX: usize = 256;
 pub const ENDED_CONTAINERS_MAX: usize = 1_000;
 /// Processes that one node runs in its containers at a time for `exec`.
 pub const EXEC_SESSIONS_MAX: usize = 128;
+/// How long a ticket admits that is printed for somebody to use.
+pub const TICKET_LIFE: Duration = Duration::from_secs(24 * 3_600);
 /// How many clients may follow the events of one node.
 pub const FOLLOWERS_MAX: usize = 256;
 /// How many connections the API's Unix socket holds. Apart from those over TCP, so that strangers keep
 /// no command of the node's own user waiting.
 pub const HTTP_SOCKET_CONNECTIONS_MAX: usize = 1_024;
 /// How many connections the API holds over TCP. Each costs a descriptor and at most about 128 KiB.
-pub const HTTP_TCP_CONNECTIONS_MAX: usize = 1_024;
+pub const HTTP_TCP_CONNECTIONS_MAX: usize = 2_048;
 /// How long a client of the API has for a TLS handshake, and for the head of a request from the moment
 /// the last one was answered: also how long a connection may be idle.
 pub const HTTP_HEAD_WAIT: Duration = Duration::from_secs(15);

@@ -18,6 +18,9 @@ pub const SYSTEM_DATA_DIR: &str = "/var/lib/blixard";
 /// The API's socket in the data directory.
 pub const SOCKET_NAME: &str = "blixard.sock";
 
+/// Variables that list what to join by, separated by commas.
+pub const JOIN_VARIABLES: [&str; 2] = ["BLIXARD_NODE_REGISTRIES", "BLIXARD_JOIN"];
+
 /// What is logged unless told otherwise: openraft's and netlink's own news are for their developers.
 const LOG: &str = "info,openraft=error,netlink_packet_route=error,iroh=warn,noq=warn";
 
@@ -33,7 +36,8 @@ pub struct NodeOptions {
     pub bind: Option<String>,
     /// `--advertise`: where other members reach this one, `IP:PORT`, when that is not `bind`.
     pub advertise: Vec<String>,
-    /// `--join`, then BLIXARD_NODE_REGISTRIES: registry files or tickets of members.
+    /// `--join`, then what [`JOIN_VARIABLES`] list: registry files of members, `@FILE` with a ticket, or
+    /// tickets.
     pub join: Vec<String>,
     /// `--bootstrap`: make a cluster although there are others to join.
     pub bootstrap: bool,
@@ -183,7 +187,7 @@ impl NodeOptions {
         if self.data_dir.is_none() {
             self.data_dir = var("BLIXARD_DATA_DIR").map(PathBuf::from);
         }
-        if let Some(list) = var("BLIXARD_NODE_REGISTRIES") {
+        for list in JOIN_VARIABLES.into_iter().filter_map(var) {
             let listed = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
             self.join.extend(listed.map(str::to_owned));
         }

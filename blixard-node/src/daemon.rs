@@ -2,6 +2,7 @@
 //! its API until it is told to stop.
 
 use std::error::Error as StdError;
+use std::io::IsTerminal;
 use std::iter;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -35,8 +36,10 @@ use crate::formation::{self, Wish};
 use crate::full_disk::while_full;
 use crate::handle::NodeHandle;
 use crate::identity::{Identity, IdentityError};
+use crate::join_input;
 use crate::linux::{LinuxClock, LinuxRandom, LinuxSpawner};
 use crate::node::{Membership, Node, NodeSettings};
+use crate::own_token::{self, OwnToken};
 use crate::platform::{Clock, Platform, Transport};
 use crate::raft::{self, OpenError, RaftConfig};
 use crate::runtime::images::Registries;
@@ -61,8 +64,6 @@ const REMOVED_GRACE: Duration = Duration::from_secs(60);
 /// How long the API waits for the container runtime before it serves without.
 const RUNTIME_READY: Duration = Duration::from_secs(5);
 const RUNTIME_POLL: Duration = Duration::from_millis(10);
-/// How long a new member waits for the state that says whether its token admits others.
-const STATE_WAIT: Duration = Duration::from_secs(5);
 /// How long no leader is heard before the sources are read again, and between two such readings.
 const SEEK_AFTER: Duration = Duration::from_secs(3);
 /// How long a start waits for the process before it to let go of the data directory.
@@ -79,7 +80,9 @@ const DAEMON_OOM_SCORE_ADJ: &str = "-900";
 ///
 /// # Errors
 /// When an option is wrong, or the node cannot start.
-pub fn run(options: NodeOptions) -> Result<ExitCode, Error> {
+pub fn run(mut options: NodeOptions) -> Result<ExitCode, Error> {
+    join_input::take(&mut options)
+        .map_err(|error| format!("--join -: cannot read standard input: {error}"))?;
     let config = checked(options)?;
     api::check_path(&config.socket())?;
     crate::telemetry::init(&config.log, config.log_format)?;
@@ -367,19 +370,14 @@ async fn form_and_serve(
         serving = serving => serving?,
         _ = stopping.wait_for(|stopping| *stopping) => tokio::task::JoinSet::new(),
     };
-    // Cancel safety: `admitting` only watches.
-    let token = tokio::select! {
+    // Cancel safety: a token that was made and not told expires.
+    tokio::select! {
         biased;
-        token = admitting(&handle, identity.token()) => token,
-        _ = stop.wait_for(|stopping| *stopping) => identity.token(),
-    };
-    if token.is_none() {
-        // The next start writes it anew.
-        if let Err(error) = write_registry(data_dir, None, &membership, &platform) {
-            tracing::warn!(err = %error, "the registry file holds a token that admits nobody");
-        }
+        () = announce(&config, &handle, known) => {}
+        _ = stop.wait_for(|stopping| *stopping) => {}
     }
-    announce(&config, token, &membership, &handle, known);
+    let own = OwnToken { handle: handle.clone(), identity, membership, data_dir: data_dir.clone() };
+    context.spawn("own token", own.keep());
 
     // Cancel safety: all only watch.
     let removed = tokio::select! {
@@ -453,11 +451,11 @@ fn tell_join(status: JoinStatus) {
     }
 }
 
-fn own_peer(platform: &dyn Transport) -> Peer {
+pub(crate) fn own_peer(platform: &dyn Transport) -> Peer {
     Peer { key: platform.key(), addresses: platform.addresses(), relay_url: None }
 }
 
-fn write_registry(
+pub(crate) fn write_registry(
     data_dir: &Path,
     token: Option<Secret>,
     membership: &Membership,
@@ -506,47 +504,33 @@ async fn listen(
     Ok(serving)
 }
 
-/// The token, unless the cluster says that it admits nobody any more, as one for a single use does
-/// after this node's joining. Without a word of the cluster it is thought to.
-async fn admitting(handle: &NodeHandle, token: Option<Secret>) -> Option<Secret> {
-    let token = token?;
-    let clock = &handle.platform.clock;
-    let end = clock.now() + STATE_WAIT;
-    let mut state = handle.state();
-    while !state.nodes.contains_key(&handle.id) {
-        let left = end.since(clock.now());
-        if left.is_zero() {
-            return Some(token);
-        }
-        state = handle.state_after(state.applied, left).await;
-    }
-    let admits = state.tokens.get(&token.id).is_some_and(|known| known.admits(state.time));
-    admits.then_some(token)
-}
-
-/// Says that the node is up, and on its first start how others join.
-fn announce(
-    config: &NodeConfig,
-    token: Option<Secret>,
-    membership: &Membership,
-    handle: &NodeHandle,
-    known: bool,
-) {
-    let (node, cluster) = (membership.node, membership.cluster);
-    println!("node {node} of cluster {cluster} is up; its API is {}", config.socket().display());
+/// Says that the node is up, and on its first start how others join. A ticket is for whoever sits at the
+/// terminal: what else reads this output, such as a journal, keeps it.
+async fn announce(config: &NodeConfig, handle: &NodeHandle, known: bool) {
+    println!(
+        "node {} of cluster {} is up; its API is {}",
+        handle.id,
+        handle.cluster,
+        config.socket().display()
+    );
     if known {
         return;
     }
-    let Some(token) = token else {
-        println!("to add a machine, run here:\n\n  blixard cluster token create\n");
-        return;
-    };
-    let ticket = Ticket { cluster, peer: own_peer(&*handle.platform.transport), token };
-    println!("to add a machine, run on it:\n\n  blixard node --join {ticket}\n");
-    println!(
-        "or give it a copy of {}; both admit whoever has them",
-        config.data_dir.join(registry::REGISTRY_FILE).display()
-    );
+    let ticket = if std::io::stdout().is_terminal() { own_token::ticket(handle).await } else { None };
+    println!("{}", invitation(ticket.as_ref(), &config.data_dir.join(registry::REGISTRY_FILE)));
+}
+
+/// How others join.
+fn invitation(ticket: Option<&Ticket>, registry: &Path) -> String {
+    let registry = registry.display();
+    match ticket {
+        Some(ticket) => format!(
+            "to add a machine within a day, run on it `blixard node --join -` and paste\n\n{ticket}\n\nor give it a copy of {registry}; both admit whoever has them"
+        ),
+        None => format!(
+            "to add a machine, run here:\n\n  blixard cluster token create\n\nor give it a copy of {registry}, which admits whoever has it"
+        ),
+    }
 }
 
 /// Waits until this node has been removed from the cluster, its containers are gone, and it leads
@@ -593,5 +577,34 @@ impl Stop {
         self.once().await;
         self.sender.send_replace(true);
         self.once().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use blixard_core::api::token::Secret;
+    use blixard_core::discovery::ticket::Ticket;
+    use blixard_core::id::{ClusterId, NodeKey, TokenId};
+    use blixard_core::wire::Peer;
+
+    use super::invitation;
+
+    #[test]
+    fn an_invitation_shows_a_ticket_to_a_terminal_alone() {
+        let ticket = Ticket {
+            cluster: ClusterId([4; 16]),
+            peer: Peer { key: NodeKey([2; 32]), addresses: Vec::new(), relay_url: None },
+            token: Secret { id: TokenId([5; 8]), secret: [6; 32] },
+        };
+        let file = Path::new("/d/node-registry.json");
+        let shown = invitation(Some(&ticket), file);
+        assert!(
+            shown.contains(&format!("\n{ticket}\n")) && shown.contains("/d/node-registry.json"),
+            "{shown}"
+        );
+        let kept = invitation(None, file);
+        assert!(kept.contains("blixard cluster token create") && !kept.contains("bxt1"), "{kept}");
     }
 }

@@ -120,6 +120,7 @@ pub async fn form(
     let founding = membership.founding.as_ref().expect("a founder has what it founds");
     let token = Secret { id: founding.token, secret: founding.secret };
     identity.set_membership(&membership, &token)?;
+    identity.set_own_token(&token)?;
     Ok(membership)
 }
 

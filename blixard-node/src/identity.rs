@@ -84,6 +84,7 @@ pub struct Identity {
     boots: u64,
     admission: Option<Admission>,
     has_log: bool,
+    own_token: Option<Secret>,
 }
 
 /// How the node came to its membership, as stored.
@@ -108,10 +109,19 @@ impl Identity {
     pub fn load_or_create(disk: &dyn Disk, rng: &dyn RandomSource) -> Result<Self, IdentityError> {
         let Opened { database, commits, mark } =
             database::open(disk, IDENTITY_FILE, MARK_FILE, VALUES, CACHE_BYTES)?;
-        let mut identity =
-            Self { database, commits, mark, secret_key: [0; 32], boots: 0, admission: None, has_log: false };
-        let (secret_key, boots, admission, has_log) = identity.commit(|table| start(table, rng))?;
-        Ok(Self { secret_key, boots, admission, has_log, ..identity })
+        let mut identity = Self {
+            database,
+            commits,
+            mark,
+            secret_key: [0; 32],
+            boots: 0,
+            admission: None,
+            has_log: false,
+            own_token: None,
+        };
+        let (secret_key, boots, admission, has_log, own_token) =
+            identity.commit(|table| start(table, rng))?;
+        Ok(Self { secret_key, boots, admission, has_log, own_token, ..identity })
     }
 
     /// Changes what is stored, durably.
@@ -177,10 +187,36 @@ impl Identity {
         Ok(())
     }
 
-    /// The token others join by, for this node's registry file and tickets.
+    /// The token others join by, for this node's registry file: its own, or until it has one the one
+    /// that it joined by.
     pub fn token(&self) -> Option<Secret> {
+        self.own_token.clone().or_else(|| self.admission_token())
+    }
+
+    /// The token of this node's own, which it made for its registry file and told nobody else.
+    pub fn own_token(&self) -> Option<&Secret> {
+        self.own_token.as_ref()
+    }
+
+    /// On a founder, the token that it founded its cluster with.
+    pub fn founding_token(&self) -> Option<Secret> {
+        self.admission_token().filter(|_| self.admission.as_ref().is_some_and(|held| held.founding.is_some()))
+    }
+
+    fn admission_token(&self) -> Option<Secret> {
         let (id, secret) = self.admission.as_ref()?.token;
         Some(Secret { id, secret })
+    }
+
+    /// Records durably the token of this node's own.
+    ///
+    /// # Errors
+    /// When the disk refuses; then nothing changed.
+    pub fn set_own_token(&mut self, token: &Secret) -> Result<(), IdentityError> {
+        let bytes = [&token.id.0[..], &token.secret[..]].concat();
+        self.commit(|table| put(table, "own_token", &bytes))?;
+        self.own_token = Some(token.clone());
+        Ok(())
     }
 
     /// Records durably what this node was admitted as, and the token it was admitted by or founded
@@ -213,7 +249,7 @@ impl Identity {
 }
 
 type Stored<'a> = Table<'a, &'static str, &'static [u8]>;
-type Read = ([u8; 32], u64, Option<Admission>, bool);
+type Read = ([u8; 32], u64, Option<Admission>, bool, Option<Secret>);
 
 /// Counts this start; makes what a new identity has.
 fn start(table: &mut Stored<'_>, rng: &dyn RandomSource) -> io::Result<Read> {
@@ -236,7 +272,17 @@ fn start(table: &mut Stored<'_>, rng: &dyn RandomSource) -> io::Result<Read> {
         None => None,
     };
     let has_log = get(table, "has_log")?.is_some();
-    Ok((secret_key, boots, admission, has_log))
+    let own_token = match get(table, "own_token")? {
+        Some(bytes) => Some(secret_of(&bytes).ok_or_else(|| damaged("`own_token` is no token".to_owned()))?),
+        None => None,
+    };
+    Ok((secret_key, boots, admission, has_log, own_token))
+}
+
+/// A token as it is stored: its public half, then its secret one.
+fn secret_of(bytes: &[u8]) -> Option<Secret> {
+    let (id, secret) = bytes.split_first_chunk()?;
+    Some(Secret { id: TokenId(*id), secret: secret.try_into().ok()? })
 }
 
 fn put(table: &mut Stored<'_>, name: &'static str, value: &[u8]) -> io::Result<()> {
@@ -313,8 +359,14 @@ mod tests {
         assert_eq!(second.membership().unwrap().node, NodeId(2));
         assert!(!second.has_log());
         second.set_has_log().unwrap();
+        assert_eq!((second.own_token(), second.founding_token()), (None, Some(token.clone())));
+        let own = Secret { id: TokenId([7; 8]), secret: [8; 32] };
+        second.set_own_token(&own).unwrap();
         drop(second);
-        assert!(open(&dir, 8).unwrap().has_log());
+        let third = open(&dir, 8).unwrap();
+        assert!(third.has_log());
+        assert_eq!((third.own_token(), third.token()), (Some(&own), Some(own.clone())));
+        assert_eq!(third.founding_token(), Some(token));
     }
 
     #[test]

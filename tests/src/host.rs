@@ -29,6 +29,8 @@ pub struct Host {
     pub environment: BTreeMap<String, String>,
     /// Options of its daemon at every start.
     pub arguments: Vec<String>,
+    /// What its daemon has on standard input; nothing when absent.
+    pub input: Option<PathBuf>,
     address: Ipv4Addr,
     lan: Arc<Lan>,
     directory: PathBuf,
@@ -67,6 +69,7 @@ impl Host {
             number,
             environment: BTreeMap::new(),
             arguments: Vec::new(),
+            input: None,
             address,
             lan: lan.clone(),
             directory,
@@ -135,6 +138,7 @@ impl Host {
         }
         std::fs::create_dir_all(self.data_dir())?;
         let log = File::options().create(true).append(true).open(self.directory.join("daemon.log"))?;
+        let input = self.input.as_ref().map(File::open).transpose()?.map_or_else(Stdio::null, Stdio::from);
         let child = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{}", self.namespace()))
             // Whoever starts it may keep their files to themselves; containers are not to suffer from it.
@@ -151,7 +155,7 @@ impl Host {
             .envs(&self.environment)
             // A terminal's Ctrl-C is the test's to handle, not the daemon's.
             .process_group(0)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()

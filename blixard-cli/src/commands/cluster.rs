@@ -4,9 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use blixard_core::api::node::ClusterStatus;
-use blixard_core::api::token::{Scope, TokenAnswer, TokenRequest, TokenRow};
+use blixard_core::api::token::{RotateAnswer, Scope, TokenAnswer, TokenRequest, TokenRow};
 use blixard_core::api::{List, WriteAnswer};
 use blixard_core::id::{NodeId, TokenId};
+use blixard_core::limits;
 use clap::{Subcommand, ValueEnum};
 
 use crate::args::{Output, OutputArgs, time};
@@ -42,21 +43,26 @@ enum TokenCommand {
     ///
     /// For joining, what is printed is a ticket: the token, and where this cluster is.
     #[command(
-        after_help = "Example:\n  blixard cluster token create --uses 1 --expires 1h\n  ssh box2 blixard node --join $(blixard cluster token create)\n  blixard cluster token create --scope api"
+        after_help = "Example:\n  blixard cluster token create --uses 1 --expires 1h\n  blixard cluster token create | ssh box2 blixard node --join -\n  blixard cluster token create --scope api"
     )]
     Create {
         /// What it admits to
         #[arg(long, value_enum, default_value = "join")]
         scope: ScopeArg,
-        /// How long until it expires, in seconds or as 1h30m [default: never]
-        #[arg(long, value_name = "TIME", value_parser = time)]
-        expires: Option<Duration>,
+        /// How long until it expires, in seconds, as 1h30m, or never [default: 24h for joining, else never]
+        #[arg(long, value_name = "TIME|never", value_parser = life)]
+        expires: Option<Life>,
         /// How many nodes can join with it [default: without end]
         #[arg(long, value_name = "N")]
         uses: Option<u32>,
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Revoke every token for joining: tickets and copies of registry files admit nobody any more
+    ///
+    /// Each node then makes the registry file in its data directory a new token of its own.
+    #[command(after_help = "Example:\n  blixard cluster token rotate")]
+    Rotate,
     /// List the tokens, without their secrets
     #[command(visible_alias = "list", after_help = "Example:\n  blixard cluster token ls")]
     Ls(OutputArgs),
@@ -66,6 +72,17 @@ enum TokenCommand {
         /// Its id, as `ls` shows it
         id: TokenId,
     },
+}
+
+/// How long a token lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    For(Duration),
+    Endless,
+}
+
+fn life(text: &str) -> Result<Life, String> {
+    if text == "never" { Ok(Life::Endless) } else { time(text).map(Life::For) }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -137,16 +154,24 @@ async fn token(client: &Client, command: TokenCommand) -> anyhow::Result<()> {
                 ScopeArg::Join => Scope::Join,
                 ScopeArg::Api => Scope::Api,
             };
-            let request = TokenRequest { scope, expires_in_s: expires.map(|time| time.as_secs()), uses };
+            let expires = expires.unwrap_or(match scope {
+                Scope::Join => Life::For(limits::TICKET_LIFE),
+                Scope::Api => Life::Endless,
+            });
+            let expires_in_s = match expires {
+                Life::For(time) => Some(time.as_secs()),
+                Life::Endless => None,
+            };
+            let request = TokenRequest { scope, expires_in_s, uses };
             let answer: TokenAnswer = client.post("/v1/tokens", &request).await?;
             match output.output {
                 Output::Json => render::json(&answer)?,
                 Output::Table => match &answer.ticket {
                     Some(ticket) => {
                         render::line(ticket)?;
-                        render::note(&format!(
-                            "on the machine to add, run:\n\n  blixard node --join {ticket}\n"
-                        ));
+                        render::note(
+                            "on the machine to add, run `blixard node --join -` and paste it, or put it in a file and run `blixard node --join @FILE`",
+                        );
                     }
                     None => render::line(&answer.token)?,
                 },
@@ -158,6 +183,10 @@ async fn token(client: &Client, command: TokenCommand) -> anyhow::Result<()> {
                 Output::Json => render::json(&list.items)?,
                 Output::Table => render::print(&tokens(&list.items))?,
             }
+        }
+        TokenCommand::Rotate => {
+            let answer: RotateAnswer = client.post_empty("/v1/tokens/rotate").await?;
+            render::line(&format!("{} tokens for joining are revoked", answer.revoked))?;
         }
         TokenCommand::Rm { id } => {
             let _: WriteAnswer = client.delete(&format!("/v1/tokens/{id}")).await?;

@@ -52,6 +52,13 @@ pub struct TokenRequest {
     pub uses: Option<u32>,
 }
 
+/// The answer to revoking every token for joining.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RotateAnswer {
+    /// How many were revoked.
+    pub revoked: u64,
+}
+
 /// A token just made: the only time its secret is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TokenAnswer {
@@ -60,7 +67,7 @@ pub struct TokenAnswer {
     pub id: TokenId,
     /// The whole token, `ID.SECRET`.
     pub token: String,
-    /// With scope `join`: all that a machine needs to join, for `blixard node --join TICKET`.
+    /// With scope `join`: all that a machine needs to join, for `blixard node --join -`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<String>,
 }

@@ -11,13 +11,15 @@ pub enum JoinTarget {
     File(PathBuf),
     /// A ticket.
     Ticket(Box<Ticket>),
+    /// A file that holds a ticket, `@FILE`; `-` is standard input when nothing was there.
+    TicketFile(PathBuf),
 }
 
 /// Why a value of `--join` cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// There is nothing in it.
-    #[error("--join takes a registry file or a ticket; it is empty")]
+    #[error("--join takes a registry file, @FILE with a ticket, or - for one on standard input; it is empty")]
     Empty,
     /// It looks like a ticket and is not one.
     #[error("--join: {0}")]
@@ -41,8 +43,8 @@ pub enum TargetError {
 }
 
 impl JoinTarget {
-    /// Tells a file, a ticket, an address and a URL apart. A file whose name looks like one of the
-    /// others is named with its directory, `./name`.
+    /// Tells a file, a ticket, a file with one, an address and a URL apart. A file whose name looks like
+    /// one of the others is named with its directory, `./name`.
     ///
     /// # Errors
     /// When it is a damaged ticket, or something that cannot be joined by.
@@ -50,6 +52,13 @@ impl JoinTarget {
         let trimmed = text.trim();
         if trimmed.is_empty() {
             return Err(TargetError::Empty);
+        }
+        if trimmed == "-" {
+            return Ok(Self::TicketFile(PathBuf::from("-")));
+        }
+        if let Some(path) = trimmed.strip_prefix('@') {
+            let path = if path.is_empty() { Err(TargetError::Empty) } else { Ok(PathBuf::from(path)) };
+            return path.map(Self::TicketFile);
         }
         if trimmed.contains("://") {
             return Err(TargetError::Url { url: trimmed.to_owned() });
@@ -87,5 +96,14 @@ mod tests {
         assert_eq!(JoinTarget::parse(" "), Err(TargetError::Empty));
         let truncated = TicketError::Truncated { characters: 6, characters_expected: 8 };
         assert_eq!(JoinTarget::parse("bxt1ab"), Err(TargetError::Ticket(truncated)));
+    }
+
+    #[test]
+    fn a_file_with_a_ticket_is_told_by_its_sign() {
+        assert_eq!(JoinTarget::parse(" @/run/t "), Ok(JoinTarget::TicketFile("/run/t".into())));
+        assert_eq!(JoinTarget::parse("@t.json"), Ok(JoinTarget::TicketFile("t.json".into())));
+        assert_eq!(JoinTarget::parse("-"), Ok(JoinTarget::TicketFile("-".into())));
+        assert_eq!(JoinTarget::parse("./@t"), Ok(JoinTarget::File("./@t".into())));
+        assert_eq!(JoinTarget::parse("@"), Err(TargetError::Empty));
     }
 }

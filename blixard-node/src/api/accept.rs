@@ -27,7 +27,8 @@ use super::tls::Tls;
 const GRACE: Duration = Duration::from_secs(1);
 /// How long a listener rests that cannot accept for want of descriptors or memory.
 const REST: Duration = Duration::from_millis(100);
-/// After how long a silence of a client's machine the kernel asks whether it is still there.
+/// After how long a silence of a client's machine the kernel asks whether it is still there; after as long
+/// again without an answer it is gone.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// What a client is told for whom there is no place.
 const FULL: &str = concat!(
@@ -67,6 +68,8 @@ impl Accept for TcpListener {
         stream.set_nodelay(true).ok();
         sockopt::set_socket_keepalive(&stream, true).ok();
         sockopt::set_tcp_keepidle(&stream, KEEPALIVE).ok();
+        sockopt::set_tcp_keepintvl(&stream, KEEPALIVE / 4).ok();
+        sockopt::set_tcp_keepcnt(&stream, 4).ok();
         Ok(stream)
     }
 

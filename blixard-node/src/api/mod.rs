@@ -86,6 +86,7 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .route("/v1/images/pull", post(images::pull))
         .route("/v1/images/import", post(images::import))
         .route("/v1/tokens", get(tokens::list).post(tokens::add))
+        .route("/v1/tokens/rotate", post(tokens::rotate))
         .route("/v1/tokens/{id}", delete(tokens::remove))
         .fallback(async || ApiError::not_found("there is no such path", "see GET /v1/openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())

@@ -135,6 +135,7 @@ fn error(description: &str) -> openapi::Response {
         removal::disk_usage,
         tokens::list,
         tokens::add,
+        tokens::rotate,
         tokens::remove,
     )
 )]

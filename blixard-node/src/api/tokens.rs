@@ -5,8 +5,9 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
-use blixard_core::api::token::{Scope, Secret, TokenAnswer, TokenRequest, TokenRow};
+use blixard_core::api::token::{RotateAnswer, Scope, Secret, TokenAnswer, TokenRequest, TokenRow};
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
+use blixard_core::cluster::node::TokenScope;
 use blixard_core::cluster::{Token, Write};
 use blixard_core::discovery::ticket::Ticket;
 use blixard_core::id::TokenId;
@@ -80,6 +81,31 @@ pub(super) async fn list(
         uses_left: token.uses_left,
     });
     Ok(snapshot.answer(List { items: items.collect(), stale: snapshot.is_stale() }))
+}
+
+/// Revokes every token for joining: tickets and registry files of before admit nobody any more. Each
+/// member then makes its registry file a new token of its own.
+#[utoipa::path(
+    post, path = "/v1/tokens/rotate",
+    responses((status = 200, description = "Revoked", body = RotateAnswer), (status = 503, description = "No quorum", body = ErrorBody))
+)]
+pub(super) async fn rotate(State(api): State<Api>, request: RequestIdent) -> Result<Response, ApiError> {
+    let snapshot = api.read().await;
+    if let Some(why) = &snapshot.stale {
+        return Err(ApiError::unavailable(why.clone(), "try again when the cluster answers"));
+    }
+    let joining = snapshot.state.tokens.iter().filter(|(_, token)| token.scope == TokenScope::Join);
+    let mut revoked = 0;
+    for (&id, _) in joining {
+        // By the token, so that a retry names the same writes.
+        let request = request.derived(u64::from_be_bytes(id.0));
+        match api.write(request, Write::RemoveToken { id }).await {
+            Ok(_) => revoked += 1,
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Json(RotateAnswer { revoked }).into_response())
 }
 
 /// Revokes a token. Members that joined with it stay.

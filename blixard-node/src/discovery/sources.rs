@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use blixard_core::discovery::contact::{Contact, MergeError, merge};
 use blixard_core::discovery::file::{self, FILE_BYTES_MAX, FileError};
 use blixard_core::discovery::target::JoinTarget;
-use blixard_core::discovery::ticket::Ticket;
+use blixard_core::discovery::ticket::{Ticket, TicketError};
 use blixard_core::id::NodeKey;
 
 use crate::platform::Spawner;
@@ -35,9 +35,27 @@ pub enum SourceError {
     /// The file is not what it should be.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A file that should hold a ticket holds none.
+    #[error("{} holds no ticket: `blixard cluster token create` on a member prints one", named(path))]
+    NoTicket {
+        /// Which file; `-` is standard input.
+        path: PathBuf,
+    },
+    /// What a file holds is no ticket.
+    #[error("{}: {error}", path.display())]
+    Ticket {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        error: TicketError,
+    },
     /// The sources contradict each other.
     #[error(transparent)]
     Merge(#[from] MergeError),
+}
+
+fn named(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -54,6 +72,8 @@ pub struct Sources {
     /// Read when it is there.
     static_file: Option<PathBuf>,
     tickets: Vec<Ticket>,
+    /// Files that hold tickets.
+    ticket_files: Vec<PathBuf>,
 }
 
 /// What the sources said when they were last read.
@@ -74,6 +94,7 @@ impl Sources {
             match target {
                 JoinTarget::File(path) => sources.files.push(path),
                 JoinTarget::Ticket(ticket) => sources.tickets.push(*ticket),
+                JoinTarget::TicketFile(path) => sources.ticket_files.push(path),
             }
         }
         let named = registries.unwrap_or_default().split(',').map(str::trim);
@@ -94,7 +115,8 @@ impl Sources {
     /// by itself, whatever the sources say.
     pub fn configured(&self) -> bool {
         let static_file = self.static_file.as_deref().is_some_and(|path| path.symlink_metadata().is_ok());
-        !self.files.is_empty() || !self.tickets.is_empty() || static_file
+        let named = !self.files.is_empty() || !self.tickets.is_empty() || !self.ticket_files.is_empty();
+        named || static_file
     }
 
     fn read_blocking(&self, own: NodeKey) -> Reading {
@@ -107,6 +129,12 @@ impl Sources {
                 Err(error) => problems.push(error),
             }
         }
+        for path in &self.ticket_files {
+            match read_ticket_file(path) {
+                Ok(read) => contacts.extend(read),
+                Err(error) => problems.push(error),
+            }
+        }
         let contacts = merge(own, contacts).unwrap_or_else(|error| {
             problems.push(error.into());
             Vec::new()
@@ -115,7 +143,32 @@ impl Sources {
     }
 }
 
+/// The contacts of the tickets in a file, one a line; a registry file is as good.
+fn read_ticket_file(path: &Path) -> Result<Vec<Contact>, SourceError> {
+    if path == Path::new("-") {
+        // What was on standard input is among the tickets.
+        return Err(SourceError::NoTicket { path: path.to_owned() });
+    }
+    let text = read_text(path)?;
+    if text.trim_start().starts_with(['{', '[']) {
+        return Ok(file::parse(&path.display().to_string(), &text)?);
+    }
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let tickets = lines.map(|line| line.parse().map(|ticket: Ticket| ticket.contact()));
+    let contacts: Vec<Contact> = tickets
+        .collect::<Result<_, _>>()
+        .map_err(|error| SourceError::Ticket { path: path.to_owned(), error })?;
+    if contacts.is_empty() {
+        return Err(SourceError::NoTicket { path: path.to_owned() });
+    }
+    Ok(contacts)
+}
+
 fn read_file(path: &Path) -> Result<Vec<Contact>, SourceError> {
+    Ok(file::parse(&path.display().to_string(), &read_text(path)?)?)
+}
+
+fn read_text(path: &Path) -> Result<String, SourceError> {
     let unreadable = |error| SourceError::Unreadable { path: path.to_owned(), error: Arc::new(error) };
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();
@@ -123,14 +176,17 @@ fn read_file(path: &Path) -> Result<Vec<Contact>, SourceError> {
     if u64::try_from(bytes.len()).is_ok_and(|length| length > FILE_BYTES_MAX) {
         return Err(SourceError::TooLarge { path: path.to_owned() });
     }
-    Ok(file::parse(&path.display().to_string(), &String::from_utf8_lossy(&bytes))?)
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::{STATIC_FILE, Sources};
+    use blixard_core::api::token::Secret;
     use blixard_core::discovery::target::JoinTarget;
-    use blixard_core::id::NodeKey;
+    use blixard_core::discovery::ticket::Ticket;
+    use blixard_core::id::{ClusterId, NodeKey, TokenId};
+    use blixard_core::wire::Peer;
 
     const OWN: NodeKey = NodeKey([1; 32]);
 
@@ -176,5 +232,38 @@ mod tests {
         std::fs::create_dir(dir.path().join(STATIC_FILE)).unwrap();
         assert!(sources.configured());
         assert_eq!(sources.read_blocking(OWN).problems.len(), 1);
+    }
+
+    #[test]
+    fn a_ticket_is_taken_from_a_file_and_a_file_without_one_never_founds() {
+        let dir = tempfile::tempdir().unwrap();
+        let ticket = Ticket {
+            cluster: ClusterId([4; 16]),
+            peer: Peer { key: NodeKey([2; 32]), addresses: Vec::new(), relay_url: None },
+            token: Secret { id: TokenId([5; 8]), secret: [6; 32] },
+        };
+        let check = |text: Option<&str>, expect: &[u8], problem: &str| {
+            let path = dir.path().join("ticket");
+            drop(std::fs::remove_file(&path));
+            if let Some(text) = text {
+                std::fs::write(&path, text).unwrap();
+            }
+            let sources = Sources::new(vec![JoinTarget::TicketFile(path)], None, None);
+            assert!(sources.configured(), "{text:?}");
+            let reading = sources.read_blocking(OWN);
+            let keys: Vec<u8> = reading.contacts.iter().map(|contact| contact.key.0[0]).collect();
+            assert_eq!(keys, expect, "{text:?}");
+            let problems: Vec<String> = reading.problems.iter().map(ToString::to_string).collect();
+            assert_eq!(problems.is_empty(), problem.is_empty(), "{problems:?}");
+            assert!(problems.iter().all(|said| said.contains(problem)), "{problems:?}");
+        };
+        check(Some(&format!("# for box2\n{ticket}\n\n")), &[2], "");
+        check(Some(&member(3)), &[3], "");
+        check(Some(""), &[], "holds no ticket");
+        check(Some("bxt1zz"), &[], "ticket");
+        check(None, &[], "No such file");
+        let nothing = Sources::new(vec![JoinTarget::parse("-").unwrap()], None, None);
+        assert!(nothing.configured());
+        assert!(nothing.read_blocking(OWN).problems[0].to_string().contains("standard input"));
     }
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use blixard_core::api::token::TokenRow;
 use blixard_tests::cluster::Cluster;
+use blixard_tests::host::Host;
 use blixard_tests::wait;
 use serde_json::Value;
 
@@ -22,8 +24,8 @@ fn nodes_join_by_registry_file_ticket_and_environment() -> Result<()> {
         ensure!(file["direct_addresses"].to_string().contains("10.77.0.1:7001"), "{file}");
 
         cluster.hosts[1].start(&["--join", &registry])?;
-        let ticket = ticket(&cluster.hosts[0].log())?;
-        cluster.hosts[2].start(&["--join", &ticket])?;
+        let ticket = cluster.hosts[0].cli(&["cluster", "token", "create"])?;
+        cluster.hosts[2].start(&["--join", ticket.trim()])?;
         // The first of the list does not exist: the second will do.
         let list = format!("/nonexistent/a.json,{registry}");
         cluster.hosts[3].environment.insert("BLIXARD_NODE_REGISTRIES".to_owned(), list);
@@ -199,19 +201,19 @@ fn a_source_that_does_not_answer_never_bootstraps_and_is_tried_again() -> Result
 }
 
 #[test]
-fn the_bootstrapping_node_prints_the_line_for_the_next_machine() -> Result<()> {
+fn the_bootstrapping_node_says_how_others_join_and_keeps_the_secret_out_of_its_log() -> Result<()> {
     Cluster::hosts(1)?.check(|cluster| {
         cluster.hosts[0].start(&[])?;
-        let log = cluster.hosts[0].log();
-        let line = log.lines().find(|line| line.contains("blixard node") && line.contains("--join"));
-        line.with_context(|| format!("no such line: {log}"))?;
-        ensure!(ticket(&log)?.len() > 20, "the ticket is too short to hold a key and a token");
-        Ok(())
+        wait::until("the node to say how others join", REFUSAL, || {
+            let log = cluster.hosts[0].log();
+            ensure!(!log.contains("bxt1"), "a ticket is in the log: {log}");
+            wait::ensure(log.contains("blixard cluster token create") && log.contains("registry.json"), log)
+        })
     })
 }
 
 #[test]
-fn a_new_token_is_printed_as_a_ticket_and_a_used_up_one_is_not_passed_on() -> Result<()> {
+fn a_ticket_admits_as_often_as_it_says_and_registry_files_until_tokens_are_rotated() -> Result<()> {
     let mut cluster = Cluster::formed(2)?;
     cluster.add_host(3)?;
     cluster.add_host(4)?;
@@ -224,7 +226,7 @@ fn a_new_token_is_printed_as_a_ticket_and_a_used_up_one_is_not_passed_on() -> Re
         ensure!(made.status.success(), "{made:?}");
         let once = String::from_utf8(made.stdout)?.trim().to_owned();
         let told = String::from_utf8(made.stderr)?;
-        ensure!(told.contains(&format!("blixard node --join {once}")), "the line to run is not told: {told}");
+        ensure!(told.contains("blixard node --join -"), "the line to run is not told: {told}");
 
         cluster.hosts[2].start(&["--join", &once])?;
         wait::until("the new member to say how others join", REFUSAL, || {
@@ -232,8 +234,21 @@ fn a_new_token_is_printed_as_a_ticket_and_a_used_up_one_is_not_passed_on() -> Re
             ensure!(!log.contains("bxt1"), "it passes on a ticket that admits nobody: {log}");
             wait::ensure(log.contains("blixard cluster token create"), log)
         })?;
-        let file: Value = serde_json::from_str(&fs::read_to_string(cluster.hosts[2].registry_file())?)?;
-        ensure!(file.get("join_token").is_none(), "the file holds the used-up token: {file}");
+        let token = |host: &Host| -> Result<String> {
+            let file: Value = serde_json::from_str(&fs::read_to_string(host.registry_file())?)?;
+            Ok(file["join_token"].as_str().context("a registry file has a token")?.to_owned())
+        };
+        let used = token(&cluster.hosts[2])?;
+        let rows: Vec<TokenRow> = cluster.hosts[0].cli_json(&["cluster", "token", "ls"])?;
+        ensure!(rows.iter().any(|row| row.uses_left == Some(0)), "{rows:?}");
+        let own = wait::until("the new member to have a token of its own", REFUSAL, || {
+            let rows: Vec<TokenRow> = cluster.hosts[0].cli_json(&["cluster", "token", "ls"])?;
+            let own = token(&cluster.hosts[2])?;
+            let row = rows.iter().find(|row| own.starts_with(&row.id.to_string()));
+            let row = row.context("the cluster does not know it")?;
+            wait::ensure(row.uses_left.is_none() && row.expires_at.is_none(), format!("{row:?}, {used}"))?;
+            Ok(own)
+        })?;
 
         let check = |cluster: &mut Cluster, source: &str, word: &str| -> Result<()> {
             let said = cluster.hosts[3].log().len();
@@ -245,10 +260,15 @@ fn a_new_token_is_printed_as_a_ticket_and_a_used_up_one_is_not_passed_on() -> Re
             Ok(())
         };
         check(cluster, &once, "used up")?;
+        let copy = cluster.directory().join("copy.json");
         let registry = cluster.hosts[2].registry_file();
-        check(cluster, text(&registry)?, "join token")?;
-        let fresh = cluster.hosts[2].cli(&["cluster", "token", "create"])?;
-        cluster.hosts[3].start(&["--join", fresh.trim()])?;
+        fs::copy(&registry, &copy)?;
+        cluster.hosts[1].cli(&["cluster", "token", "rotate"])?;
+        check(cluster, text(&copy)?, "not valid")?;
+        wait::until("the registry file to have another token", REFUSAL, || {
+            wait::ensure(token(&cluster.hosts[2])? != own, "it has the one that was revoked")
+        })?;
+        cluster.hosts[3].start(&["--join", text(&registry)?])?;
         cluster.wait_formed()
     })
 }
@@ -281,16 +301,6 @@ fn a_joiner_that_died_before_it_heard_the_leader_comes_back_under_one_that_joine
         cluster.hosts[1].start(&[])?;
         cluster.wait_formed()
     })
-}
-
-/// The ticket in the line that a node prints for the next machine.
-fn ticket(log: &str) -> Result<String> {
-    let words = log.lines().filter(|line| line.contains("--join")).flat_map(str::split_whitespace);
-    let after = words.skip_while(|word| *word != "--join").nth(1);
-    Ok(after
-        .with_context(|| format!("no ticket is printed: {log}"))?
-        .trim_matches(['`', '\'', '"'])
-        .to_owned())
 }
 
 /// Changes the secret of the file's token and gives the changed one.

@@ -95,6 +95,48 @@ fn attack(host: &Host, token: &str) -> Result<()> {
     Ok(())
 }
 
+/// What everybody on the machine, and what the daemon starts, can read of a process.
+fn exposed(pid: u32) -> Result<String> {
+    let read = |name: &str| -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/{name}"))?).replace('\0', " "))
+    };
+    Ok(format!("{}\n{}", read("cmdline")?, read("environ")?))
+}
+
+#[test]
+fn tickets_leave_no_trace_where_others_can_read() -> Result<()> {
+    let mut cluster = Cluster::formed(1)?;
+    for number in 2..=5 {
+        cluster.add_host(number)?;
+    }
+    cluster.check(|cluster| {
+        let ticket = cluster.hosts[0].cli(&["cluster", "token", "create"])?.trim().to_owned();
+        let file = cluster.directory().join("ticket");
+        fs::write(&file, format!("{ticket}\n"))?;
+        let at_file = format!("@{}", file.display());
+        cluster.hosts[3].environment.insert("BLIXARD_JOIN".to_owned(), ticket.clone());
+        let ways: [&[&str]; 4] = [&["--join", &ticket], &["--join", &at_file], &[], &["--join", "-"]];
+        for (host, way) in cluster.hosts[1..].iter_mut().zip(ways) {
+            host.input = (way == ["--join", "-"]).then(|| file.clone());
+            host.spawn(way)?;
+            let pid = host.pid().context("it was started")?;
+            host.wait_ready()?;
+            ensure!(host.pid() == Some(pid), "the process id changed");
+            for process in host.processes() {
+                // One that has just ended shows nothing.
+                let shown = exposed(process).unwrap_or_default();
+                ensure!(!shown.to_lowercase().contains("bxt1"), "process {process} shows it: {shown}");
+            }
+            let stdin = fs::read_link(format!("/proc/{pid}/fd/0"))?;
+            ensure!(stdin == Path::new("/dev/null"), "standard input is {}", stdin.display());
+            ensure!(!host.log().contains("bxt1"), "the log has it: {}", host.log());
+        }
+        ensure!(cluster.hosts[1].log().contains("warning: a ticket on the command line"), "no warning");
+        ensure!(!cluster.hosts[2].log().contains("warning: a ticket"), "a warning about a file");
+        cluster.wait_formed()
+    })
+}
+
 #[test]
 fn the_api_is_served_to_other_machines_within_tls_only() -> Result<()> {
     let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../blixard-node/testdata");

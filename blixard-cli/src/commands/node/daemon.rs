@@ -18,8 +18,8 @@ pub(super) struct DaemonArgs {
     /// Where other nodes reach this one, when that is not --bind (repeatable)
     #[arg(long, value_name = "IP:PORT")]
     advertise: Vec<String>,
-    /// A member's node-registry.json, or a ticket (repeatable)
-    #[arg(long, value_name = "FILE|TICKET")]
+    /// A member's node-registry.json, a file that holds a ticket, or - for a ticket on standard input (repeatable)
+    #[arg(long, value_name = "FILE|@FILE|-")]
     join: Vec<String>,
     /// Make a new cluster although there are others to join: on one of several equal machines
     #[arg(long)]
