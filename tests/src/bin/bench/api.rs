@@ -49,6 +49,11 @@ impl Api {
         Ok(Self { authorization: format!("Bearer {}", token.token) })
     }
 
+    /// What the header `Authorization` says.
+    pub(crate) fn authorization(&self) -> &str {
+        &self.authorization
+    }
+
     /// Submits a specification on `host`'s node.
     pub(crate) fn submit(&self, host: &Host, spec: &Value) -> Result<()> {
         let headers =

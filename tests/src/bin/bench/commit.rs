@@ -84,7 +84,7 @@ fn compare(clients: usize, ours: &Load, peer: &str, theirs: &Load, judged: bool)
 }
 
 /// One request's body; another one for every client and count.
-fn body(client: usize, count: u64) -> Vec<u8> {
+pub(crate) fn body(client: usize, count: u64) -> Vec<u8> {
     let of = |note: &str| json!({"spec": api::unplaceable(&format!("bench-{client:04}"), note)}).to_string();
     let note = format!("{count:012}");
     let bare = of(&note).len();

@@ -11,6 +11,7 @@ mod commit;
 mod disk;
 mod etcd;
 mod failover;
+mod hostile;
 mod idle;
 mod load;
 mod no_containers;
@@ -76,13 +77,14 @@ impl Plan {
 type Measure = fn(&Plan) -> Result<Vec<Section>>;
 
 /// The rows, in the order of the document.
-const ROWS: [(&str, Measure); 6] = [
+const ROWS: [(&str, Measure); 7] = [
     ("commit", commit::measure),
     ("raft", raft::measure),
     ("start", start::measure),
     ("failover", failover::measure),
     ("idle", idle::measure),
     ("cold", cold::measure),
+    ("hostile", hostile::measure),
 ];
 
 struct Options {
