@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use blixard_core::cluster::{ClusterState, Command, Outcome};
-use blixard_core::id::{NodeId, NodeKey};
+use blixard_core::cluster::{ClusterState, Command, Outcome, Refusal};
+use blixard_core::id::{NodeId, NodeKey, TokenId};
 use blixard_core::limits;
 use blixard_core::text;
 use blixard_core::wire::{
@@ -18,6 +19,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 
 use crate::api::{self, Access};
+use crate::attempts::Attempts;
 use crate::context::NodeContext;
 use crate::drivers::batch::{Input, ReportNumber};
 use crate::drivers::peers::peers_of;
@@ -26,14 +28,18 @@ use crate::platform::{ContainerRuntime, Duplex, Inbound};
 use crate::raft::ProposeError;
 use crate::shared::{Shared, hold_command};
 
+/// How far this member may be behind when a joiner's token is looked up.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
 /// Dispatches what arrives at one node.
 pub(crate) struct Dispatch {
     shared: Shared,
+    attempts: Attempts,
 }
 
 impl Dispatch {
     pub(crate) fn new(shared: Shared) -> Arc<Self> {
-        Arc::new(Self { shared })
+        Arc::new(Self { shared, attempts: Attempts::default() })
     }
 
     async fn heartbeat(&self, from: NodeId, mut beat: Heartbeat) -> Result<HeartbeatAck, String> {
@@ -74,6 +80,18 @@ impl Dispatch {
         if let Some(answer) = self.known(&state, key, request.node) {
             return answer;
         }
+        let Ok(secret) = hex::decode(&request.secret) else {
+            return JoinResponse::Refused { message: "the token's secret is not hexadecimal".to_owned() };
+        };
+        let secret_sha256 = Sha256::digest(&secret).into();
+        // Before anything is proposed, and before where the leader is is told.
+        if let Err(refusal) = self.check_token(request.token, &secret_sha256).await {
+            // Without a leader this member may lack a token that the others have.
+            return match shared.status().leader {
+                Some(_) => JoinResponse::Refused { message: refusal.to_string() },
+                None => JoinResponse::Unavailable { message: "the cluster has no leader now".to_owned() },
+            };
+        }
         let Some(leader) = shared.status().leader else {
             return JoinResponse::Unavailable { message: "the cluster has no leader now".to_owned() };
         };
@@ -85,15 +103,12 @@ impl Dispatch {
                 None => JoinResponse::Unavailable { message: "the leader is not known here yet".to_owned() },
             };
         }
-        let Ok(secret) = hex::decode(&request.secret) else {
-            return JoinResponse::Refused { message: "the token's secret is not hexadecimal".to_owned() };
-        };
         let command = Command::Join {
             node: request.node,
             key,
             facts: request.facts,
             token: request.token,
-            secret_sha256: Sha256::digest(&secret).into(),
+            secret_sha256,
         };
         match shared.propose_here(command).await {
             Ok((_, Outcome::Joined { node, .. })) => self.admitted(&shared.state(), node),
@@ -104,6 +119,24 @@ impl Dispatch {
             }
             Err(error) => JoinResponse::Unavailable { message: error.to_string() },
         }
+    }
+
+    /// Checks a joiner's token by this member's state, which may be a moment behind: it waits for it to
+    /// catch up before it refuses.
+    async fn check_token(&self, token: TokenId, secret_sha256: &[u8; 32]) -> Result<(), Refusal> {
+        let mut states = self.shared.watch_state();
+        let known = async {
+            while self.shared.state().check_join_token(token, secret_sha256).is_err() {
+                if states.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if !self.shared.status().is_leader(self.shared.id) {
+            // Cancel safe: it only watches.
+            self.shared.within(CATCH_UP, known).await;
+        }
+        self.shared.state().check_join_token(token, secret_sha256)
     }
 
     /// The answer to someone whose key is known: a member that asks again, as one does that crashed
@@ -188,11 +221,25 @@ impl Inbound for Dispatch {
         }
     }
 
-    async fn stranger(&self, from: NodeKey, _: Option<SocketAddr>, request: Bytes) -> Result<Bytes, String> {
-        let request: JoinRequest = decode(&request)?;
+    async fn stranger(
+        &self,
+        from: NodeKey,
+        address: Option<SocketAddr>,
+        request: Bytes,
+    ) -> Result<Bytes, String> {
+        let (clock, address) = (&self.shared.platform.clock, address.map(|address| address.ip()));
+        if let Some(wait) = self.attempts.wait(from, address, clock.now()) {
+            let message = format!("too many attempts failed: try again in {} s", wait.as_secs().max(1));
+            return Ok(wire::encode(&JoinResponse::Unavailable { message }).into());
+        }
+        let request: JoinRequest =
+            decode(&request).inspect_err(|_| self.attempts.failed(from, address, clock.now()))?;
         let answer = self.shared.within(limits::WRITE_DEADLINE, self.join(from, request)).await;
         let answer =
             answer.unwrap_or_else(|| JoinResponse::Unavailable { message: "no quorum in time".to_owned() });
+        if matches!(answer, JoinResponse::Refused { .. }) {
+            self.attempts.failed(from, address, clock.now());
+        }
         Ok(wire::encode(&answer).into())
     }
 

@@ -5,6 +5,7 @@
 //! and containers.
 
 pub mod api;
+mod attempts;
 pub mod config;
 pub mod context;
 pub mod daemon;

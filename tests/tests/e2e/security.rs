@@ -17,7 +17,7 @@ use blixard_tests::command::printed;
 use blixard_tests::host::{Host, blixard};
 use blixard_tests::{http, image, wait};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Where a node serves its API unless told otherwise.
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8082);
@@ -267,5 +267,34 @@ fn paths_of_the_host_are_a_right_that_each_node_checks() -> Result<()> {
             let told = format!("{row:?}");
             wait::ensure(told.contains("is the system's /etc: this node gives it to no container"), told)
         })
+    })
+}
+
+#[test]
+fn a_stranger_with_an_unknown_token_is_refused_and_costs_no_entry() -> Result<()> {
+    Cluster::hosts(2)?.check(|cluster| {
+        cluster.hosts[0].start(&[])?;
+        let mut registry: Value = serde_json::from_str(&fs::read_to_string(cluster.registry()?)?)?;
+        let token = registry["join_token"].as_str().context("a registry file has a token")?;
+        let last = if token.ends_with('0') { '1' } else { '0' };
+        registry["join_token"] = format!("{}{last}", &token[..token.len() - 1]).into();
+        let directory = tempfile::tempdir()?;
+        let file = directory.path().join("node-registry.json");
+        fs::write(&file, registry.to_string())?;
+        let file = file.to_string_lossy().into_owned();
+        // What a node that just started has to write is written by the second try.
+        wait::until("a try that costs no entry", SOON, || {
+            let before = cluster.hosts[0].status()?.applied;
+            let said = cluster.hosts[1].log().len();
+            cluster.hosts[1].spawn(&["--join", &file])?;
+            let code = cluster.hosts[1].wait_exit(SOON)?;
+            let log = cluster.hosts[1].log().split_off(said);
+            ensure!(code.is_some_and(|code| code != 0), "it ended with {code:?}: {log}");
+            ensure!(log.contains("is not valid here"), "the reason is not said: {log}");
+            let after = cluster.hosts[0].status()?.applied;
+            wait::ensure(after == before, format!("{} entries were made", after - before))
+        })?;
+        ensure!(cluster.hosts[0].nodes()?.len() == 1, "a stranger became a member");
+        Ok(())
     })
 }

@@ -59,9 +59,12 @@ impl ClusterState {
         }
     }
 
-    /// Checks that a presented secret admits a joiner. A wrong id and a wrong secret are told
-    /// apart neither by the answer nor by the work done.
-    pub(super) fn check_join_token(&self, id: TokenId, secret_sha256: &[u8; 32]) -> Result<(), Refusal> {
+    /// Checks that a token admits a joiner, by the hash of the secret that came with it. A wrong id and
+    /// a wrong secret are told apart neither by the answer nor by the work done.
+    ///
+    /// # Errors
+    /// Why it does not, and what to try.
+    pub fn check_join_token(&self, id: TokenId, secret_sha256: &[u8; 32]) -> Result<(), Refusal> {
         let known = self.tokens.get(&id);
         let expected = known.map_or([0; 32], |token| token.secret_sha256);
         let matches = same_hash(&expected, secret_sha256);
