@@ -30,7 +30,7 @@ fn submission(number: u64, note: u64) -> Entry {
     }))
     .expect("the specification is well formed");
     let write = Write::Submit { spec: Arc::new(spec), origin: NodeId(1) };
-    Entry::new(START, vec![Command::Write { request: RequestId(request), made_at: START, write }])
+    Entry::new(START, vec![Command::Write { request: RequestId(request), made_at: START, write, by: None }])
 }
 
 /// A cluster of one node with so many services, all placed.
@@ -48,7 +48,13 @@ fn cluster(services: u64) -> ClusterState {
         level: 1,
         reserved_ports: Vec::new(),
     };
-    let token = Token { secret_sha256: [0; 32], scope: TokenScope::Join, expires_at: None, uses_left: None };
+    let token = Token {
+        secret_sha256: [0; 32],
+        scope: TokenScope::Join,
+        expires_at: None,
+        uses_left: None,
+        services: None,
+    };
     let bootstrap = Command::Bootstrap {
         cluster: ClusterId([1; 16]),
         subnets: SubnetRange::default(),

@@ -129,6 +129,8 @@ pub const HTTP_TAKING_WAIT: Duration = Duration::from_secs(120);
 pub const REQUEST_MEMORY: Duration = Duration::from_secs(600);
 /// How many request ids are remembered at most.
 pub const REQUESTS_MAX: usize = 65_536;
+/// How many writes the state keeps with who made them.
+pub const AUDIT_MAX: usize = 1_024;
 /// How many events the state keeps.
 pub const EVENTS_MAX: usize = 1_024;
 /// How many versions of a service's specification are kept for rollback.

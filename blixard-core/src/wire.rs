@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::node::NodeFacts;
-use crate::cluster::{Outcome, ReplicaStatus, Write};
+use crate::cluster::{Actor, Outcome, ReplicaStatus, Write};
 use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, TokenId};
 use crate::time::UtcMs;
 
@@ -151,6 +151,9 @@ pub struct ForwardRequest {
     pub made_at: UtcMs,
     /// What it asks for.
     pub write: Write,
+    /// Who made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Actor>,
 }
 
 /// The leader's answer to a [`ForwardRequest`].

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use blixard_core::cluster::{ClusterState, Outcome, Refusal, Write};
+use blixard_core::cluster::{Actor, ClusterState, Outcome, Refusal, Write};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId, RequestId};
 use blixard_core::limits;
 use blixard_core::time::{Mono, UtcMs};
@@ -143,7 +143,8 @@ impl NodeHandle {
     /// # Errors
     /// When it could not be committed within [`limits::WRITE_DEADLINE`].
     pub async fn write(&self, request: RequestId, write: Write) -> Result<(u64, Outcome), WriteError> {
-        self.write_within(request, None, write, limits::WRITE_DEADLINE).await
+        let by = Actor::Node { node: self.id };
+        self.write_within(request, None, write, by, limits::WRITE_DEADLINE).await
     }
 
     /// As [`NodeHandle::write`], for whoever knows when the request was first made, in log time, or
@@ -156,6 +157,7 @@ impl NodeHandle {
         request: RequestId,
         made_at: Option<UtcMs>,
         write: Write,
+        by: Actor,
         limit: Duration,
     ) -> Result<(u64, Outcome), WriteError> {
         // What this node knows of the level may be old, and the level is only ever raised.
@@ -166,7 +168,8 @@ impl NodeHandle {
             }
         }
         let now = self.stamp();
-        let mut forward = ForwardRequest { request, made_at: made_at.map_or(now, |at| at.min(now)), write };
+        let made_first = made_at.map_or(now, |at| at.min(now));
+        let mut forward = ForwardRequest { request, made_at: made_first, write, by: Some(by) };
         // The rest is for finding out who is missing.
         let deadline = self.platform.clock.now() + limit.saturating_sub(PROBE);
         let mut reason = "no leader is known".to_owned();

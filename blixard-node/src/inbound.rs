@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use blixard_core::cluster::{ClusterState, Command, Outcome, Refusal};
+use blixard_core::cluster::{Actor, ClusterState, Command, Outcome, Refusal};
 use blixard_core::id::{NodeId, NodeKey, TokenId};
 use blixard_core::limits;
 use blixard_core::text;
 use blixard_core::wire::{
-    self, Channel, Heartbeat, HeartbeatAck, HoldRequest, ImageRequest, JoinRequest, JoinResponse, Peer,
+    self, Channel, ForwardRequest, Heartbeat, HeartbeatAck, HoldRequest, ImageRequest, JoinRequest,
+    JoinResponse, Peer,
 };
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -207,7 +208,12 @@ impl Inbound for Dispatch {
                 let ack = self.heartbeat(from, decode(&request)?).await?;
                 Ok(wire::encode(&ack).into())
             }
-            Channel::Forward => Ok(wire::encode(&shared.serve_forward(decode(&request)?).await).into()),
+            Channel::Forward => {
+                let mut forwarded: ForwardRequest = decode(&request)?;
+                let by = forwarded.by.take().unwrap_or(Actor::Node { node: from });
+                forwarded.by = Some(by.told_by(from));
+                Ok(wire::encode(&shared.serve_forward(forwarded).await).into())
+            }
             Channel::Hold => {
                 let HoldRequest { until } = decode(&request)?;
                 let held = shared.propose_here(hold_command(from, until)).await;

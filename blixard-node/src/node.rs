@@ -229,6 +229,7 @@ async fn try_to_found(shared: &Shared, founding: &Founding, facts: &NodeFacts) -
         scope: TokenScope::Join,
         expires_at: None,
         uses_left: None,
+        services: None,
     };
     let command = Command::Bootstrap {
         cluster: shared.cluster,

@@ -101,8 +101,13 @@ async fn add(handle: &NodeHandle, expires_at: Option<UtcMs>) -> Result<Secret, S
     rng.fill(&mut request.0);
     rng.fill(&mut secret.id.0);
     rng.fill(&mut secret.secret);
-    let token =
-        Token { secret_sha256: secret.sha256(), scope: TokenScope::Join, expires_at, uses_left: None };
+    let token = Token {
+        secret_sha256: secret.sha256(),
+        scope: TokenScope::Join,
+        expires_at,
+        uses_left: None,
+        services: None,
+    };
     match handle.write(request, Write::AddToken { id: secret.id, token }).await {
         Ok((_, Outcome::Refused(refusal))) => Err(refusal.to_string()),
         Ok(_) => Ok(secret),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use blixard_core::cluster::level::SECOND_LEVEL;
 use blixard_core::cluster::node::NodeFacts;
 use blixard_core::cluster::{ClusterState, Command, NodeStatus, Outcome};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId, RequestId};
@@ -259,8 +260,10 @@ impl Shared {
 
     /// Answers a forwarded write.
     pub(crate) async fn serve_forward(&self, forwarded: ForwardRequest) -> ForwardResponse {
-        let ForwardRequest { request, made_at, write } = forwarded;
-        match self.propose_here(leader::write_command(request, made_at, write)).await {
+        let ForwardRequest { request, made_at, write, by } = forwarded;
+        // Software of the first feature level does not know of it.
+        let by = by.filter(|_| self.state().knows(SECOND_LEVEL));
+        match self.propose_here(leader::write_command(request, made_at, write, by)).await {
             Ok((index, outcome)) => ForwardResponse::Applied { index, outcome },
             Err(ProposeError::NotLeader { leader }) => ForwardResponse::NotLeader { leader },
             Err(error) => ForwardResponse::Unavailable { message: error.to_string() },

@@ -6,6 +6,7 @@ use std::time::Duration;
 use blixard_core::api::node::ClusterStatus;
 use blixard_core::api::token::{RotateAnswer, Scope, TokenAnswer, TokenRequest, TokenRow};
 use blixard_core::api::{List, WriteAnswer};
+use blixard_core::cluster::AuditRecord;
 use blixard_core::id::{NodeId, TokenId};
 use blixard_core::limits;
 use clap::{Subcommand, ValueEnum};
@@ -18,7 +19,9 @@ use crate::render::{self, text};
 
 /// Show the cluster as a whole, and make tokens for it
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  blixard cluster status\n  blixard cluster token create --scope api")]
+#[command(
+    after_help = "Example:\n  blixard cluster status\n  blixard cluster token create --scope write --services web-"
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -29,6 +32,9 @@ enum Command {
     /// Show who leads, who votes, and what the cluster survives
     #[command(after_help = "Example:\n  blixard cluster status\n  blixard cluster status -o json")]
     Status(OutputArgs),
+    /// Show the latest writes and who made them, refused ones too
+    #[command(after_help = "Example:\n  blixard cluster audit\n  blixard cluster audit -o json")]
+    Audit(OutputArgs),
     /// Make, list and revoke tokens
     #[command(after_help = "Example:\n  blixard cluster token create --uses 1 --expires 1h")]
     Token {
@@ -43,7 +49,7 @@ enum TokenCommand {
     ///
     /// For joining, what is printed is a ticket: the token, and where this cluster is.
     #[command(
-        after_help = "Example:\n  blixard cluster token create --uses 1 --expires 1h\n  blixard cluster token create | ssh box2 blixard node --join -\n  blixard cluster token create --scope api"
+        after_help = "Example:\n  blixard cluster token create --uses 1 --expires 1h\n  blixard cluster token create | ssh box2 blixard node --join -\n  blixard cluster token create --scope write --services web-"
     )]
     Create {
         /// What it admits to
@@ -55,6 +61,9 @@ enum TokenCommand {
         /// How many nodes can join with it [default: without end]
         #[arg(long, value_name = "N")]
         uses: Option<u32>,
+        /// With scope read or write: only for services whose names begin so [default: all]
+        #[arg(long, value_name = "PREFIX")]
+        services: Option<String>,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -89,7 +98,13 @@ fn life(text: &str) -> Result<Life, String> {
 enum ScopeArg {
     /// Joining the cluster as a node
     Join,
-    /// Changing things over http://
+    /// Seeing everything but tokens over http://
+    Read,
+    /// That, and changing services, their containers and images
+    Write,
+    /// That, and changing nodes and tokens
+    Admin,
+    /// The same as admin, by its older name
     Api,
 }
 
@@ -100,6 +115,13 @@ pub(crate) async fn cluster(client: &Client, args: Args) -> anyhow::Result<ExitC
             match output.output {
                 Output::Json => render::json(&status)?,
                 Output::Table => render::print(&describe(&status, color::stdout()))?,
+            }
+        }
+        Command::Audit(output) => {
+            let list: List<AuditRecord> = client.get("/v1/audit").await?;
+            match output.output {
+                Output::Json => render::json(&list.items)?,
+                Output::Table => render::print(&audit(&list.items))?,
             }
         }
         Command::Token { command } => token(client, command).await?,
@@ -149,20 +171,23 @@ fn replicas(status: &ClusterStatus) -> String {
 
 async fn token(client: &Client, command: TokenCommand) -> anyhow::Result<()> {
     match command {
-        TokenCommand::Create { scope, expires, uses, output } => {
+        TokenCommand::Create { scope, expires, uses, services, output } => {
             let scope = match scope {
                 ScopeArg::Join => Scope::Join,
+                ScopeArg::Read => Scope::Read,
+                ScopeArg::Write => Scope::Write,
+                ScopeArg::Admin => Scope::Admin,
                 ScopeArg::Api => Scope::Api,
             };
             let expires = expires.unwrap_or(match scope {
                 Scope::Join => Life::For(limits::TICKET_LIFE),
-                Scope::Api => Life::Endless,
+                Scope::Read | Scope::Write | Scope::Admin | Scope::Api => Life::Endless,
             });
             let expires_in_s = match expires {
                 Life::For(time) => Some(time.as_secs()),
                 Life::Endless => None,
             };
-            let request = TokenRequest { scope, expires_in_s, uses };
+            let request = TokenRequest { scope, expires_in_s, uses, services };
             let answer: TokenAnswer = client.post("/v1/tokens", &request).await?;
             match output.output {
                 Output::Json => render::json(&answer)?,
@@ -196,21 +221,28 @@ async fn token(client: &Client, command: TokenCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn audit(records: &[AuditRecord]) -> String {
+    let mut table = Table::new(&["TIME", "WHO", "WHAT", "ANSWER"], color::stdout());
+    for record in records {
+        let who = record.by.as_ref().map_or_else(|| "the leader".to_owned(), ToString::to_string);
+        let answer = record.refused.as_ref().map_or("done".to_owned(), |why| format!("refused: {why}"));
+        table.row([record.at.to_string(), who, record.what.clone(), answer]);
+    }
+    table.render()
+}
+
 fn tokens(rows: &[TokenRow]) -> String {
     let now = text::now();
-    let mut table = Table::new(&["ID", "SCOPE", "EXPIRES", "USES LEFT"], color::stdout());
+    let mut table = Table::new(&["ID", "SCOPE", "SERVICES", "EXPIRES", "USES LEFT"], color::stdout());
     for row in rows {
         let expires = match row.expires_at {
             None => "never".to_owned(),
             Some(then) if then <= now => "expired".to_owned(),
             Some(then) => format!("in {}", text::until(now, then)),
         };
-        let scope = match row.scope {
-            Scope::Join => "join",
-            Scope::Api => "api",
-        };
+        let services = row.services.as_ref().map_or_else(|| "all".to_owned(), |prefix| format!("{prefix}*"));
         let uses = row.uses_left.map_or_else(|| "no limit".to_owned(), |uses| uses.to_string());
-        table.row([row.id.to_string(), scope.to_owned(), expires, uses]);
+        table.row([row.id.to_string(), row.scope.to_string(), services, expires, uses]);
     }
     table.render()
 }

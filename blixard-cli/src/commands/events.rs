@@ -174,7 +174,8 @@ fn line(event: &Event) -> String {
     let kind = serde_json::to_value(event.kind).ok();
     let kind = kind.as_ref().and_then(|kind| kind.as_str()).unwrap_or_default();
     let at = color::stdout().apply(Style::Dim, &event.at.to_string());
-    format!("{at}  {kind:<17}  {}", text::printable(&event.message))
+    let by = event.by.as_ref().map(|by| format!(" (by {by})")).unwrap_or_default();
+    format!("{at}  {kind:<17}  {}{by}", text::printable(&event.message))
 }
 
 #[cfg(test)]
@@ -194,6 +195,7 @@ mod tests {
             replica: None,
             node: None,
             message: "web-0 goes to node 2\n".into(),
+            by: None,
         };
         assert_eq!(
             super::line(&event),
@@ -211,6 +213,7 @@ mod tests {
             replica: Some(ReplicaId(7)),
             node: Some(NodeId(2)),
             message: format!("{service}-0 on node 2 is placed, version 1"),
+            by: None,
         };
         let check = |line: &str, expect: [bool; 3]| {
             let words = std::iter::once("events").chain(line.split_whitespace());

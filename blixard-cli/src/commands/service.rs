@@ -132,7 +132,7 @@ async fn history(client: &Client, name: &str, output: OutputArgs) -> anyhow::Res
 }
 
 fn versions(rows: &[VersionView], now: blixard_core::time::UtcMs, paint: Paint) -> String {
-    let mut table = Table::new(&["VERSION", "STATE", "SUBMITTED", "IMAGE", "DIGEST", "NOTE"], paint);
+    let mut table = Table::new(&["VERSION", "STATE", "SUBMITTED", "WHO", "IMAGE", "DIGEST", "NOTE"], paint);
     for version in rows {
         let back = version.rollback_of.map(|old| format!("rollback to {old}"));
         let failure = version.failure.as_ref().map(|failure| text::printable(&failure.message));
@@ -141,6 +141,7 @@ fn versions(rows: &[VersionView], now: blixard_core::time::UtcMs, paint: Paint) 
             version.version.to_string(),
             version_state(version.state).to_owned(),
             text::ago(now, version.submitted_at),
+            version.by.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
             text::printable(&version.spec.image.reference),
             version.spec.image.digest.as_deref().map_or("-", text::short_digest).to_owned(),
             notes.join("; "),
@@ -277,7 +278,7 @@ web    updating   2/3, 1 lost   0/3       2..5       nginx:1   8080->80/tcp   3 
     fn history_says_what_became_of_each_version() {
         let spec = serde_json::json!({"name": "web", "image": {"reference": "nginx:1"}});
         let rows = serde_json::from_value::<Vec<super::VersionView>>(serde_json::json!([
-            {"version": 3, "submitted_at": 60_000, "spec": spec, "state": "current", "rollback_of": 1},
+            {"version": 3, "submitted_at": 60_000, "spec": spec, "state": "current", "rollback_of": 1, "by": {"token": {"id": "0505050505050505"}}},
             {"version": 2, "submitted_at": 0, "spec": spec, "state": "failed",
              "failure": {"at": 0, "message": "web-0 on node 1: exited with code 3"}}
         ]))
@@ -285,9 +286,9 @@ web    updating   2/3, 1 lost   0/3       2..5       nginx:1   8080->80/tcp   3 
         assert_eq!(
             super::versions(&rows, UtcMs(120_000), Paint::Plain),
             "\
-VERSION   STATE     SUBMITTED            IMAGE     DIGEST   NOTE
-3         current   About a minute ago   nginx:1   -        rollback to 1
-2         failed    2 minutes ago        nginx:1   -        web-0 on node 1: exited with code 3
+VERSION   STATE     SUBMITTED            WHO                      IMAGE     DIGEST   NOTE
+3         current   About a minute ago   token 0505050505050505   nginx:1   -        rollback to 1
+2         failed    2 minutes ago        -                        nginx:1   -        web-0 on node 1: exited with code 3
 "
         );
     }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::replica::ReplicaRow;
+use crate::cluster::Actor;
 use crate::cluster::service::VersionFailure;
 use crate::id::{NodeId, ServiceName};
 use crate::spec::{PortSpec, ServiceSpec};
@@ -133,6 +134,9 @@ pub struct VersionView {
     /// The version it took up again, when it is a rollback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback_of: Option<u64>,
+    /// Who submitted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Actor>,
     /// How a replica of it failed last that was not proven.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<VersionFailure>,

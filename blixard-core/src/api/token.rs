@@ -17,8 +17,26 @@ use crate::time::UtcMs;
 pub enum Scope {
     /// Joining the cluster as a member.
     Join,
-    /// Writing over the API's TCP listener.
+    /// The same as `admin`, by its older name.
     Api,
+    /// Seeing everything but tokens over the API's TCP listener.
+    Read,
+    /// That, and changing services, their containers and images.
+    Write,
+    /// That, and changing nodes and tokens.
+    Admin,
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Join => "join",
+            Self::Api => "api",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Admin => "admin",
+        })
+    }
 }
 
 impl From<Scope> for TokenScope {
@@ -26,6 +44,9 @@ impl From<Scope> for TokenScope {
         match scope {
             Scope::Join => Self::Join,
             Scope::Api => Self::Api,
+            Scope::Read => Self::Read,
+            Scope::Write => Self::Write,
+            Scope::Admin => Self::Admin,
         }
     }
 }
@@ -35,6 +56,9 @@ impl From<TokenScope> for Scope {
         match scope {
             TokenScope::Join => Self::Join,
             TokenScope::Api => Self::Api,
+            TokenScope::Read => Self::Read,
+            TokenScope::Write => Self::Write,
+            TokenScope::Admin => Self::Admin,
         }
     }
 }
@@ -50,6 +74,9 @@ pub struct TokenRequest {
     /// How often it can be used; absent means without end.
     #[serde(default)]
     pub uses: Option<u32>,
+    /// With what the names of the services begin that it is for; absent means all services.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<String>,
 }
 
 /// The answer to revoking every token for joining.
@@ -84,6 +111,9 @@ pub struct TokenRow {
     pub expires_at: Option<UtcMs>,
     /// How many more times it can be used; absent means without end.
     pub uses_left: Option<u32>,
+    /// With what the names of the services begin that it is for; absent means all services.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<String>,
 }
 
 /// A token with its secret. Its `Debug` form leaves the secret out.

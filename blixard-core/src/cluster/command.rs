@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::SubnetRange;
+use super::actor::Actor;
 use super::level::FIRST_LEVEL;
 use super::node::{Availability, NodeFacts, NodeStatus, Token};
 use super::replica::{Desired, ReplicaStatus};
@@ -105,6 +106,9 @@ pub enum Command {
         made_at: UtcMs,
         /// What it asks for.
         write: Write,
+        /// Who made it; absent: the leader by itself, or software of the first feature level.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<Actor>,
     },
     /// What an agent saw of its own replicas.
     Report {

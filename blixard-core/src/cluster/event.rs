@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::actor::Actor;
 use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::time::UtcMs;
 
@@ -37,6 +38,9 @@ pub struct Event {
     pub node: Option<NodeId>,
     /// One sentence for people.
     pub message: String,
+    /// Who made the write that it came of. Of the second feature level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Actor>,
 }
 
 /// What kind of thing happened.

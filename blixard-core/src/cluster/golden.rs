@@ -48,6 +48,7 @@ fn token() -> Token {
         scope: TokenScope::Join,
         expires_at: Some(UtcMs(AT.0 + 1)),
         uses_left: Some(3),
+        services: None,
     }
 }
 
@@ -175,7 +176,7 @@ fn entry() -> Entry {
     ];
     commands.extend((0..).zip(writes()).map(|(n, write)| {
         let request = RequestId([n; 16]);
-        Command::Write { request, made_at: AT, write }
+        Command::Write { request, made_at: AT, write, by: None }
     }));
     Entry { format: 1, level: 1, at: AT, commands }
 }
@@ -218,6 +219,7 @@ fn events() -> Vector<Event> {
         replica: Some(ReplicaId(4)),
         node: Some(NodeId(1)),
         message: "something happened".to_owned(),
+        by: None,
     };
     (0..).zip(kinds).map(event).collect()
 }
@@ -273,6 +275,7 @@ fn state() -> ClusterState {
         requests_by_time: OrdMap::new(),
         requests_from: UtcMs(7),
         events: events(),
+        audit: Vector::new(),
         index: Index::default(),
     };
     state.reindex();

@@ -66,7 +66,9 @@ impl Command {
             Self::Addresses { node: _, addresses: _ }
             | Self::Health { node: _, status: _ }
             | Self::Hold { node: _, until: _ } => FIRST_LEVEL,
-            Self::Write { request: _, made_at: _, write } => write.level(),
+            Self::Write { request: _, made_at: _, write, by } => {
+                write.level().max(if by.is_some() { SECOND_LEVEL } else { FIRST_LEVEL })
+            }
             Self::Report { node: _, statuses } => highest(statuses.values().map(ReplicaStatus::level)),
             Self::Plan(Plan { steps }) => highest(steps.iter().map(PlanStep::level)),
             Self::Level { level } => *level,
@@ -133,9 +135,12 @@ impl NodeFacts {
 
 impl Token {
     fn level(&self) -> u16 {
-        let Self { secret_sha256: _, scope, expires_at: _, uses_left: _ } = self;
+        let Self { secret_sha256: _, scope, expires_at: _, uses_left: _, services } = self;
         match scope {
-            TokenScope::Join | TokenScope::Api => FIRST_LEVEL,
+            TokenScope::Join | TokenScope::Api if services.is_none() => FIRST_LEVEL,
+            TokenScope::Join | TokenScope::Api | TokenScope::Read | TokenScope::Write | TokenScope::Admin => {
+                SECOND_LEVEL
+            }
         }
     }
 }
@@ -264,7 +269,10 @@ mod tests {
     }
 
     fn entry_of(write: Write) -> Entry {
-        Entry::new(START, vec![Command::Write { request: RequestId([0; 16]), made_at: START, write }])
+        Entry::new(
+            START,
+            vec![Command::Write { request: RequestId([0; 16]), made_at: START, write, by: None }],
+        )
     }
 
     #[test]
@@ -294,6 +302,7 @@ mod tests {
                 request: RequestId([0; 16]),
                 made_at: START,
                 write: Write::AddToken { id: TokenId([0; 8]), token },
+                by: None,
             },
             FIRST_LEVEL,
         );

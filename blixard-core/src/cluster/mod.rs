@@ -8,6 +8,7 @@
 //! Tables are [`imbl`] maps: a copy costs nothing, so readers hold a state for as long as they
 //! like and the leader tries a plan out on a copy before it proposes it.
 
+pub mod actor;
 mod apply;
 pub mod command;
 pub mod event;
@@ -30,6 +31,7 @@ mod testing;
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 
+pub use self::actor::{Actor, AuditRecord, Right};
 pub use self::command::{Command, Entry, Outcome, Plan, PlanStep, Refusal, Write};
 pub use self::event::{Event, EventId, EventKind};
 pub use self::index::Index;
@@ -84,6 +86,10 @@ pub struct ClusterState {
     /// The latest events, oldest first, at most [`crate::limits::EVENTS_MAX`].
     #[serde(deserialize_with = "table::list")]
     pub events: Vector<Event>,
+    /// The latest writes and who made them, oldest first, at most [`crate::limits::AUDIT_MAX`]. Of the
+    /// second feature level.
+    #[serde(default, skip_serializing_if = "Vector::is_empty", deserialize_with = "table::list")]
+    pub audit: Vector<AuditRecord>,
     /// What the tables above say, by other keys. Rebuilt when decoded.
     #[serde(skip)]
     pub index: Index,
@@ -108,6 +114,7 @@ impl ClusterState {
             requests_by_time: OrdMap::new(),
             requests_from: UtcMs(0),
             events: Vector::new(),
+            audit: Vector::new(),
             index: Index::default(),
         }
     }

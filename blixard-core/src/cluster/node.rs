@@ -110,6 +110,10 @@ pub struct Token {
     pub expires_at: Option<UtcMs>,
     /// How many more times it can be used; absent means without end.
     pub uses_left: Option<u32>,
+    /// With what the names of the services begin that it is for; absent means all. Of the second feature
+    /// level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<String>,
 }
 
 /// What a token admits to.
@@ -118,6 +122,13 @@ pub struct Token {
 pub enum TokenScope {
     /// Joining the cluster as a member.
     Join,
-    /// Writing over the HTTP API's TCP listener.
+    /// Everything over the HTTP API's TCP listener, as [`TokenScope::Admin`]: what the first feature level
+    /// has.
     Api,
+    /// Seeing everything but tokens. Of the second feature level.
+    Read,
+    /// That, and changing services. Of the second feature level.
+    Write,
+    /// That, and changing members and tokens. Of the second feature level.
+    Admin,
 }

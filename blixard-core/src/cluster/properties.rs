@@ -205,7 +205,7 @@ fn command() -> impl Strategy<Value = Command> {
         3 => (node(), health).prop_map(|(node, status)| Command::Health { node, status }),
         1 => (node(), proptest::option::of(Just(START))).prop_map(|(node, until)| Command::Hold { node, until }),
         9 => (0..200_u8, ages, write()).prop_map(|(n, age, write)| {
-            Command::Write { request: RequestId([n; 16]), made_at: UtcMs(age), write }
+            Command::Write { request: RequestId([n; 16]), made_at: UtcMs(age), write, by: None }
         }),
         2 => (node(), proptest::collection::btree_map(replica(), (0..3_u32, phase()), 0..4)).prop_map(
             |(node, told)| {

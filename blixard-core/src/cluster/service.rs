@@ -7,6 +7,7 @@ use imbl::Vector;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::actor::Actor;
 use crate::id::NodeId;
 use crate::spec::ServiceSpec;
 use crate::time::UtcMs;
@@ -100,12 +101,15 @@ pub struct ServiceVersion {
     /// feature level.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback_of: Option<u64>,
+    /// Who submitted it. Of the second feature level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Actor>,
 }
 
 impl ServiceVersion {
     /// A version just submitted.
     pub fn new(version: u64, spec: Arc<ServiceSpec>, submitted_at: UtcMs) -> Self {
-        Self { version, spec, submitted_at, proven_at: None, failure: None, rollback_of: None }
+        Self { version, spec, submitted_at, proven_at: None, failure: None, rollback_of: None, by: None }
     }
 }
 

@@ -42,7 +42,13 @@ pub(super) fn facts(name: &str) -> NodeFacts {
 }
 
 pub(super) fn join_token() -> Token {
-    Token { secret_sha256: SECRET, scope: TokenScope::Join, expires_at: None, uses_left: None }
+    Token {
+        secret_sha256: SECRET,
+        scope: TokenScope::Join,
+        expires_at: None,
+        uses_left: None,
+        services: None,
+    }
 }
 
 /// A service of `min` to `max` replicas that asks for nothing else.
@@ -175,7 +181,7 @@ impl Cluster {
     pub(super) fn write(&mut self, write: Write) -> Outcome {
         self.requests += 1;
         let request = RequestId(u128::from(self.requests).to_be_bytes());
-        self.command(Command::Write { request, made_at: self.now, write })
+        self.command(Command::Write { request, made_at: self.now, write, by: None })
     }
 
     pub(super) fn submit(&mut self, spec: ServiceSpec) -> Outcome {

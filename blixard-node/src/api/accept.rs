@@ -21,6 +21,7 @@ use tower::ServiceExt;
 
 use super::connections::{Connections, Place, Standing, Taken};
 use super::pace::{Paced, PacedBody};
+use super::socket_user::SocketUser;
 use super::tls::Tls;
 
 /// How long open requests have to finish once the node shuts down.
@@ -55,6 +56,9 @@ pub(super) trait Accept: Send + 'static {
     /// The next connection. Cancel safe.
     fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 
+    /// Who is at its other end, where the kernel tells.
+    fn user(stream: &Self::Stream) -> Option<SocketUser>;
+
     /// Says that there is no place, to a client that is then left.
     fn turn_away(stream: Self::Stream, words: &[u8]);
 }
@@ -73,6 +77,10 @@ impl Accept for TcpListener {
         Ok(stream)
     }
 
+    fn user(_: &TcpStream) -> Option<SocketUser> {
+        None
+    }
+
     fn turn_away(stream: TcpStream, words: &[u8]) {
         // It fits the empty buffer of a new connection, or the client does without.
         stream.try_write(words).ok();
@@ -84,6 +92,10 @@ impl Accept for UnixListener {
 
     async fn next(&self) -> io::Result<UnixStream> {
         Ok(self.accept().await?.0)
+    }
+
+    fn user(stream: &UnixStream) -> Option<SocketUser> {
+        Some(SocketUser::of(stream))
     }
 
     fn turn_away(stream: UnixStream, words: &[u8]) {
@@ -101,7 +113,7 @@ pub(super) async fn serve<L: Accept>(
 ) {
     let connections = Connections::new(bounds.connections);
     let (stop, stopping) = watch::channel(false);
-    let serving = Serving { router, bounds, stopping };
+    let serving = Serving { router, bounds, user: None, stopping };
     let mut tasks = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
@@ -126,7 +138,8 @@ pub(super) async fn serve<L: Accept>(
             L::turn_away(stream, if tls.is_none() { FULL.as_bytes() } else { b"" });
             continue;
         };
-        tasks.spawn(serving.clone().connection(stream, tls.clone(), taken));
+        let serving = Serving { user: L::user(&stream), ..serving.clone() };
+        tasks.spawn(serving.connection(stream, tls.clone(), taken));
     }
     drop(listener);
     stop.send_replace(true);
@@ -146,6 +159,8 @@ fn is_of_one(error: &io::Error) -> bool {
 struct Serving {
     router: Router,
     bounds: Bounds,
+    /// Who is at the other end of this one.
+    user: Option<SocketUser>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -182,9 +197,12 @@ impl Serving {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let paced = Paced::new(stream, self.bounds.taking, standing.clone(), place);
-        let (router, wait) = (self.router, self.bounds.body);
+        let (router, user, wait) = (self.router, self.user, self.bounds.body);
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(standing.clone());
+            if let Some(user) = &user {
+                request.extensions_mut().insert(user.clone());
+            }
             router.clone().oneshot(request.map(|body| Body::new(PacedBody::new(body, wait))))
         });
         let connection = http1::Builder::new()

@@ -148,7 +148,7 @@ fn is_named(certificate: &CertificateDer<'_>, name: &str) -> bool {
 /// Whether a token admits to the API now.
 fn admits(state: &ClusterState, token: &Secret, now: UtcMs) -> bool {
     state.tokens.get(&token.id).is_some_and(|known| {
-        known.scope == TokenScope::Api
+        known.scope != TokenScope::Join
             && known.secret_sha256 == token.sha256()
             && known.expires_at.is_none_or(|end| end > now.max(state.time))
     })

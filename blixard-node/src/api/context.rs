@@ -9,7 +9,7 @@ use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::{MADE_AT_HEADER, REQUEST_ID_HEADER, STALE_HEADER};
-use blixard_core::cluster::{ClusterState, Outcome, Write};
+use blixard_core::cluster::{Actor, ClusterState, Outcome, Write};
 use blixard_core::id::RequestId;
 use blixard_core::limits::WRITE_DEADLINE;
 use blixard_core::time::{Mono, UtcMs};
@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::access::Access;
 use super::error::ApiError;
+use super::rights::Caller;
 use super::views;
 use crate::handle::{NodeHandle, Unconfirmed};
 use crate::platform::Clock;
@@ -109,7 +110,7 @@ impl Api {
         write: Write,
         limit: Duration,
     ) -> Result<(u64, Outcome), ApiError> {
-        match self.handle.write_within(request.id, request.made_at, write, limit).await? {
+        match self.handle.write_within(request.id, request.made_at, write, request.by, limit).await? {
             (_, Outcome::Refused(refusal)) => Err(refusal.into()),
             answer => Ok(answer),
         }
@@ -141,24 +142,26 @@ fn derived_request(request: RequestId, n: u64) -> RequestId {
 
 /// The request's id: the header's, or one drawn here, after which retries are not recognised. And
 /// when it was first sent, if the client said so.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct RequestIdent {
     pub(super) id: RequestId,
     pub(super) given: bool,
     made_at: Option<UtcMs>,
+    /// Who makes it.
+    by: Actor,
 }
 
 impl RequestIdent {
     /// One that nobody else draws.
-    pub(super) fn drawn(api: &Api) -> Self {
+    pub(super) fn drawn(api: &Api, caller: &Caller) -> Self {
         let mut bytes = [0; 16];
         api.handle.platform.rng.fill(&mut bytes);
-        Self { id: RequestId(bytes), given: false, made_at: None }
+        Self { id: RequestId(bytes), given: false, made_at: None, by: caller.by.clone() }
     }
 
     /// The `n`-th of several writes that one request makes: the same at every retry.
-    pub(super) fn derived(self, n: u64) -> Self {
-        Self { id: derived_request(self.id, n), ..self }
+    pub(super) fn derived(&self, n: u64) -> Self {
+        Self { id: derived_request(self.id, n), ..self.clone() }
     }
 }
 
@@ -166,8 +169,9 @@ impl FromRequestParts<Api> for RequestIdent {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let caller = parts.extensions.get::<Caller>().cloned().unwrap_or_else(|| Caller::member(api));
         let Some(value) = parts.headers.get(REQUEST_ID_HEADER) else {
-            return Ok(Self::drawn(api));
+            return Ok(Self::drawn(api, &caller));
         };
         let text = value.to_str().unwrap_or_default();
         let id = text.parse().map_err(|error| {
@@ -177,7 +181,7 @@ impl FromRequestParts<Api> for RequestIdent {
             )
         })?;
         let made_at = parts.headers.get(MADE_AT_HEADER).map(made_at).transpose()?;
-        Ok(Self { id, given: true, made_at })
+        Ok(Self { id, given: true, made_at, by: caller.by })
     }
 }
 

@@ -1,7 +1,7 @@
 //! `/v1/ended`: the containers that ended lately and of which only the logs are left, of all members.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::List;
 use blixard_core::api::replica::ReplicaRow;
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::access::Access;
 use super::context::{Api, Params};
 use super::error::ApiError;
+use super::rights::Caller;
 use super::{proxy, resolve};
 use crate::platform::EndedContainer;
 
@@ -31,9 +32,11 @@ pub(super) struct EndedQuery {
 )]
 pub(super) async fn list(
     State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
     Params(query): Params<EndedQuery>,
 ) -> Result<Response, ApiError> {
     let mut items = all(&api).await?;
+    items.retain(|row| caller.covers(&row.service));
     if let Some(service) = query.service {
         items.retain(|row| row.service.as_str() == service);
     }

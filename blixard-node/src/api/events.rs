@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::Response;
 use blixard_core::api::{ErrorBody, GAP_HEADER};
 use blixard_core::cluster::{ClusterState, Event, EventId};
@@ -18,6 +18,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::context::{Api, Params, flag};
 use super::error::ApiError;
 use super::replicas::{self, ndjson};
+use super::rights::Caller;
 
 /// How often a quiet stream sends an empty line, so that both ends notice a broken connection.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -41,6 +42,7 @@ pub(super) struct EventsQuery {
 )]
 pub(super) async fn events(
     State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
     Params(query): Params<EventsQuery>,
 ) -> Result<Response, ApiError> {
     let after = query.after.as_deref().map(position).transpose()?;
@@ -54,13 +56,13 @@ pub(super) async fn events(
             );
             ApiError::unavailable(error, "ask another node: `blixard node ls`")
         })?;
-        let follow = Follow { api, after, applied: state.applied, _permit: permit };
+        let follow = Follow { api, caller, after, applied: state.applied, _permit: permit };
         Body::from_stream(stream::unfold(follow, async |mut follow| {
             let chunk = follow.next().await;
             Some((Ok::<_, std::convert::Infallible>(chunk), follow))
         }))
     } else {
-        Body::from(lines(&state, after, usize::MAX).0)
+        Body::from(lines(&state, after, usize::MAX, &caller).0)
     };
     let mut response = replicas::stream(body);
     if gap {
@@ -72,6 +74,7 @@ pub(super) async fn events(
 /// Where a stream of events stands.
 struct Follow {
     api: Api,
+    caller: Caller,
     after: Option<EventId>,
     applied: u64,
     _permit: OwnedSemaphorePermit,
@@ -84,7 +87,7 @@ impl Follow {
         if newest(&state, self.after) == self.after {
             state = self.api.handle.state_after(self.applied, HEARTBEAT).await;
         }
-        let (chunk, last) = lines(&state, self.after, EVENTS_AT_ONCE);
+        let (chunk, last) = lines(&state, self.after, EVENTS_AT_ONCE, &self.caller);
         self.after = last.or(self.after);
         self.applied = state.applied;
         if chunk.is_empty() { Bytes::from_static(b"\n") } else { chunk }
@@ -102,11 +105,18 @@ fn position(text: &str) -> Result<EventId, ApiError> {
     Ok(EventId { index, n })
 }
 
-/// The first `max` events after a position, and where they end.
-fn lines(state: &ClusterState, after: Option<EventId>, max: usize) -> (Bytes, Option<EventId>) {
+/// Of the first `max` events after a position those that the caller may see, and where they end.
+fn lines(
+    state: &ClusterState,
+    after: Option<EventId>,
+    max: usize,
+    caller: &Caller,
+) -> (Bytes, Option<EventId>) {
     let newer = state.events.iter().filter(|event| after.is_none_or(|after| event.id > after)).take(max);
     let last = newer.clone().last().map(|event| event.id);
-    (newer.flat_map(|event| ndjson(event).to_vec()).collect(), last)
+    let covers =
+        |event: &&Event| event.service.as_ref().map_or(caller.covers_all(), |name| caller.covers(name));
+    (newer.filter(covers).flat_map(|event| ndjson(event).to_vec()).collect(), last)
 }
 
 fn newest(state: &ClusterState, after: Option<EventId>) -> Option<EventId> {
@@ -124,6 +134,7 @@ mod tests {
     use blixard_core::limits;
     use blixard_core::time::UtcMs;
 
+    use super::super::rights::Caller;
     use super::super::views::fixture;
     use super::{forgotten, lines, position};
 
@@ -136,6 +147,7 @@ mod tests {
             replica: None,
             node: None,
             message: format!("{index}.{n}"),
+            by: None,
         }
     }
 
@@ -143,9 +155,10 @@ mod tests {
     fn a_stream_resumes_after_the_position_given() {
         let mut state = fixture::state();
         state.events = [event(3, 0), event(3, 1), event(9, 0)].into_iter().collect();
+        let caller = Caller::reading(None);
         let check = |after: Option<&str>, expect: &[&str]| {
             let after = after.map(|text| position(text).unwrap());
-            let (bytes, last) = lines(&state, after, 2);
+            let (bytes, last) = lines(&state, after, 2, &caller);
             let text = String::from_utf8(bytes.to_vec()).unwrap();
             let messages: Vec<String> =
                 text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap().message).collect();
@@ -161,6 +174,27 @@ mod tests {
         check(Some("9.0"), &[]);
         assert!(position("9").is_err());
         assert!(position("a.b").is_err());
+    }
+
+    #[test]
+    fn a_token_for_some_services_sees_their_events_only() {
+        let mut state = fixture::state();
+        let about = |n, service: Option<&str>| Event {
+            service: service.map(|name| name.parse().unwrap()),
+            ..event(3, n)
+        };
+        state.events = [about(0, None), about(1, Some("web-a")), about(2, Some("db"))].into_iter().collect();
+        let check = |services, expect: &[&str]| {
+            let text =
+                String::from_utf8(lines(&state, None, usize::MAX, &Caller::reading(services)).0.to_vec())
+                    .unwrap();
+            let found: Vec<String> =
+                text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap().message).collect();
+            assert_eq!(found, expect, "{services:?}");
+        };
+        check(None, &["3.0", "3.1", "3.2"]);
+        check(Some("web-"), &["3.1"]);
+        check(Some("x"), &[]);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod accept;
 mod access;
+mod audit;
 mod connections;
 mod context;
 mod ended;
@@ -25,8 +26,10 @@ mod removal;
 mod replicas;
 mod resolution;
 mod resolve;
+mod rights;
 mod serve;
 mod services;
+mod socket_user;
 mod tls;
 mod tokens;
 pub mod views;
@@ -88,6 +91,8 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .route("/v1/tokens", get(tokens::list).post(tokens::add))
         .route("/v1/tokens/rotate", post(tokens::rotate))
         .route("/v1/tokens/{id}", delete(tokens::remove))
+        .route("/v1/audit", get(audit::list))
+        .route_layer(from_fn_with_state(api.clone(), rights::check))
         .fallback(async || ApiError::not_found("there is no such path", "see GET /v1/openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

@@ -9,7 +9,7 @@ use utoipa::openapi::path::{Operation, ParameterIn};
 use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
-use super::{ended, events, exec, files, images, logs, nodes, removal, replicas, services, tokens};
+use super::{audit, ended, events, exec, files, images, logs, nodes, removal, replicas, services, tokens};
 
 /// Whether an operation can be answered so.
 type Applies = fn(&Asked) -> bool;
@@ -126,6 +126,7 @@ fn error(description: &str) -> openapi::Response {
         nodes::down,
         nodes::cluster,
         nodes::rebalance,
+        audit::list,
         events::events,
         images::list,
         images::pull,

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::replica::{ContainerView, Progress, PullRow, ReplicaDetail, ReplicaRow};
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::context::{Api, Params, RequestIdent, Segment, Snapshot, flag};
 use super::error::ApiError;
+use super::rights::Caller;
 use super::services::StopQuery;
 use super::{ended, proxy, resolve, views};
 use crate::platform::ContainerInfo;
@@ -34,9 +35,14 @@ pub(super) struct ListQuery {
     params(("all" = Option<bool>, Query, description = "Also those that ended")),
     responses((status = 200, description = "The containers", body = List<ReplicaRow>))
 )]
-pub(super) async fn list(State(api): State<Api>, Params(query): Params<ListQuery>) -> Response {
+pub(super) async fn list(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Params(query): Params<ListQuery>,
+) -> Response {
     let snapshot = api.read().await;
-    let items = views::replicas(&snapshot.state, api.handle.cluster, flag(query.all.as_deref()));
+    let mut items = views::replicas(&snapshot.state, api.handle.cluster, flag(query.all.as_deref()));
+    items.retain(|row| caller.covers(&row.service));
     snapshot.answer(List { items, stale: snapshot.is_stale() })
 }
 

@@ -14,7 +14,7 @@ use blixard_core::api::service::{
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::bundle;
 use blixard_core::cluster::level::SECOND_LEVEL;
-use blixard_core::cluster::{ClusterState, Outcome, Phase, Write};
+use blixard_core::cluster::{ClusterState, Outcome, Phase, Right, Write};
 use blixard_core::id::{NodeId, ReplicaId, ServiceName};
 use blixard_core::limits::WRITE_DEADLINE;
 use blixard_core::spec::ServiceSpec;
@@ -26,6 +26,7 @@ use super::access::Principal;
 use super::context::{Api, JsonBody, Params, RequestIdent, Segment, created};
 use super::error::ApiError;
 use super::resolution::Resolved;
+use super::rights::Caller;
 use super::{proxy, replicas, resolution, views};
 use crate::platform::RuntimeError;
 
@@ -45,6 +46,7 @@ const LOOK_DEADLINE: Duration = Duration::from_secs(2);
 )]
 pub(super) async fn submit(
     State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
     request: RequestIdent,
     JsonBody(body): JsonBody<SubmitRequest>,
 ) -> Result<Response, ApiError> {
@@ -55,6 +57,7 @@ pub(super) async fn submit(
         })?;
     }
     let mut spec = body.spec;
+    caller.check(Right::Write, Some(&spec.name))?;
     check(&spec)?;
     let mut warnings = Vec::new();
     let clock = &api.handle.platform.clock;
@@ -147,9 +150,11 @@ fn known_digest(state: &ClusterState, spec: &ServiceSpec) -> Option<String> {
 
 /// Every service.
 #[utoipa::path(get, path = "/v1/services", responses((status = 200, description = "The services", body = List<ServiceRow>)))]
-pub(super) async fn list(State(api): State<Api>) -> Response {
+pub(super) async fn list(State(api): State<Api>, Extension(caller): Extension<Caller>) -> Response {
     let snapshot = api.read().await;
-    snapshot.answer(List { items: views::services(&snapshot.state), stale: snapshot.is_stale() })
+    let mut items = views::services(&snapshot.state);
+    items.retain(|row| caller.covers(&row.name));
+    snapshot.answer(List { items, stale: snapshot.is_stale() })
 }
 
 /// One service: its versions, its replicas and why slots wait.

@@ -10,12 +10,13 @@ use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::cluster::node::TokenScope;
 use blixard_core::cluster::{Token, Write};
 use blixard_core::discovery::ticket::Ticket;
-use blixard_core::id::TokenId;
+use blixard_core::id::{ServiceName, TokenId};
 use blixard_core::wire::Peer;
 
 use super::access::Principal;
 use super::context::{Api, JsonBody, RequestIdent, Segment, created};
 use super::error::ApiError;
+use super::rights::Caller;
 
 /// Makes a token. Its secret is shown only in this answer, so a retry makes another token.
 #[utoipa::path(
@@ -24,13 +25,17 @@ use super::error::ApiError;
 )]
 pub(super) async fn add(
     State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
     JsonBody(body): JsonBody<TokenRequest>,
 ) -> Result<Response, ApiError> {
-    if body.scope == Scope::Api && body.uses.is_some() {
+    if body.scope != Scope::Join && body.uses.is_some() {
         return Err(ApiError::bad_request(
             "an API token's uses are not counted",
             "leave out `uses`, and let the token expire",
         ));
+    }
+    if let Some(prefix) = &body.services {
+        check_prefix(body.scope, prefix)?;
     }
     if body.uses == Some(0) || body.expires_in_s == Some(0) {
         return Err(ApiError::bad_request(
@@ -48,10 +53,29 @@ pub(super) async fn add(
         scope: body.scope.into(),
         expires_at: body.expires_in_s.map(|seconds| now.after(Duration::from_secs(seconds))),
         uses_left: body.uses,
+        services: body.services,
     };
-    api.write(RequestIdent::drawn(&api), Write::AddToken { id: token.id, token: row }).await?;
+    api.write(RequestIdent::drawn(&api, &caller), Write::AddToken { id: token.id, token: row }).await?;
     let ticket = (body.scope == Scope::Join).then(|| ticket(&api, token.clone()).to_string());
     Ok(created(TokenAnswer { id: token.id, token: token.to_string(), ticket }))
+}
+
+/// Refuses a prefix with which no service's name begins, and one that would limit nothing.
+fn check_prefix(scope: Scope, prefix: &str) -> Result<(), ApiError> {
+    if matches!(scope, Scope::Join | Scope::Api | Scope::Admin) {
+        return Err(ApiError::bad_request(
+            "members and tokens belong to no service",
+            "use `services` with scope `read` or `write`",
+        ));
+    }
+    // What a name may begin with, a letter completes to one.
+    if prefix.is_empty() || format!("{prefix}a").parse::<ServiceName>().is_err() {
+        return Err(ApiError::bad_request(
+            format!("no service's name begins with `{prefix}`"),
+            "names have lower-case letters, digits and hyphens; leave `services` out for all services",
+        ));
+    }
+    Ok(())
 }
 
 /// An invitation to join through this node.
@@ -79,6 +103,7 @@ pub(super) async fn list(
         scope: token.scope.into(),
         expires_at: token.expires_at,
         uses_left: token.uses_left,
+        services: token.services.clone(),
     });
     Ok(snapshot.answer(List { items: items.collect(), stale: snapshot.is_stale() }))
 }

@@ -144,7 +144,7 @@ mod tests {
         });
         let spec: Arc<ServiceSpec> = Arc::new(serde_json::from_value(spec).expect("a specification"));
         let write = Write::Submit { spec, origin: NodeId(1) };
-        Command::Write { request: RequestId([0; 16]), made_at: UtcMs(0), write }
+        Command::Write { request: RequestId([0; 16]), made_at: UtcMs(0), write, by: None }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use blixard_core::cluster::{
-    Availability, ClusterState, Command, Entry, Outcome, ReplicaStatus, Write, command, level,
+    Actor, Availability, ClusterState, Command, Entry, Outcome, ReplicaStatus, Write, command, level,
 };
 use blixard_core::id::{NodeId, RequestId};
 use blixard_core::limits;
@@ -32,8 +32,8 @@ const REPLAN_MAX: u32 = 3;
 const REPLAN_PAUSE: Duration = Duration::from_millis(200);
 
 /// A client's write as a command.
-pub fn write_command(request: RequestId, made_at: UtcMs, write: Write) -> Command {
-    Command::Write { request, made_at, write }
+pub fn write_command(request: RequestId, made_at: UtcMs, write: Write, by: Option<Actor>) -> Command {
+    Command::Write { request, made_at, write, by }
 }
 
 /// The task. Runs until its queue closes.
@@ -258,6 +258,7 @@ fn housekeeping(shared: &Shared, state: &ClusterState, now: UtcMs, commands: &mu
                 request: shared.random_request(),
                 made_at: now,
                 write: Write::RemoveNode { node: *id, force: false },
+                by: None,
             });
         }
     }

@@ -35,7 +35,7 @@ fn write(number: u64) -> Command {
     id[..8].copy_from_slice(&number.to_be_bytes());
     let id = RequestId(id);
     let write = Write::RemoveToken { id: TokenId([1; 8]) };
-    Command::Write { request: id, made_at: UtcMs(1_700_000_000_000), write }
+    Command::Write { request: id, made_at: UtcMs(1_700_000_000_000), write, by: None }
 }
 
 fn files(directory: &Path) -> Files {

@@ -55,7 +55,13 @@ fn bootstrap() -> Command {
         level: 1,
         reserved_ports: vec![22],
     };
-    let token = Token { secret_sha256: [9; 32], scope: TokenScope::Join, expires_at: None, uses_left: None };
+    let token = Token {
+        secret_sha256: [9; 32],
+        scope: TokenScope::Join,
+        expires_at: None,
+        uses_left: None,
+        services: None,
+    };
     Command::Bootstrap {
         cluster: ClusterId([7; 16]),
         subnets: SubnetRange::default(),
@@ -78,6 +84,7 @@ fn submission(number: u8) -> Command {
         request: RequestId([number; 16]),
         made_at: UtcMs(1_700_000_000_000),
         write: Write::Submit { spec: Arc::new(spec), origin: NodeId(1) },
+        by: None,
     }
 }
 

@@ -125,6 +125,7 @@ fn write(number: u64) -> Command {
         request: request(number),
         made_at: UtcMs(1_700_000_000_000),
         write: Write::RemoveToken { id: TokenId(number.to_be_bytes()) },
+        by: None,
     }
 }
 

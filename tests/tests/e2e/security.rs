@@ -298,3 +298,105 @@ fn a_stranger_with_an_unknown_token_is_refused_and_costs_no_entry() -> Result<()
         Ok(())
     })
 }
+
+/// One validation for everybody; who may what, and who did it; nothing of others acts on a terminal.
+#[test]
+fn what_is_sent_is_checked_and_who_may_send_it_and_kept_who_did() -> Result<()> {
+    Cluster::formed(1)?.check(|cluster| {
+        let host = &cluster.hosts[0];
+        let namespace = host.namespace();
+        let ask = |token: &str, method: &str, path: &str, body: &serde_json::Value| {
+            let headers =
+                [format!("Authorization: Bearer {token}"), "Content-Type: application/json".to_owned()];
+            let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+            http::request(&namespace, LOCAL, method, path, &headers, &body)
+        };
+        let token = |arguments: &[&str]| -> Result<TokenAnswer> {
+            host.cli_json(&[&["cluster", "token", "create", "--scope"], arguments].concat())
+        };
+        let (read, write) = (token(&["read"])?, token(&["write", "--services", "web-"])?);
+        let admin = token(&["admin"])?;
+        let nothing = serde_json::Value::Null;
+
+        // What the bundle reader refuses is refused, with the same words.
+        // With a digest no registry is asked.
+        let image = json!({"reference": "nowhere.invalid/x", "digest": format!("sha256:{}", "0".repeat(64))});
+        let spec = |change: serde_json::Value| {
+            let mut spec = json!({"name": "web-a", "image": image});
+            let object = spec.as_object_mut().expect("an object");
+            object.extend(change.as_object().expect("an object").clone());
+            json!({ "spec": spec })
+        };
+        let volume = |source: &str, target: &str| json!({"volumes": [{"source": source, "target": target}]});
+        let refused = [
+            (volume("relative/../../etc", "/a"), "volumes[0].source"),
+            (volume("/a", "/"), "cannot be `/`"),
+            (json!({"stop_timeout_s": 4_294_967_295_u32}), "from 1 to 3600, not `4294967295`"),
+            (json!({"image": {"reference": "a", "digest": "sha256:../../x"}}), "image.digest"),
+            (json!({"environment": {"A\nB": "x"}}), "no variable called"),
+            (json!({"image": {"reference": "a", "command": ["a", "b\u{0}"]}}), "NUL"),
+            (json!({"placement": {"spread": "a\u{1b}[2J\u{202e}"}}), "no label called"),
+        ];
+        for (change, part) in refused {
+            let answer = ask(&admin.token, "POST", "/v1/services", &spec(change))?;
+            let body = answer.body;
+            ensure!(answer.status == 422 && body.contains(part), "{part}: {} {body}", answer.status);
+            ensure!(!body.contains(['\u{1b}', '\u{202e}']), "it acts on a terminal: {body:?}");
+        }
+
+        // Each scope does what it says and no more; the refusal says which it takes.
+        let good = spec(json!({}));
+        let denied = |token: &str, method: &str, path: &str, body: &serde_json::Value, part: &str| {
+            let answer = ask(token, method, path, body)?;
+            ensure!(
+                answer.status == 403 && answer.body.contains(part),
+                "{method} {path}: {} {}",
+                answer.status,
+                answer.body
+            );
+            Ok(())
+        };
+        denied(&read.token, "POST", "/v1/services", &good, "scope write")?;
+        denied(&read.token, "GET", "/v1/tokens", &nothing, "scope admin")?;
+        denied(&read.token, "POST", "/v1/replicas/web-a-0/exec", &json!({"command": ["sh"]}), "scope write")?;
+        denied(&write.token, "POST", "/v1/nodes/1/drain", &nothing, "scope admin")?;
+        denied(&write.token, "POST", "/v1/tokens", &json!({"scope": "admin"}), "scope admin")?;
+        let db = json!({"spec": {"name": "db", "image": image}});
+        denied(&write.token, "POST", "/v1/services", &db, "begin with `web-`")?;
+        denied(&write.token, "GET", "/v1/images", &nothing, "token for all services")?;
+        ensure!(ask(&read.token, "GET", "/v1/services", &nothing)?.status == 200, "reading is refused");
+        ensure!(ask(&write.token, "POST", "/v1/services", &good)?.status == 201, "writing is refused");
+        host.cli(&["service", "scale", "web-a", "1"])?;
+        ensure!(ask(&admin.token, "POST", "/v1/services", &db)?.status == 201, "an admin is refused");
+        denied(&write.token, "DELETE", "/v1/services/db", &nothing, "begin with `web-`")?;
+        denied(&write.token, "GET", "/v1/services/%64b", &nothing, "begin with `web-`")?;
+        denied(&write.token, "POST", "/v1/replicas/db-0/kill", &nothing, "begin with `web-`")?;
+        for path in ["/v1/services", "/v1/replicas", "/v1/events"] {
+            let body = ask(&write.token, "GET", path, &nothing)?.body;
+            ensure!(
+                body.contains("web-a") && !body.contains("\"db"),
+                "{path} shows others' services: {body}"
+            );
+        }
+
+        // Who did it is kept.
+        let id = |token: &TokenAnswer| format!("token {}", token.id);
+        let history = host.cli(&["service", "history", "web-a"])?;
+        ensure!(history.contains(&id(&write)), "{history}");
+        let audit = host.cli(&["cluster", "audit"])?;
+        for part in
+            [id(&write), id(&admin), "root (uid 0) on node 1".to_owned(), "scale web-a to 1".to_owned()]
+        {
+            ensure!(audit.contains(&part), "`{part}` is not in\n{audit}");
+        }
+        let secret = admin.token.split_once('.').context("a token has two halves")?.1;
+        ensure!(!audit.contains(secret) && !host.log().contains(secret), "a secret is shown");
+        let events = host.cli(&["events"])?;
+        ensure!(events.contains(&format!("(by {})", id(&write))), "{events}");
+
+        // A token that is revoked is no more.
+        host.cli(&["cluster", "token", "rm", &write.id.to_string()])?;
+        ensure!(ask(&write.token, "GET", "/v1/services", &nothing)?.status == 401, "it is taken still");
+        Ok(())
+    })
+}

@@ -5,6 +5,7 @@
 //! replicas and plans is in the module of that name. Called by the Raft adapter with committed
 //! entries, and by the leader on a copy to try a plan out. Never proposes, never chooses.
 
+mod audit;
 mod member;
 mod node;
 mod placement;
@@ -16,7 +17,7 @@ mod submission;
 mod token;
 
 use super::level::SECOND_LEVEL;
-use super::{ClusterState, Command, Entry, Event, EventId, EventKind, Outcome, Refusal, Write};
+use super::{Actor, ClusterState, Command, Entry, Event, EventId, EventKind, Outcome, Refusal, Write};
 use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::{limits, text};
 
@@ -68,13 +69,19 @@ impl ClusterState {
                 self.bootstrap(*cluster, *subnets, *node, *key, facts, token)
             }
             Command::Join { node, key, facts, token, secret_sha256 } => {
-                self.join(*node, *key, facts, *token, secret_sha256)
+                let admitted = self.join(*node, *key, facts, *token, secret_sha256);
+                if let Ok(Outcome::Joined { node, .. }) = admitted {
+                    self.record(Some(&Actor::Token { id: *token }), format!("admit node {node}"), None);
+                }
+                admitted
             }
             Command::Facts { node, facts } => self.facts(*node, facts),
             Command::Addresses { node, addresses } => self.addresses(*node, addresses),
             Command::Health { node, status } => self.health(*node, *status),
             Command::Hold { node, until } => self.hold(*node, *until),
-            Command::Write { request, made_at, write } => Ok(self.write_once(*request, *made_at, write)),
+            Command::Write { request, made_at, write, by } => {
+                Ok(self.write_once(*request, *made_at, write, by.as_ref()))
+            }
             Command::Report { node, statuses } => self.report(*node, statuses),
             Command::Plan(plan) => Ok(self.plan(plan)),
             Command::Level { level } => self.raise_level(*level),
@@ -115,7 +122,7 @@ impl ClusterState {
         };
         let About { service, replica, node } = about;
         let id = EventId { index: self.applied, n };
-        self.events.push_back(Event { id, at: self.time, kind, service, replica, node, message });
+        self.events.push_back(Event { id, at: self.time, kind, service, replica, node, message, by: None });
         while self.events.len() > limits::EVENTS_MAX {
             self.events.pop_front();
         }

@@ -5,7 +5,7 @@
 //! [`ClusterState::requests_from`], and a write made before that is refused: it may have been
 //! applied already.
 
-use crate::cluster::{ClusterState, Outcome, Refusal, Write};
+use crate::cluster::{Actor, ClusterState, Outcome, Refusal, Write};
 use crate::id::RequestId;
 use crate::limits::{REQUEST_MEMORY, REQUESTS_MAX};
 use crate::time::UtcMs;
@@ -15,7 +15,13 @@ use crate::time::UtcMs;
 const EXPIRED_PER_ENTRY_MAX: usize = 2_048;
 
 impl ClusterState {
-    pub(super) fn write_once(&mut self, request: RequestId, made_at: UtcMs, write: &Write) -> Outcome {
+    pub(super) fn write_once(
+        &mut self,
+        request: RequestId,
+        made_at: UtcMs,
+        write: &Write,
+        by: Option<&Actor>,
+    ) -> Outcome {
         if let Some((_, outcome)) = self.requests.get(&request) {
             return outcome.clone();
         }
@@ -30,7 +36,7 @@ impl ClusterState {
                 REQUEST_MEMORY.as_secs(),
             )));
         }
-        let mut outcome = self.write(write).unwrap_or_else(Outcome::Refused);
+        let mut outcome = self.write_by(by, write).unwrap_or_else(Outcome::Refused);
         if let Outcome::Refused(refusal) = &mut outcome {
             refusal.texts_mut().for_each(|text| self.bound(text));
         }
@@ -82,6 +88,7 @@ mod tests {
             request: request(n),
             made_at,
             write: Write::Scale { service: name("web"), replicas },
+            by: None,
         }
     }
 
@@ -95,7 +102,7 @@ mod tests {
     fn a_repeated_request_answers_again_and_changes_nothing() {
         let mut cluster = cluster();
         let submit = Write::Submit { spec: spec("web", 1, 8).into(), origin: NodeId(1) };
-        let write = Command::Write { request: request(99), made_at: START, write: submit };
+        let write = Command::Write { request: request(99), made_at: START, write: submit, by: None };
         let first = cluster.command(write.clone());
         assert_eq!(first, Outcome::Service { version: 1, changed: true });
         cluster.command(scale(100, START, 5));

@@ -106,6 +106,7 @@ fn happen(world: &mut World, happening: &Happening) {
         request: crate::id::RequestId(u128::from(world.state.applied).to_be_bytes()),
         made_at: world.now,
         write,
+        by: None,
     };
     let service = |index: &usize| name(SERVICES[*index]);
     let command = match happening {

@@ -89,7 +89,7 @@ fn only_what_should_run_can_be_replaced() {
     let mut refused = |replica: u64, why: &str| {
         let request = RequestId([u8::try_from(replica).expect("small"); 16]);
         let write = Write::Replace { replica: ReplicaId(replica) };
-        let outcome = world.apply(Command::Write { request, made_at: START, write });
+        let outcome = world.apply(Command::Write { request, made_at: START, write, by: None });
         assert!(matches!(&outcome, Outcome::Refused(said) if said.to_string().contains(why)), "{outcome:?}");
     };
     refused(1, "is being replaced or stopped already");

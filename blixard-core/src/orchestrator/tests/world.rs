@@ -126,7 +126,7 @@ impl World {
 
     pub(crate) fn write(&mut self, write: Write) -> &mut Self {
         let request = RequestId(u128::from(self.state.applied).to_be_bytes());
-        let outcome = self.apply(Command::Write { request, made_at: self.now, write });
+        let outcome = self.apply(Command::Write { request, made_at: self.now, write, by: None });
         assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
         self
     }

@@ -33,6 +33,7 @@ pub fn service(state: &ClusterState, cluster: ClusterId, name: &ServiceName) -> 
                 spec: kept.spec.as_ref().clone(),
                 state: version_state(service, kept),
                 rollback_of: kept.rollback_of,
+                by: kept.by.clone(),
                 failure: kept.failure.clone(),
             })
             .collect(),

@@ -153,7 +153,7 @@ fn submission(spec: ServiceSpec) -> Command {
     LinuxRandom.fill(&mut request);
     let made_at: UtcMs = LinuxClock.utc();
     let write = Write::Submit { spec: Arc::new(spec), origin: NodeId(1) };
-    Command::Write { request: RequestId(request), made_at, write }
+    Command::Write { request: RequestId(request), made_at, write, by: None }
 }
 
 /// Hands what arrives to one member's Raft.
