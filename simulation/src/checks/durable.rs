@@ -44,11 +44,15 @@ impl Voters {
     }
 
     /// The configurations of which one committed the entry of an index: the one that holds from
-    /// there on, and those after it, as a leader counts by its newest. None while it is not known.
-    fn of(&self, index: u64) -> impl Iterator<Item = &Configuration> {
-        let first = self.from.range(..=index).next_back().map(|(at, _)| *at);
-        let told = self.from.range(first.unwrap_or(u64::MAX)..).map(|(_, configuration)| configuration);
-        told.chain(self.led.iter().filter(move |_| first.is_some()).map(|(_, counted)| counted))
+    /// there on, and those after it, as a leader counts by its newest; after a joint one that is the
+    /// newest known comes that of its last set. None while it is not known.
+    fn of(&self, index: u64) -> Vec<Configuration> {
+        let Some((&first, _)) = self.from.range(..=index).next_back() else { return Vec::new() };
+        let mut found: Vec<Configuration> = self.from.range(first..).map(|(_, told)| told.clone()).collect();
+        let after = found.last().filter(|newest| newest.len() > 1).and_then(|joint| joint.last().cloned());
+        found.extend(after.map(|voters| vec![voters]));
+        found.extend(self.led.iter().map(|(_, counted)| counted.clone()));
+        found
     }
 }
 
@@ -66,7 +70,7 @@ pub(super) fn durable(world: &World, voters: &Voters, indexes: RangeInclusive<u6
 }
 
 fn check(world: &World, voters: &Voters, index: u64) -> Result<(), String> {
-    let configurations: Vec<&Configuration> = voters.of(index).collect();
+    let configurations = voters.of(index);
     if configurations.is_empty() {
         return Ok(());
     }
@@ -130,16 +134,19 @@ mod tests {
         };
         let mut known = Voters::default();
         known.seen(NodeId(1), &status(1, 1, &[1]));
-        assert_eq!(known.of(5).count(), 0, "nobody has told of any");
+        assert_eq!(known.of(5), Vec::<Configuration>::new(), "nobody has told of any");
         known.told(vec![(3, voters(&[1, 2, 3])), (9, voters(&[1, 2]))]);
         known.seen(NodeId(2), &status(2, 2, &[2]));
-        let of = |known: &Voters, index| known.of(index).cloned().collect::<Vec<_>>();
-        assert_eq!(of(&known, 5), [voters(&[1, 2, 3]), voters(&[1, 2]), voters(&[2])]);
-        assert_eq!(of(&known, 9), [voters(&[1, 2]), voters(&[2])]);
+        assert_eq!(known.of(5), [voters(&[1, 2, 3]), voters(&[1, 2]), voters(&[2])]);
+        assert_eq!(known.of(9), [voters(&[1, 2]), voters(&[2])]);
         // Neither a follower, nor a leader of before, nor one whose Raft has ended is believed.
         known.seen(NodeId(3), &status(3, 1, &[3]));
         known.seen(NodeId(1), &status(1, 1, &[1]));
         known.seen(NodeId(2), &status(2, 2, &[]));
-        assert_eq!(of(&known, 9), [voters(&[1, 2]), voters(&[2])]);
+        assert_eq!(known.of(9), [voters(&[1, 2]), voters(&[2])]);
+        // What a joint configuration leads to.
+        let joint = [voters(&[1, 2]), voters(&[1])].concat();
+        known.told(vec![(12, joint.clone())]);
+        assert_eq!(known.of(12), [joint, voters(&[1]), voters(&[2])]);
     }
 }

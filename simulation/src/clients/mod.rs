@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::body::Body;
 use blixard_core::api::REQUEST_ID_HEADER;
 use blixard_core::api::STALE_HEADER;
-use blixard_core::id::ServiceName;
+use blixard_core::id::{NodeId, ServiceName};
 use blixard_node::platform::RandomSource;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -330,11 +330,22 @@ impl Client {
         let text = answer.body.to_string();
         let own = answer.status == StatusCode::UNPROCESSABLE_ENTITY
             || text.contains("is being removed")
-            || text.contains(&format!("port {}", CONTENDED_PORT / 10));
+            || text.contains(&format!("port {}", CONTENDED_PORT / 10))
+            || self.was_removed(answer);
         if !own {
             let detail = format!("{path} was refused with {}: {text}", answer.status);
             self.shared.world.checks.violated("refusals_have_a_cause", detail);
         }
+    }
+
+    /// Whether an answer is that of a node which has been removed, and may write nothing any more.
+    fn was_removed(&self, answer: &Answer) -> bool {
+        let error = answer.body["error"].as_str().unwrap_or_default();
+        let number = error.strip_prefix("node ").and_then(|rest| rest.strip_suffix(" is no member"));
+        let number = number.and_then(|number| number.parse().ok()).map(NodeId);
+        let newest = self.shared.world.checks.newest();
+        answer.status == StatusCode::FORBIDDEN
+            && number.zip(newest).is_some_and(|(node, state)| state.removed_nodes.contains_key(&node))
     }
 }
 
