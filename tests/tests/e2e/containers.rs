@@ -112,7 +112,11 @@ fn logs_of_containers_that_ended_are_read_by_attempt_name_and_id_from_any_node()
         );
         let id = ended[0].container_id.clone().context("an id")?;
         ensure!(host.cli(&["logs", &id.0[..12]])? == first, "by the id of a container that is gone");
-        ensure!(host.cli(&["logs", "crash"])?.lines().count() == 1, "the newest attempt that has a log");
+        // One that has just started may have written nothing yet.
+        wait::until("the log of the newest attempt that has one", SOON, || {
+            let log = host.cli(&["logs", "crash"])?;
+            wait::ensure(log.lines().count() == 1, format!("`{log}`"))
+        })?;
         let refused = host.cli_refused(&["logs", "--attempt", "99", "crash-0"])?;
         ensure!(refused.contains("there are logs of attempts"), "{refused}");
 
