@@ -314,6 +314,8 @@ impl Client {
                     .body(Body::from(body.to_owned()))
                     .expect("it is well formed");
                 match call(&node, request).await {
+                    // It wrote nothing; a member has to be asked.
+                    Some(answer) if self.was_removed(&answer) => self.done.unanswered += 1,
                     Some(answer) if answer.status.is_success() || answer.status.is_client_error() => {
                         return Some(answer);
                     }
@@ -330,8 +332,7 @@ impl Client {
         let text = answer.body.to_string();
         let own = answer.status == StatusCode::UNPROCESSABLE_ENTITY
             || text.contains("is being removed")
-            || text.contains(&format!("port {}", CONTENDED_PORT / 10))
-            || self.was_removed(answer);
+            || text.contains(&format!("port {}", CONTENDED_PORT / 10));
         if !own {
             let detail = format!("{path} was refused with {}: {text}", answer.status);
             self.shared.world.checks.violated("refusals_have_a_cause", detail);
