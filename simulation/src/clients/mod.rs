@@ -314,8 +314,11 @@ impl Client {
                     .body(Body::from(body.to_owned()))
                     .expect("it is well formed");
                 match call(&node, request).await {
-                    // It wrote nothing; a member has to be asked.
-                    Some(answer) if self.was_removed(&answer) => self.done.unanswered += 1,
+                    // It wrote nothing, which stands for that id; a member has to be asked anew.
+                    Some(answer) if self.was_removed(&answer) => {
+                        self.done.unanswered += 1;
+                        self.random.fill(&mut id);
+                    }
                     Some(answer) if answer.status.is_success() || answer.status.is_client_error() => {
                         return Some(answer);
                     }
