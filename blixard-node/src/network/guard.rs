@@ -11,13 +11,21 @@ use super::conntrack::{NETFILTER_HEADER, attributes, messages};
 
 /// The group that is told of changes of nftables.
 const GROUP: u32 = 7;
+const TABLE_ADDED: u16 = 10 << 8;
 const TABLE_DELETED: u16 = (10 << 8) | 2;
+/// The end of a transaction.
+const GENERATION: u16 = (10 << 8) | 15;
 const TABLE_NAME: u16 = 1;
 /// What the kernel says when messages were lost.
 const OVERRUN: i32 = 105;
 
 /// News of tables that are deleted.
-pub(super) struct Deletions(TokioSocket);
+pub(super) struct Deletions {
+    socket: TokioSocket,
+    /// Whether the transaction that is being told of has deleted the table and not made it anew, as
+    /// replacing its rules does.
+    deleted: bool,
+}
 
 impl Deletions {
     /// Listens in the network namespace of this thread.
@@ -25,18 +33,28 @@ impl Deletions {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind_auto()?;
         socket.socket_mut().add_membership(GROUP)?;
-        Ok(Self(socket))
+        Ok(Self { socket, deleted: false })
     }
 
-    /// Waits until a table of this name may have been deleted. Replacing one deletes it, too.
+    /// Waits until a table of this name was deleted, or may have been.
     pub(super) async fn next(&mut self, name: &str) -> io::Result<()> {
         loop {
-            let datagram = match self.0.recv_from_full().await {
+            let datagram = match self.socket.recv_from_full().await {
                 Ok((datagram, _)) => datagram,
                 Err(error) if error.raw_os_error() == Some(OVERRUN) => return Ok(()),
                 Err(error) => return Err(error),
             };
-            if messages(&datagram).any(|(kind, body)| kind == TABLE_DELETED && is_named(body, name)) {
+            let mut gone = false;
+            for (kind, body) in messages(&datagram) {
+                match kind {
+                    TABLE_ADDED | TABLE_DELETED if is_named(body, name) => {
+                        self.deleted = kind == TABLE_DELETED
+                    }
+                    GENERATION => gone |= std::mem::take(&mut self.deleted),
+                    _ => {}
+                }
+            }
+            if gone {
                 return Ok(());
             }
         }

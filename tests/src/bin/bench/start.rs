@@ -58,7 +58,7 @@ impl Bench {
 
     fn one(&self, plan: &Plan) -> Result<Section> {
         let bridge = sleeper("one", &self.image);
-        let proven = Bundle::clone(&bridge).set("min_healthy_time", json!("5s"));
+        let proven = bridge.clone().set("min_healthy_time", json!("5s"));
         let on_host = sleeper("one", &self.image).set("network", json!("host"));
         let (mut bridged, mut hosted) = (Samples::default(), Samples::default());
         let (mut bare, mut ctr, mut prove) = (Samples::default(), Samples::default(), Samples::default());
