@@ -9,7 +9,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
-use blixard_core::limits::STOP_TIMEOUT_S;
 use blixard_core::spec::{RestartPolicy, ServiceSpec};
 use blixard_node::platform::{
     ContainerConfig, ContainerInfo, ContainerRuntime, DiskUsage, ExecConfig, ExecSession, ImageInfo, LogLine,
@@ -289,16 +288,8 @@ impl Inner {
         let found = self.containers.get(&(replica, attempt));
         let container = found.filter(|found| found.state == ObservedState::Running)?.clone();
         self.checks.ended(replica, attempt);
-        let seconds = self.checks.newest().map(|state| {
-            let row = state.replicas.get(&replica).filter(|row| state.nodes.contains_key(&row.node));
-            row.map_or(STOP_TIMEOUT_S, |row| row.stop_timeout_s.unwrap_or(container.spec.stop_timeout_s))
-        });
-        let usual = Duration::from_secs(container.spec.stop_timeout_s.into());
-        let known = seconds.map(|seconds| Duration::from_secs(seconds.into()));
-        if container.answered && known.is_some() && timeout != usual && Some(timeout) != known {
-            let detail =
-                format!("attempt {attempt} of replica {replica} has {timeout:?} to stop, not {usual:?}");
-            self.checks.violated("stops_have_their_time", detail);
+        if container.answered {
+            self.checks.stops(replica, attempt, timeout, container.spec.stop_timeout_s);
         }
         Some(if container.stubborn { timeout } else { Duration::from_millis(self.random.below(50)) })
     }

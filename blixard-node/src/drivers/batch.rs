@@ -65,6 +65,40 @@ impl Newest {
     }
 }
 
+/// Who waits for what became of an entry.
+#[derive(Default)]
+pub(super) struct Replies {
+    /// By the command's place in the entry.
+    pub(super) writes: Vec<(usize, Reply)>,
+    /// Those of each report, in the reports' order.
+    pub(super) reports: Vec<Vec<Reply>>,
+    /// The place of the first report.
+    pub(super) first: usize,
+}
+
+impl Replies {
+    /// Tells everybody what their command did. Requesters that went away need no answer.
+    pub(super) fn answer(&mut self, index: u64, outcomes: &[Outcome]) {
+        for (place, reply) in self.drain() {
+            reply.send(Ok((index, outcomes[place].clone()))).ok();
+        }
+    }
+
+    /// Tells everybody why nothing is known to have happened.
+    pub(super) fn fail(&mut self, error: &ProposeError) {
+        for (_, reply) in self.drain() {
+            reply.send(Err(error.clone())).ok();
+        }
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = (usize, Reply)> {
+        let reports = std::mem::take(&mut self.reports).into_iter().zip(self.first..);
+        let reports =
+            reports.flat_map(|(waiting, place)| waiting.into_iter().map(move |reply| (place, reply)));
+        std::mem::take(&mut self.writes).into_iter().chain(reports)
+    }
+}
+
 /// What waits for the next entry.
 #[derive(Default)]
 pub(super) struct Batch {

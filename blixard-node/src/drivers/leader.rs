@@ -19,7 +19,7 @@ use blixard_core::orchestrator::{Planner, membership};
 use blixard_core::time::UtcMs;
 use tokio::sync::mpsc;
 
-use super::batch::{Batch, Input, Newest};
+use super::batch::{Batch, Input, Newest, Replies};
 use crate::raft::{ProposeError, RaftNode};
 use crate::seldom::Seldom;
 use crate::shared::Shared;
@@ -122,13 +122,12 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
         batch.commands.extend(liveness.step(now, log_time, &state));
         wake = liveness.wake_at(now, log_time, &state).unwrap_or(now + LOOK);
         housekeeping(shared, &state, log_time, &mut batch.commands);
-        let first_report = batch.commands.len();
-        let mut report_replies = Vec::new();
-        for (node, (statuses, replies)) in std::mem::take(&mut batch.reports) {
+        let mut replies = Replies { writes: batch.replies, reports: Vec::new(), first: batch.commands.len() };
+        for (node, (statuses, waiting)) in std::mem::take(&mut batch.reports) {
             let known = |(id, status): (_, ReplicaStatus)| (id, status.at_level(state.level));
             let statuses = statuses.into_iter().map(known).collect();
             batch.commands.push(Command::Report { node, statuses });
-            report_replies.push(replies);
+            replies.reports.push(waiting);
         }
 
         let plan = plan_after(&mut planner, &state, &batch.commands, log_time);
@@ -142,17 +141,13 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
         if batch.commands.is_empty() {
             continue;
         }
-        let proposing = raft.propose(batch.commands, limits::WRITE_DEADLINE);
-        match looking(shared, &raft, &mut liveness, proposing).await {
+        let proposing = looking(shared, &raft, &mut liveness, raft.agree(batch.commands));
+        let late = async {
+            shared.wait(limits::WRITE_DEADLINE).await;
+            raft.no_quorum(limits::WRITE_DEADLINE)
+        };
+        match settled(proposing, late, shared.wait_not_leading(term), &mut replies).await {
             Ok((index, outcomes)) => {
-                for (position, reply) in batch.replies {
-                    reply.send(Ok((index, outcomes[position].clone()))).ok();
-                }
-                for (offset, replies) in report_replies.into_iter().enumerate() {
-                    for reply in replies {
-                        reply.send(Ok((index, outcomes[first_report + offset].clone()))).ok();
-                    }
-                }
                 // A step that no longer held means the plan was made from another state than it
                 // was applied to: look again at once.
                 dirty = matches!(outcomes.last(), Some(Outcome::Planned { dropped }) if !dropped.is_empty());
@@ -162,15 +157,13 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
                     wake = wake.min(clock.now() + REPLAN_PAUSE);
                 }
                 dirty |= unfinished;
+                replies.answer(index, &outcomes);
             }
             Err(error) => {
                 if let Some(before) = warnings.due(clock.now()) {
                     tracing::warn!(node.id = %shared.id, err = %error, before, "could not commit");
                 }
-                let replies = batch.replies.into_iter().map(|(_, reply)| reply);
-                for reply in replies.chain(report_replies.into_iter().flatten()) {
-                    reply.send(Err(error.clone())).ok();
-                }
+                replies.fail(&error);
                 if matches!(error, ProposeError::Fatal(_)) {
                     break;
                 }
@@ -206,6 +199,30 @@ fn unconfirmed(shared: &Shared, raft: &RaftNode) -> Duration {
     let status = raft.status();
     let alone = status.voters == [shared.id];
     status.quorum_ack_ms_ago.filter(|_| !alone).map_or(Duration::ZERO, Duration::from_millis)
+}
+
+/// What became of the entry in flight, `proposing`. Those who wait for it are answered when it is
+/// `late`; the leader goes on waiting until it is known, or until it is `deposed`: a plan made
+/// meanwhile would be made from a state that the entry, applied after all, has left behind.
+async fn settled<T>(
+    proposing: impl Future<Output = Result<T, ProposeError>>,
+    late: impl Future<Output = ProposeError>,
+    deposed: impl Future<Output = ()>,
+    replies: &mut Replies,
+) -> Result<T, ProposeError> {
+    let mut proposing = pin!(proposing);
+    // Cancel safety: what is dropped is waited for by nobody any more.
+    let unknown = tokio::select! {
+        biased;
+        known = &mut proposing => return known,
+        unknown = late => unknown,
+    };
+    replies.fail(&unknown);
+    tokio::select! {
+        biased;
+        known = proposing => known,
+        () = deposed => Err(unknown),
+    }
 }
 
 /// Does `work`, which may wait for a quorum, while the leader goes on looking around.
@@ -261,5 +278,53 @@ fn housekeeping(shared: &Shared, state: &ClusterState, now: UtcMs, commands: &mu
                 by: None,
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use blixard_core::cluster::Outcome;
+    use futures_util::poll;
+    use tokio::sync::oneshot;
+
+    use super::{Replies, settled};
+    use crate::raft::ProposeError;
+
+    #[tokio::test]
+    async fn an_entry_whose_fate_is_unknown_is_waited_for_though_nobody_asks_any_more() {
+        let (known, proposing) = oneshot::channel::<u64>();
+        let (late, is_late) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
+        let mut replies = Replies { writes: vec![(0, reply)], ..Replies::default() };
+        let proposing = async { Ok(proposing.await.expect("it is sent")) };
+        let is_late = async { is_late.await.expect("it is sent") };
+        {
+            let mut settled = pin!(settled(proposing, is_late, std::future::pending(), &mut replies));
+            assert!(
+                poll!(&mut settled).is_pending() && answer.try_recv().is_err(),
+                "it is answered too soon"
+            );
+            let unknown = ProposeError::Unavailable("nobody agreed in time".to_owned());
+            late.send(unknown.clone()).expect("it is awaited");
+            assert!(
+                poll!(&mut settled).is_pending(),
+                "the next entry is made beside one that may yet be applied"
+            );
+            assert_eq!(answer.try_recv(), Ok(Err(unknown)));
+            known.send(7).expect("it is awaited");
+            assert_eq!(settled.await, Ok(7));
+        }
+        replies.answer(7, &[Outcome::Done]);
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_was_deposed_waits_for_nothing() {
+        let unknown = ProposeError::Unavailable("nobody agreed in time".to_owned());
+        let late = std::future::ready(unknown.clone());
+        let never = std::future::pending::<Result<u64, ProposeError>>();
+        let ended = settled(never, late, std::future::ready(()), &mut Replies::default()).await;
+        assert_eq!(ended, Err(unknown));
     }
 }

@@ -69,7 +69,7 @@ impl RaftNode {
                 ReadIndex::NotLeader(forward.leader_id.filter(|leader| *leader != self.id().0))
             }
             Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) | Err(_) => {
-                ReadIndex::Unavailable(self.no_quorum(within))
+                ReadIndex::Unavailable(self.missing(within))
             }
             Ok(Err(RaftError::Fatal(fatal))) => ReadIndex::Unavailable(fatal.to_string()),
         }

@@ -64,6 +64,18 @@ impl RaftNode {
         commands: Vec<Command>,
         deadline: Duration,
     ) -> Result<(u64, Vec<Outcome>), ProposeError> {
+        match tokio::time::timeout(deadline, self.agree(commands)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.no_quorum(deadline)),
+        }
+    }
+
+    /// Does what [`RaftNode::propose`] does and waits for as long as it takes: until the entry is
+    /// applied, or certain not to be by this leader. Who gives up before that cannot know.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn agree(&self, commands: Vec<Command>) -> Result<(u64, Vec<Outcome>), ProposeError> {
         let at = self.log_time();
         let bytes = encode_entry(&Entry::new(at, commands));
         if bytes.len() > ENTRY_BYTES_MAX {
@@ -79,7 +91,7 @@ impl RaftNode {
                 done.map_err(|error| self.refused(error))
             })
         };
-        self.until(deadline, attempt).await
+        self.repeat(attempt).await
     }
 
     /// Log time now: what this member would stamp an entry with.
@@ -94,6 +106,17 @@ impl RaftNode {
         deadline: Duration,
         attempt: impl Fn() -> Attempt<'a, T> + Send + Sync,
     ) -> Result<T, ProposeError> {
+        match tokio::time::timeout(deadline, self.repeat(attempt)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.no_quorum(deadline)),
+        }
+    }
+
+    /// Repeats `attempt` until it has a final answer.
+    async fn repeat<'a, T: Send>(
+        &'a self,
+        attempt: impl Fn() -> Attempt<'a, T> + Send + Sync,
+    ) -> Result<T, ProposeError> {
         let attempts = self.context().run(async {
             loop {
                 match attempt().await {
@@ -103,10 +126,7 @@ impl RaftNode {
                 }
             }
         });
-        match tokio::time::timeout(deadline, attempts).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(ProposeError::Unavailable(self.no_quorum(deadline))),
-        }
+        attempts.await
     }
 
     pub(super) fn refused(
@@ -206,8 +226,13 @@ impl RaftNode {
         self.status().leader == Some(self.id())
     }
 
+    /// That nothing was agreed on within `waited`, and what is missing.
+    pub(crate) fn no_quorum(&self, waited: Duration) -> ProposeError {
+        ProposeError::Unavailable(self.missing(waited))
+    }
+
     /// What is missing when nothing was agreed on within `waited`.
-    pub(super) fn no_quorum(&self, waited: Duration) -> String {
+    pub(super) fn missing(&self, waited: Duration) -> String {
         let metrics = self.raft().metrics();
         let metrics = metrics.borrow();
         if metrics.current_leader != Some(metrics.id) {

@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use blixard_core::cluster::ClusterState;
 use blixard_core::id::{NodeId, ReplicaId};
+use blixard_core::limits::STOP_TIMEOUT_S;
 use blixard_core::spec::ServiceSpec;
 use blixard_node::handle::RaftStatus;
 use blixard_node::platform::ContainerConfig;
@@ -178,6 +179,26 @@ impl Checks {
             Ok(Some(words)) => self.trace.say(machine, &words),
             Ok(None) => {}
             Err(detail) => self.violated("one_leader_a_term", detail),
+        }
+    }
+
+    /// An agent asks a container whose process runs to stop within `timeout`; `usual_s` is its version's.
+    pub fn stops(&self, replica: ReplicaId, attempt: u32, timeout: Duration, usual_s: u32) {
+        let inner = self.lock();
+        let mut given = inner.states.stop_timeouts(replica);
+        let newest = inner.states.newest();
+        drop(inner);
+        given.insert(usual_s);
+        // What no row is left of has the time of whatever says nothing.
+        let row = newest.as_ref().and_then(|state| Some((state, state.replicas.get(&replica)?)));
+        if !row.is_some_and(|(state, row)| state.nodes.contains_key(&row.node)) {
+            given.insert(STOP_TIMEOUT_S);
+        }
+        if !given.iter().any(|&seconds| Duration::from_secs(seconds.into()) == timeout) {
+            let detail = format!(
+                "attempt {attempt} of replica {replica} has {timeout:?} to stop, not one of {given:?} s"
+            );
+            self.violated("stops_have_their_time", detail);
         }
     }
 

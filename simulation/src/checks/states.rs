@@ -3,11 +3,12 @@
 //! They are [`blixard_core::cluster::invariants`]: bounds, slots, ports, capacity, and what never
 //! goes back. Each shows the fault that its own text names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use blixard_core::cluster::ClusterState;
 use blixard_core::cluster::invariants::{check, check_step};
+use blixard_core::id::ReplicaId;
 
 use super::{holds, placements, plans, updates};
 
@@ -29,6 +30,13 @@ impl States {
     /// The newest state seen.
     pub(super) fn newest(&self) -> Option<Arc<ClusterState>> {
         self.kept.last_key_value().map(|(_, state)| state.clone())
+    }
+
+    /// How long a replica was given to stop, in seconds, where that was said: by any state kept, since a
+    /// node acts on what it knows.
+    pub(super) fn stop_timeouts(&self, replica: ReplicaId) -> BTreeSet<u32> {
+        let rows = self.kept.values().filter_map(|state| state.replicas.get(&replica));
+        rows.filter_map(|row| row.stop_timeout_s).collect()
     }
 
     pub(super) fn seen(&mut self, state: &Arc<ClusterState>) -> Result<(), (String, String)> {
