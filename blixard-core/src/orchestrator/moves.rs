@@ -17,6 +17,7 @@ use crate::cluster::replica::Desired;
 use crate::cluster::{Availability, NodeStatus, PlanStep, Replica};
 use crate::id::{NodeId, ReplicaId};
 use crate::scheduler::{self, NoFit};
+use crate::time::UtcMs;
 
 /// What to do about a counting replica: nothing, or replace it because its node is being emptied
 /// or its version is old. A node that is not up is asked for nothing.
@@ -30,16 +31,20 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &
             return Decision::Settled;
         }
         // What was proven nowhere would be superseded where it arrives.
-        let keeps =
-            slot.is_outdated(replica) && gate.holds_back(slot.number) && gate.is_proven(replica.version);
-        let slot = if keeps { slot.aiming_at(replica.version) } else { slot.clone() };
+        let proven = slot.is_outdated(replica) && gate.is_proven(replica.version);
+        let held_back = gate.holds_back(slot.number);
+        let failed = retry_at(slot, replica);
+        let slot = match failed {
+            _ if proven && (held_back || failed.is_some()) => slot.aiming_at(replica.version),
+            None => slot.clone(),
+            Some(until) => {
+                pass.wake(until);
+                return Decision::Settled;
+            }
+        };
         return drain(&slot, pass, id, replica, node.availability);
     }
-    // Where the newest version failed a moment ago and another stands in, it waits for its next try.
-    if slot.is_outdated(replica)
-        && let Some(until) = backoff::holds_until(slot.service, slot.number, slot.target)
-        && until > slot.draft.now()
-    {
+    if let Some(until) = retry_at(slot, replica) {
         pass.wake(until);
         return Decision::Settled;
     }
@@ -47,6 +52,13 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &
         return update(slot, pass, id, replica);
     }
     Decision::Settled
+}
+
+/// Until when the newest version, which failed a moment ago where another stands in, waits for its
+/// next try.
+fn retry_at(slot: &Slot<'_>, stand_in: &Replica) -> Option<UtcMs> {
+    let until = backoff::holds_until(slot.service, slot.number, slot.target)?;
+    (slot.is_outdated(stand_in) && until > slot.draft.now()).then_some(until)
 }
 
 fn drain(

@@ -164,6 +164,22 @@ fn a_drain_in_a_bad_update_moves_what_was_proven() {
 }
 
 #[test]
+fn a_drain_moves_what_stands_in_for_a_version_that_waits_for_its_next_try() {
+    let mut world = World::new(3);
+    world.submit(web(1, 1)).converge();
+    world.node(1).status = NodeStatus::Down;
+    world.submit(web(1, 2)).settle();
+    assert_eq!(world.places("web"), "0@2 v2");
+    world.fail(2, "crash").settle();
+    world.agents_act().node(1).status = NodeStatus::Up;
+    world.expect("back 1");
+    world.node(1).availability = Availability::Draining;
+    world.expect("retire 1\nplace older web/0 v1 on 2");
+    world.begins(3).expect("stop 1");
+    world.advance(1_000).expect("retire 3\nplace web/0 v2 on 3");
+}
+
+#[test]
 fn a_failing_old_version_does_not_hold_the_new_one_up() {
     let mut world = running(3);
     for _ in 0..3 {
