@@ -57,9 +57,15 @@ impl Dispatch {
         if !beat.statuses.is_empty() {
             let (reply, answer) = oneshot::channel();
             let number = ReportNumber { boot: beat.boot, generation: beat.generation };
-            self.shared.input(Input::Report { node: from, number, statuses: beat.statuses, reply }).await;
+            let report = Input::Report { node: from, number, statuses: beat.statuses, reply };
+            let answered = async {
+                self.shared.input(report).await;
+                answer.await
+            };
+            let in_time = self.shared.within(limits::WRITE_DEADLINE, answered).await;
+            let answered = in_time.ok_or("no quorum has agreed on what was proposed before")?;
             let overtaken = |_| "the report was overtaken, or the node is stopping".to_owned();
-            let committed = answer.await.map_err(overtaken)?;
+            let committed = answered.map_err(overtaken)?;
             committed.map_err(|error| error.to_string())?;
         } else {
             self.shared.beat(from, beat.boot, beat.facts);

@@ -251,11 +251,20 @@ impl Shared {
         self.beats.put(node, Beat { boot, facts, at }, !as_known);
     }
 
-    /// Has this node, as leader, apply `command`.
+    /// Has this node, as leader, apply `command`. Waits for at most [`limits::WRITE_DEADLINE`]: the
+    /// queue stands still while the fate of the entry in flight is unknown.
     pub(crate) async fn propose_here(&self, command: Command) -> Result<(u64, Outcome), ProposeError> {
         let (reply, answer) = oneshot::channel();
-        self.input(Input::Propose { command: Box::new(command), reply }).await;
-        answer.await.unwrap_or_else(|_| Err(ProposeError::Unavailable("the node is stopping".to_owned())))
+        let answered = async {
+            self.input(Input::Propose { command: Box::new(command), reply }).await;
+            answer.await
+        };
+        let unavailable = |words: &str| Err(ProposeError::Unavailable(words.to_owned()));
+        match self.within(limits::WRITE_DEADLINE, answered).await {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => unavailable("the node is stopping"),
+            None => unavailable("the leader waits for what was proposed before: no quorum has agreed on it"),
+        }
     }
 
     /// Answers a forwarded write.
