@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::node::NodeFacts;
 use crate::cluster::{Actor, Outcome, ReplicaStatus, Write};
+use crate::discovery::copies::Twice;
 use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, TokenId};
 use crate::time::UtcMs;
 
@@ -131,6 +132,9 @@ pub struct Heartbeat {
     pub statuses: BTreeMap<ReplicaId, ReplicaStatus>,
     /// Counts the sender's reports; the ack names the one it covers.
     pub generation: u64,
+    /// Nodes that run twice, as the sender sees itself. Heeded where there are no statuses.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub twice: BTreeMap<NodeId, Twice>,
 }
 
 /// The leader's answer to a [`Heartbeat`].
@@ -140,6 +144,9 @@ pub struct HeartbeatAck {
     pub term: u64,
     /// The generation whose statuses are now in the log.
     pub generation: u64,
+    /// Nodes that run twice, as the leader sees and as members told it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub twice: BTreeMap<NodeId, Twice>,
 }
 
 /// A write forwarded to the leader, once.

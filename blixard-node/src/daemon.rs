@@ -249,8 +249,8 @@ async fn build(config: &NodeConfig, apart: &Handle) -> Result<Built, Error> {
     let connecting = async || ContainerdRuntime::connect(runtime.clone()).await;
     let runtime = Arc::new(while_full(&config.data_dir, connecting).await?);
     let rng = Arc::new(LinuxRandom);
-    let transport =
-        IrohTransport::bind(identity.secret_key(), bind, config.advertise.clone(), None, rng.clone()).await?;
+    let (key, boot) = (identity.secret_key(), identity.boots());
+    let transport = IrohTransport::bind(key, boot, bind, config.advertise.clone(), None, rng.clone()).await?;
     let facts = facts(config, bind, transport.addresses())?;
     let own = iter::once(bind.ip()).chain(facts.addresses.iter().map(SocketAddr::ip)).collect();
     let platform = Platform {

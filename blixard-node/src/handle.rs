@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use blixard_core::cluster::{Actor, ClusterState, Outcome, Refusal, Write};
+use blixard_core::discovery::copies::Twice;
 use blixard_core::id::{ClusterId, NodeId, ReplicaId, RequestId};
 use blixard_core::limits;
 use blixard_core::time::{Mono, UtcMs};
@@ -103,6 +104,11 @@ impl NodeHandle {
     /// The state as this node has applied it: perhaps old.
     pub fn state(&self) -> Arc<ClusterState> {
         self.shared.state()
+    }
+
+    /// Whether a member runs twice, as far as this node sees or was told.
+    pub fn runs_twice(&self, node: NodeId) -> Option<Twice> {
+        self.shared.copies.all(self.platform.clock.now()).remove(&node)
     }
 
     /// The state, at least as new as anything acknowledged before the call. Without a quorum the

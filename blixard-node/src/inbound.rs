@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use blixard_core::cluster::{Actor, ClusterState, Command, Outcome, Refusal};
+use blixard_core::discovery::copies::{Sighting, Start, Twice};
 use blixard_core::id::{NodeId, NodeKey, TokenId};
 use blixard_core::limits;
 use blixard_core::text;
@@ -69,8 +70,10 @@ impl Dispatch {
             committed.map_err(|error| error.to_string())?;
         } else {
             self.shared.beat(from, beat.boot, beat.facts);
+            self.shared.copies.member_told(from, beat.twice, self.shared.platform.clock.now());
         }
-        Ok(HeartbeatAck { term: status.term, generation: beat.generation })
+        let twice = self.shared.copies.for_members(self.shared.platform.clock.now());
+        Ok(HeartbeatAck { term: status.term, generation: beat.generation, twice })
     }
 
     async fn join(&self, key: NodeKey, request: JoinRequest) -> JoinResponse {
@@ -288,5 +291,14 @@ impl Inbound for Dispatch {
 
     fn linked(&self, from: NodeId, address: SocketAddr) {
         tracing::debug!(node.id = %self.shared.id, peer.id = %from, address = %address, "linked");
+    }
+
+    fn runs_twice(&self, node: NodeId, twice: Twice) {
+        self.shared.copies.refused(node, twice, self.shared.platform.clock.now());
+    }
+
+    fn is_refused(&self, start: Start) {
+        let twice = Twice { linked: None, refused: Sighting { start, address: None } };
+        self.shared.copies.refused(self.shared.id, twice, self.shared.platform.clock.now());
     }
 }

@@ -8,6 +8,7 @@ pub mod api;
 mod attempts;
 pub mod config;
 pub mod context;
+mod copies;
 pub mod daemon;
 #[cfg(test)]
 mod damage;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState, Ready};
+use blixard_core::discovery::copies::{Start, Twice};
 use blixard_core::id::{ClusterId, ContainerId, NodeId, NodeKey, ReplicaId, ServiceName};
 use blixard_core::spec::{PortSpec, ServiceSpec, VolumeSpec};
 use blixard_core::time::{Mono, UtcMs};
@@ -151,6 +152,12 @@ pub trait Transport: Send + Sync + 'static {
         let _unused = (key, addresses);
     }
 
+    /// Replaces the nodes that run twice, as the leader says: the starts that it refuses are not to be
+    /// linked here either. A transport whose members never run twice has nothing to heed.
+    fn heed_twice(&self, twice: BTreeMap<NodeId, Twice>) {
+        let _unused = twice;
+    }
+
     /// Sets who answers incoming messages and streams. Called once, before anything arrives.
     fn serve(&self, handler: Arc<dyn Inbound>);
 
@@ -199,6 +206,16 @@ pub trait Inbound: Send + Sync + 'static {
 
     /// A member's link came up from this address, perhaps a new one of its.
     fn linked(&self, from: NodeId, address: SocketAddr);
+
+    /// A member runs twice, and one of the two was refused a link here.
+    fn runs_twice(&self, node: NodeId, twice: Twice) {
+        let _unused = (node, twice);
+    }
+
+    /// A member refused this node, whose start this is: another start of it is linked there.
+    fn is_refused(&self, start: Start) {
+        let _unused = start;
+    }
 }
 
 /// Why something about a container failed.

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::copies::Copies;
 use crate::drivers::batch::Input;
 use crate::drivers::beats::{Beat, Beats};
 use crate::drivers::leader;
@@ -43,6 +44,8 @@ pub(crate) struct SharedInner {
     status: watch::Sender<RaftStatus>,
     inputs: mpsc::Sender<Input>,
     pub(crate) beats: Beats,
+    /// Nodes that run twice.
+    pub(crate) copies: Copies,
     /// Whether a member said that this node was removed.
     removed: watch::Sender<bool>,
     /// Why Raft's stores are not opened again, if they are not.
@@ -82,6 +85,7 @@ impl Shared {
             status,
             inputs,
             beats: Beats::default(),
+            copies: Copies::default(),
             removed,
             unusable,
             pulls: Arc::default(),

@@ -78,6 +78,9 @@ pub struct NodeView {
     pub version: String,
     /// When it joined.
     pub joined_at: UtcMs,
+    /// What is wrong with it, in sentences: that it runs twice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Whether this is what one node last knew, for want of a quorum.
     #[serde(default)]
     pub stale: bool,

@@ -239,7 +239,8 @@ mod tests {
             generation: u64,
         }
         let bytes = encode(&Newer { term: 3, mood: "good", generation: 4 });
-        assert_eq!(decode(&bytes), Ok(HeartbeatAck { term: 3, generation: 4 }));
+        let twice = std::collections::BTreeMap::new();
+        assert_eq!(decode(&bytes), Ok(HeartbeatAck { term: 3, generation: 4, twice }));
     }
 
     #[test]

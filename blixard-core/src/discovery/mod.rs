@@ -6,6 +6,7 @@
 
 pub mod book;
 pub mod contact;
+pub mod copies;
 pub mod dial;
 pub mod file;
 pub mod join;

@@ -37,7 +37,8 @@ pub(super) async fn peers(State(api): State<Api>) -> Json<List<PeerRow>> {
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, description = "The members", body = List<NodeView>)))]
 pub(super) async fn list(State(api): State<Api>) -> Response {
     let snapshot = api.read().await;
-    let items = views::nodes(&snapshot.state, &api.handle.raft());
+    let mut items = views::nodes(&snapshot.state, &api.handle.raft());
+    items.iter_mut().for_each(|view| warn(&api, view));
     snapshot.answer(List { items, stale: snapshot.is_stale() })
 }
 
@@ -52,7 +53,14 @@ pub(super) async fn inspect(State(api): State<Api>, Segment(id): Segment) -> Res
     let mut view = views::node(&snapshot.state, &api.handle.raft(), node)
         .ok_or_else(|| ApiError::not_found(format!("there is no node `{id}`"), "`blixard node ls`"))?;
     view.stale = snapshot.is_stale();
+    warn(&api, &mut view);
     Ok(snapshot.answer(view))
+}
+
+/// Adds what this node knows to be wrong with a member.
+fn warn(api: &Api, view: &mut NodeView) {
+    let twice = api.handle.runs_twice(view.id);
+    view.warnings.extend(twice.map(|twice| twice.words(view.id)));
 }
 
 /// Takes no new replicas, and moves those it has elsewhere.

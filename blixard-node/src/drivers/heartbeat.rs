@@ -70,7 +70,9 @@ pub(crate) async fn beats(shared: Shared, boot: u64, facts: NodeFacts) {
                 shared.beat(shared.id, boot, facts.clone());
             }
             Some(leader) => {
-                let beat = Heartbeat { boot, facts: facts.clone(), statuses: BTreeMap::new(), generation: 0 };
+                let twice = shared.copies.for_leader(shared.platform.clock.now());
+                let (facts, statuses) = (facts.clone(), BTreeMap::new());
+                let beat = Heartbeat { boot, facts, statuses, generation: 0, twice };
                 let request = Bytes::from(wire::encode(&beat));
                 let call = shared.platform.transport.call(
                     leader,
@@ -80,18 +82,32 @@ pub(crate) async fn beats(shared: Shared, boot: u64, facts: NodeFacts) {
                 );
                 tokio::select! {
                     biased;
-                    answer = call => if let Err(error) = answer {
-                        tracing::debug!(node.id = %shared.id, peer.id = %leader, err = %error, "heartbeat failed");
+                    answer = call => match answer {
+                        Ok(ack) => heard_back(&shared, &ack),
+                        Err(error) => {
+                            tracing::debug!(node.id = %shared.id, peer.id = %leader, err = %error, "heartbeat failed");
+                        }
                     },
                     () = shared.wait_deposed(leader) => {}
                 }
             }
             None => {}
         }
+        let mut twice = shared.copies.by_leader(shared.platform.clock.now());
+        // Whoever leads is not the one to be refused, whatever another member sees of it.
+        twice.retain(|node, _| Some(*node) != leader);
+        shared.platform.transport.heed_twice(twice);
         lift_hold(&shared).await;
         let changed =
             async { while statuses.borrow().leader == leader && statuses.changed().await.is_ok() {} };
         shared.within(limits::NODE_HEARTBEAT, changed).await;
+    }
+}
+
+/// Takes in what the leader says with its acknowledgement of a sign of life.
+fn heard_back(shared: &Shared, ack: &[u8]) {
+    if let Ok(ack) = wire::decode::<HeartbeatAck>(ack) {
+        shared.copies.leader_told(ack.twice, shared.platform.clock.now());
     }
 }
 
@@ -150,7 +166,8 @@ async fn send(shared: &Shared, number: ReportNumber, statuses: &BTreeMap<Replica
         Some(leader) => {
             let Some(node) = shared.state().nodes.get(&shared.id).cloned() else { return false };
             let ReportNumber { boot, generation } = number;
-            let beat = Heartbeat { boot, facts: node.facts, statuses: statuses.clone(), generation };
+            let (facts, statuses) = (node.facts, statuses.clone());
+            let beat = Heartbeat { boot, facts, statuses, generation, twice: BTreeMap::new() };
             let request = Bytes::from(wire::encode(&beat));
             let answer = shared.platform.transport.call(leader, Channel::Heartbeat, request, REPORT_DEADLINE);
             let bytes = tokio::select! {

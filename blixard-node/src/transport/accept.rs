@@ -77,9 +77,12 @@ async fn welcome(
         close(&connection, CloseCode::NotMember, &reason);
         return Err(reason);
     }
+    let heard = tokio::time::timeout(HANDSHAKE_DEADLINE, hello::hear(&connection));
+    let (hello, send) = heard.await.map_err(late)??;
+    shared.admit(&connection, &hello).await?;
     let own = shared.hello();
-    let heard = hello::hear(&connection, &own);
-    let hello = tokio::time::timeout(HANDSHAKE_DEADLINE, heard).await.map_err(late)??;
+    let answered = hello::answer(&connection, send, &own);
+    tokio::time::timeout(HANDSHAKE_DEADLINE, answered).await.map_err(late)??;
     drop(permit);
     shared.linked(connection, false, hello).await
 }

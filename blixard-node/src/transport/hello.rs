@@ -3,9 +3,10 @@
 
 use std::net::SocketAddr;
 
+use blixard_core::discovery::copies::Start;
 use blixard_core::id::NodeKey;
 use blixard_core::wire;
-use iroh::endpoint::Connection;
+use iroh::endpoint::{Connection, SendStream};
 use serde::{Deserialize, Serialize};
 
 use super::endpoint::{endpoint_addr, remote_key};
@@ -23,6 +24,9 @@ pub(super) struct Hello {
     pub(super) boot: u64,
     /// Where it listens.
     pub(super) addresses: Vec<SocketAddr>,
+    /// Which start of its daemon it is; software of before says none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) start: Option<Start>,
 }
 
 /// Says hello on a connection this side dialled and waits for the answer.
@@ -37,20 +41,25 @@ pub(super) async fn say(connection: &Connection, own: &Hello) -> Result<Hello, S
     finish(connection, exchange.await)
 }
 
-/// Hears the hello on a connection the other side dialled, and answers it.
-pub(super) async fn hear(connection: &Connection, own: &Hello) -> Result<Hello, String> {
+/// Hears the hello on a connection the other side dialled; [`answer`] answers it on the stream
+/// given.
+pub(super) async fn hear(connection: &Connection) -> Result<(Hello, SendStream), String> {
     let exchange = async {
-        let (mut send, mut recv) = connection.accept_bi().await.map_err(std::io::Error::from)?;
+        let (send, mut recv) = connection.accept_bi().await.map_err(std::io::Error::from)?;
         let mut kind = [0];
         recv.read_exact(&mut kind).await.map_err(std::io::Error::other)?;
         if StreamKind::from_byte(kind[0]) != Some(StreamKind::Hello) {
             return Err(ReadFault::Malformed(format!("a stream of kind {} before the hello", kind[0])));
         }
-        let hello = decode(&read_frame(&mut recv, HELLO_BYTES_MAX).await?)?;
-        write_frame(&mut send, &[], encode(own)).await.map_err(std::io::Error::from)?;
-        Ok(hello)
+        Ok((decode(&read_frame(&mut recv, HELLO_BYTES_MAX).await?)?, send))
     };
     finish(connection, exchange.await)
+}
+
+/// Answers a hello that was heard: from then on the other side counts the link as up.
+pub(super) async fn answer(connection: &Connection, mut send: SendStream, own: &Hello) -> Result<(), String> {
+    let written = write_frame(&mut send, &[], encode(own)).await;
+    finish(connection, written.map_err(|error| ReadFault::Ended(error.into())))
 }
 
 /// Why dialling `key` makes no sense, or what to dial.
@@ -65,7 +74,7 @@ pub(super) fn dial_target(
     endpoint_addr(key, addresses, relay).ok_or_else(|| format!("{key} is not an Ed25519 public key"))
 }
 
-fn finish(connection: &Connection, exchanged: Result<Hello, ReadFault>) -> Result<Hello, String> {
+fn finish<T>(connection: &Connection, exchanged: Result<T, ReadFault>) -> Result<T, String> {
     exchanged.map_err(|fault| match fault {
         ReadFault::Malformed(what) => {
             close(connection, CloseCode::Malformed, &what);

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use blixard_core::discovery::copies::Start;
 use blixard_core::id::{NodeId, NodeKey};
 use blixard_core::limits::MESSAGE_BYTES_MAX;
 use blixard_core::wire::Channel;
@@ -18,6 +19,7 @@ use iroh::endpoint::{Connection, ConnectionError, SendStream, VarInt};
 use tokio::sync::{mpsc, oneshot};
 
 use super::frame::{Frame, Status, StreamKind};
+use super::hello::Hello;
 use super::serve::{self, Serving};
 use super::stream::{FrameReader, LinkStream, ReadFault, push_frame, read_frame, write_frame};
 use super::tasks::Tasks;
@@ -41,6 +43,7 @@ pub(super) enum CloseCode {
     Shutdown = 4,
     Busy = 5,
     Done = 6,
+    RunsTwice = 7,
 }
 
 /// Closes a connection, saying why.
@@ -80,6 +83,8 @@ pub(super) struct Link {
     pub(super) dialled: bool,
     /// Drawn anew by the other side for each of its endpoints.
     pub(super) boot: u64,
+    /// Which start of its daemon the other side said it is.
+    pub(super) start: Option<Start>,
     connection: Connection,
     lanes: [mpsc::Sender<Frame>; 2],
     calls: Mutex<Calls>,
@@ -101,7 +106,7 @@ impl Link {
         serving: Serving,
         node: NodeId,
         dialled: bool,
-        boot: u64,
+        hello: &Hello,
         tasks: &Tasks,
     ) -> Result<Arc<Self>, ConnectionError> {
         let mut lanes = Vec::with_capacity(2);
@@ -118,7 +123,8 @@ impl Link {
             node,
             key: super::endpoint::remote_key(&connection),
             dialled,
-            boot,
+            boot: hello.boot,
+            start: hello.start,
             connection,
             lanes,
             calls: Mutex::default(),

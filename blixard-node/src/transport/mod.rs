@@ -17,6 +17,7 @@ mod link;
 mod peer;
 mod serve;
 mod shared;
+mod starts;
 mod stranger;
 mod stream;
 mod tasks;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use blixard_core::discovery::copies::Twice;
 use blixard_core::id::{NodeId, NodeKey};
 use blixard_core::limits::MESSAGE_BYTES_MAX;
 use blixard_core::wire::{Channel, Peer};
@@ -50,12 +52,14 @@ pub struct IrohTransport {
 impl IrohTransport {
     /// Listens on `bind` (UDP). Others are told to come to `advertise`, where port 0 stands for the
     /// bound one; when it is empty, to the bound address. `relay` is a relay's URL, for members
-    /// that cannot reach each other.
+    /// that cannot reach each other. `boot` counts the starts of the data directory: with it others
+    /// tell that the node runs twice.
     ///
     /// # Errors
     /// When the address cannot be bound, or the relay's URL is not one.
     pub async fn bind(
         secret_key: [u8; 32],
+        boot: u64,
         bind: SocketAddr,
         advertise: Vec<SocketAddr>,
         relay: Option<&str>,
@@ -70,7 +74,7 @@ impl IrohTransport {
         let addresses =
             if advertise.is_empty() { vec![bound] } else { advertise.into_iter().map(named).collect() };
         let key = public_key(&secret_key);
-        let shared = Arc::new(Shared::new(listener, key, addresses.clone(), rng));
+        let shared = Arc::new(Shared::new(listener, key, addresses.clone(), boot, rng));
         Ok(Arc::new(Self { shared, addresses }))
     }
 
@@ -104,6 +108,10 @@ impl Transport for IrohTransport {
 
     fn hint(&self, key: NodeKey, addresses: &[SocketAddr]) {
         self.shared.hint(key, addresses);
+    }
+
+    fn heed_twice(&self, twice: BTreeMap<NodeId, Twice>) {
+        self.shared.heed(twice);
     }
 
     fn serve(&self, handler: Arc<dyn Inbound>) {

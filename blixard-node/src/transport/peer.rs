@@ -13,6 +13,7 @@ use super::endpoint::ALPN_MEMBER;
 use super::hello;
 use super::link::{CloseCode, Link};
 use super::shared::{REMOVED, Shared};
+use super::starts::refused_for_running_twice;
 
 /// How long one dial may take, hello included.
 const DIAL_DEADLINE: Duration = Duration::from_secs(2);
@@ -229,6 +230,12 @@ async fn dial(shared: &Arc<Shared>, slot: &Slot) -> Result<(), String> {
     let relay = slot.relay.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let target = hello::dial_target(slot.key, &shared.addresses_of(slot.key), relay.as_deref())?;
     let connection = shared.listener.connect(target, ALPN_MEMBER).await?;
-    let hello = hello::say(&connection, &shared.hello()).await?;
+    let own = shared.hello();
+    let said = hello::say(&connection, &own).await;
+    if let Some(start) = own.start.filter(|_| said.is_err() && refused_for_running_twice(&connection)) {
+        shared.handler.wait().await.is_refused(start);
+    }
+    let hello = said?;
+    shared.admit(&connection, &hello).await?;
     shared.linked(connection, true, hello).await
 }

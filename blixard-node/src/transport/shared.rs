@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use blixard_core::discovery::book::{AddressBook, AddressesMessage, Source};
+use blixard_core::discovery::copies::{Start, Twice};
 use blixard_core::id::{NodeId, NodeKey};
 use blixard_core::time::Mono;
 use blixard_core::wire::{self, Channel, Peer};
@@ -36,6 +37,8 @@ pub(super) struct Shared {
     pub(super) tasks: Tasks,
     started: Instant,
     members: Mutex<Members>,
+    /// Nodes that run twice, as the leader says.
+    refused: Mutex<BTreeMap<NodeId, Twice>>,
 }
 
 #[derive(Default)]
@@ -50,9 +53,11 @@ impl Shared {
         listener: Listener,
         key: NodeKey,
         addresses: Vec<SocketAddr>,
+        boot: u64,
         rng: Arc<dyn RandomSource>,
     ) -> Self {
-        let hello = Hello { boot: rng.next_u64(), addresses };
+        let start = Some(Start { boot, id: rng.next_u64() });
+        let hello = Hello { boot: rng.next_u64(), addresses, start };
         Self {
             listener,
             key,
@@ -62,6 +67,7 @@ impl Shared {
             tasks: Tasks::default(),
             started: Instant::now(),
             members: Mutex::default(),
+            refused: Mutex::default(),
         }
     }
 
@@ -91,6 +97,15 @@ impl Shared {
     pub(super) fn slot_by_key(&self, key: NodeKey) -> Option<Arc<Slot>> {
         let members = self.members();
         members.by_key.get(&key).and_then(|node| members.slots.get(node)).cloned()
+    }
+
+    /// The start of a member that the leader refuses.
+    pub(super) fn refused_by_leader(&self, node: NodeId) -> Option<Twice> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
+    }
+
+    pub(super) fn set_refused_by_leader(&self, refused: BTreeMap<NodeId, Twice>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
     }
 
     /// Where to dial a key.
@@ -184,7 +199,7 @@ impl Shared {
             return Err(reason);
         };
         let serving = Serving { handler: handler.clone(), shared: self.clone() };
-        let link = Link::start(connection, serving, slot.node, dialled, hello.boot, &self.tasks)
+        let link = Link::start(connection, serving, slot.node, dialled, &hello, &self.tasks)
             .await
             .map_err(|error| super::link::close_reason(&error))?;
         let (moved, news) = {

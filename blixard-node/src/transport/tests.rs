@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use blixard_core::discovery::copies::{Start, Twice};
 use blixard_core::id::{NodeId, NodeKey};
 use blixard_core::wire::{Channel, Peer};
 use bytes::Bytes;
@@ -38,6 +39,8 @@ impl RandomSource for Random {
 struct Echo {
     linked: Mutex<Vec<(NodeId, SocketAddr)>>,
     strangers: Mutex<Vec<(NodeKey, Bytes)>>,
+    twice: Mutex<Vec<(NodeId, Twice)>>,
+    refused: Mutex<Vec<Start>>,
 }
 
 #[async_trait]
@@ -89,6 +92,14 @@ impl Inbound for Echo {
     fn linked(&self, from: NodeId, address: SocketAddr) {
         self.linked.lock().unwrap().push((from, address));
     }
+
+    fn runs_twice(&self, node: NodeId, twice: Twice) {
+        self.twice.lock().unwrap().push((node, twice));
+    }
+
+    fn is_refused(&self, start: Start) {
+        self.refused.lock().unwrap().push(start);
+    }
 }
 
 fn secret_key(node: u64) -> [u8; 32] {
@@ -115,7 +126,7 @@ impl Member {
         let mut transport = None;
         // A socket that was just closed may still hold its port.
         eventually("bound", async || {
-            let bound = IrohTransport::bind(secret_key, bind, Vec::new(), None, random.clone()).await;
+            let bound = IrohTransport::bind(secret_key, 1, bind, Vec::new(), None, random.clone()).await;
             transport = bound.inspect_err(|error| eprintln!("{error}")).ok();
             transport.is_some()
         })
@@ -538,4 +549,39 @@ async fn a_member_that_is_removed_keeps_none_of_its_links() {
     for connection in &more {
         closes(connection).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_second_start_of_a_member_is_refused_while_the_first_lives() {
+    let (one, two) = pair_dialled_by(2).await;
+    let link = || one.transport.shared.slot(two.node).and_then(|slot| slot.link());
+    let links = || one.echo.linked.lock().unwrap().len();
+    let start = |member: &Member| member.transport.shared.hello().start.expect("it says one");
+    let (first, before) = (link().expect("linked"), links());
+    // The same key, and by chance the same count.
+    let copy = Member::start(2).await;
+    copy.transport.set_peers(peers(&[&one]));
+    let told = || one.echo.twice.lock().unwrap().clone();
+    eventually("refused again and again", async || told().len() >= 4).await;
+    for (node, twice) in told() {
+        assert_eq!((node, twice.refused.start), (two.node, start(&copy)));
+        let linked = twice.linked.expect("who is linked is known");
+        assert_eq!((linked.start, linked.address), (start(&two), Some(two.transport.addresses()[0])));
+    }
+    eventually("the copy knows", async || copy.echo.refused.lock().unwrap().contains(&start(&copy))).await;
+    assert!(two.echo.refused.lock().unwrap().is_empty() && copy.echo.linked.lock().unwrap().is_empty());
+    assert!(Arc::ptr_eq(&first, &link().expect("it is still linked")) && links() == before);
+    two.transport.shutdown().await;
+    eventually("it takes over", async || copy.call(&one, Channel::Raft, b"").await.is_ok()).await;
+
+    // What the leader refuses is refused by everybody, and only for as long.
+    eventually("the copy is linked", async || link().is_some()).await;
+    let linked = link().expect("the copy is linked");
+    let twice = Twice { linked: None, ..told()[0].1 };
+    one.transport.heed_twice([(two.node, twice)].into());
+    closes(linked.connection()).await;
+    let refused = copy.echo.refused.lock().unwrap().len();
+    eventually("refused", async || copy.echo.refused.lock().unwrap().len() > refused).await;
+    one.transport.heed_twice(BTreeMap::new());
+    eventually("linked again", async || copy.call(&one, Channel::Raft, b"").await.is_ok()).await;
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use blixard_core::api::token::TokenAnswer;
+use blixard_core::cluster::NodeStatus;
 use blixard_core::limits;
 use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
@@ -397,6 +398,69 @@ fn what_is_sent_is_checked_and_who_may_send_it_and_kept_who_did() -> Result<()> 
         // A token that is revoked is no more.
         host.cli(&["cluster", "token", "rm", &write.id.to_string()])?;
         ensure!(ask(&write.token, "GET", "/v1/services", &nothing)?.status == 401, "it is taken still");
+        Ok(())
+    })
+}
+
+/// A copy of a follower's data directory, started beside it: it is refused for as long as the
+/// original lives, and everybody says why.
+#[test]
+fn a_copy_of_a_node_beside_its_original_is_refused_and_named() -> Result<()> {
+    let mut cluster = Cluster::formed(3)?;
+    cluster.add_host(4)?;
+    cluster.check(|cluster| {
+        let members = [0, 1, 2];
+        let leader = wait::until("a leader", SOON, || cluster.leader(0))?;
+        let original = (leader + 1) % 3;
+        let words = format!("node {} runs twice", cluster.hosts[original].number);
+        let from = cluster.hosts[original].data_dir();
+        let copied = Command::new("cp").arg("-a").arg(from).arg(cluster.hosts[3].data_dir()).output()?;
+        ensure!(copied.status.success(), "{}", printed(&copied));
+        let links = |cluster: &Cluster| -> Vec<usize> {
+            cluster.hosts[..3].iter().map(|host| host.log().matches("link up").count()).collect()
+        };
+        let before = links(cluster);
+        cluster.hosts[3].spawn_as(&["--bind", "10.77.0.4:7001"])?;
+        for host in &cluster.hosts {
+            wait::until("the log to say so", SOON, || {
+                wait::ensure(host.log().contains(&words), format!("host {} says nothing", host.number))
+            })?;
+            wait::until("`node ls` to say so", SOON, || {
+                let shown = host.cli(&["node", "ls"])?;
+                wait::ensure(shown.contains(&words), shown)
+            })?;
+        }
+        // Some dials of the copy later.
+        let said = |cluster: &Cluster| cluster.hosts[leader].log().matches(&words).count();
+        wait::until("it to be said again", SOON, || wait::ensure(said(cluster) > 1, "not yet"))?;
+        ensure!(links(cluster) == before, "links were made anew: {before:?}, {:?}", links(cluster));
+        let log = cluster.hosts[leader].log();
+        for start in ["start 1 at ", "start 2 at 10.77.0.4:"] {
+            ensure!(log.contains(start), "`{start}` is not said");
+        }
+        for host in &cluster.hosts[..3] {
+            let nodes = host.nodes()?;
+            ensure!(nodes.iter().all(|node| node.status == NodeStatus::Up), "{nodes:?}");
+        }
+        cluster.hosts[3].kill()?;
+        for position in members {
+            wait::until("it to be over", SOON, || {
+                let shown = cluster.hosts[position].cli(&["node", "ls"])?;
+                wait::ensure(!shown.contains("runs twice"), shown)
+            })?;
+        }
+        // A daemon that was killed and comes back is no copy.
+        let said = cluster.hosts[leader].log().len();
+        cluster.hosts[original].kill()?;
+        let bind = format!("{}:7001", cluster.hosts[original].address());
+        cluster.hosts[original].spawn_as(&["--bind", &bind])?;
+        cluster.hosts[original].wait_ready()?;
+        wait::until("it to be linked again", SOON, || {
+            let fresh = cluster.hosts[leader].log().split_off(said);
+            wait::ensure(fresh.contains("link up"), fresh)
+        })?;
+        let fresh = cluster.hosts[leader].log().split_off(said);
+        ensure!(!fresh.contains("runs twice"), "{fresh}");
         Ok(())
     })
 }

@@ -216,7 +216,9 @@ fn table(nodes: &[NodeView], paint: Paint) -> String {
             }),
         );
     }
-    table.render()
+    let warnings = nodes.iter().flat_map(|node| &node.warnings);
+    let lines = warnings.map(|warning| format!("{}\n", text::printable(warning)));
+    table.render() + &lines.collect::<String>()
 }
 
 fn role(role: Role) -> &'static str {
@@ -263,12 +265,14 @@ mod tests {
         }))
         .unwrap();
         let drained = NodeView { availability: Availability::Draining, replicas: 0, ..node.clone() };
+        let node = NodeView { warnings: vec!["node 1 runs twice".to_owned()], ..node };
         assert_eq!(
             super::table(&[node, drained], Paint::Plain),
             "\
 ID   NAME   ROLE     STATUS   AVAILABILITY   ADDRESS          REPLICAS   CPU       MEMORY        VERSION
 1    box1   leader   up       active         10.77.0.1:7001   2          1.5/4.0   0 B/8.0 GiB   0.1.0
 1    box1   leader   up       drained        10.77.0.1:7001   0          1.5/4.0   0 B/8.0 GiB   0.1.0
+node 1 runs twice
 "
         );
     }

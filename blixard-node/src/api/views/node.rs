@@ -72,6 +72,7 @@ fn view(state: &ClusterState, raft: &RaftStatus, id: NodeId, node: &Node) -> Nod
         os: node.facts.os.clone(),
         version: node.facts.version.clone(),
         joined_at: node.joined_at,
+        warnings: Vec::new(),
         stale: false,
     }
 }

@@ -84,7 +84,7 @@ async fn members(directory: &std::path::Path) -> Result<Vec<RaftNode>> {
         let mut secret = [0; 32];
         LinuxRandom.fill(&mut secret);
         let bind = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let transport = IrohTransport::bind(secret, bind, Vec::new(), None, Arc::new(LinuxRandom)).await?;
+        let transport = IrohTransport::bind(secret, 1, bind, Vec::new(), None, Arc::new(LinuxRandom)).await?;
         let peer = Peer { key: transport.key(), addresses: transport.addresses(), relay_url: None };
         peers.insert(NodeId(id), peer);
         platforms.push(Platform {
