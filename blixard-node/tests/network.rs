@@ -477,6 +477,28 @@ fn a_neighbour_reaches_published_ports_alone_and_the_node_is_no_router() {
 }
 
 #[test]
+fn the_frames_of_another_bridge_are_its_own() {
+    in_own_namespace(|network, _directory| async move {
+        run("ip", &["link", "add", "guests", "type", "bridge"]);
+        run("ip", &["link", "set", "guests", "up"]);
+        let (one, other) = (Neighbour::new("10.99.1"), Neighbour::new("10.99.2"));
+        for device in ["n10-99-1", "n10-99-2"] {
+            run("ip", &["link", "set", device, "master", "guests"]);
+        }
+        other.ip(&["addr", "add", "10.99.1.3/24", "dev", "eth0"]);
+        answer_inside(&other.lease(), 70, "guest");
+        // Where it is there, the rules of routers see what a bridge forwards.
+        if Path::new("/proc/sys/net/bridge").exists() {
+            run("sysctl", &["-qw", "net.bridge.bridge-nf-call-iptables=1"]);
+        }
+        create(&network, &container('a'), &published(80, 8080)).await.expect("it connects");
+        let answer = ask_from_inside(&one.lease(), (Ipv4Addr::new(10, 99, 1, 3), 70));
+        assert_eq!(answer.expect("guests reach each other"), "guest");
+        network.purge().await.expect("everything goes");
+    });
+}
+
+#[test]
 fn forwarding_ends_with_the_network_that_turned_it_on() {
     in_own_namespace(|network, _directory| async move {
         assert!(forwards("default") && !forwards("all"));

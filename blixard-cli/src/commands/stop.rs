@@ -221,6 +221,8 @@ async fn begin_removal(client: &Client, name: &str, fine: bool, limit: Limit) ->
 async fn no_service(client: &Client, name: &str) -> Option<anyhow::Error> {
     let found: ReplicaDetail = client.get(&format!("/v1/replicas/{}", segment(name))).await.ok()?;
     let service = found.row.service;
+    // Containers that ended are known for longer than their service.
+    client.get::<serde_json::Value>(&format!("/v1/services/{}", segment(service.as_str()))).await.ok()?;
     let hint = format!(
         "`blixard stop {name}` has it replaced, `blixard service scale` makes them fewer, `blixard rm {service}` removes all"
     );

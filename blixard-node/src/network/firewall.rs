@@ -10,6 +10,7 @@ use std::time::Duration;
 use blixard_core::spec::Protocol;
 use tokio::io::AsyncWriteExt;
 
+use super::forwarding::Forwarded;
 use super::{Lease, NetworkError};
 
 /// How long `nft` may take.
@@ -61,8 +62,8 @@ pub(super) struct Rules<'a> {
     pub(super) targets: &'a Targets,
     /// Ports of the node itself that containers may reach: of services on the host's network.
     pub(super) served: &'a BTreeSet<(Protocol, u16)>,
-    /// Whether the node forwards for containers alone.
-    pub(super) closed: bool,
+    /// Where the node forwards for containers alone: what else is let through.
+    pub(super) closed: Option<&'a Forwarded>,
 }
 
 impl Rules<'_> {
@@ -150,9 +151,23 @@ table inet {name} {{
             refusals = self.refusals(),
             unanswered = self.unanswered(),
             served = self.served(),
-            others = if self.closed { format!("    iifname != \"{name}\" drop\n") } else { String::new() },
+            others = self.others(),
             containers = self.containers(),
         )
+    }
+
+    /// What becomes of packets that are no containers'.
+    fn others(&self) -> String {
+        let Some(Forwarded { routers, others }) = self.closed else { return String::new() };
+        let mut text = String::new();
+        for name in routers {
+            writeln!(text, "    iifname \"{name}\" accept").expect("strings take everything");
+        }
+        for name in others {
+            writeln!(text, "    iifname \"{name}\" oifname \"{name}\" meta iifkind \"bridge\" accept")
+                .expect("strings take everything");
+        }
+        text + &format!("    iifname != \"{}\" drop\n", self.name)
     }
 
     /// Where a port has several containers, one that refuses a connection is not the last word: it
@@ -302,13 +317,15 @@ mod tests {
     }
 
     fn lines(leases: &[(Lease, bool)], served: &[(Protocol, u16)], closed: bool, with: &str) -> Vec<String> {
+        let named = |name: &str| [name.to_owned()].into();
+        let forwarded = Forwarded { routers: named("wan0"), others: named("br0") };
         let targets = targets(leases.iter().map(|(lease, leads_to)| (lease, *leads_to)));
         let rules = Rules {
             name: "bx",
             subnet: Ipv4Addr::new(10, 210, 1, 0),
             targets: &targets,
             served: &served.iter().copied().collect(),
-            closed,
+            closed: closed.then_some(&forwarded),
         };
         rules.text().lines().map(str::trim).filter(|line| line.contains(with)).map(str::to_owned).collect()
     }
@@ -358,7 +375,7 @@ mod tests {
         let targets = targets(leases.iter().map(|(lease, leads_to)| (lease, *leads_to)));
         let served = BTreeSet::new();
         let subnet = Ipv4Addr::new(10, 210, 1, 0);
-        let rules = Rules { name: "bx", subnet, targets: &targets, served: &served, closed: false }.text();
+        let rules = Rules { name: "bx", subnet, targets: &targets, served: &served, closed: None }.text();
         let own = rules.split("chain output").nth(1).and_then(|rest| rest.split("chain postrouting").next());
         assert!(own.is_some_and(|own| own.contains("ip daddr 127.0.0.1 tcp")), "{rules}");
     }
@@ -385,6 +402,10 @@ mod tests {
         assert!(lines(&[], &[], false, "fib daddr type local meta").is_empty());
         assert!(lines(&[], &[], false, "iifname != \"bx\" drop").is_empty());
         assert_eq!(lines(&[], &[], true, "iifname != \"bx\" drop").len(), 1);
+        assert_eq!(
+            lines(&[], &[], true, "0\" "),
+            ["iifname \"wan0\" accept", "iifname \"br0\" oifname \"br0\" meta iifkind \"bridge\" accept"]
+        );
     }
 
     #[test]

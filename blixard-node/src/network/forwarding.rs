@@ -14,17 +14,29 @@ const INTERFACES: &str = "/proc/sys/net/ipv4/conf";
 /// The interface that stands for all, and the one that does not forward.
 const ALL: &str = "all";
 const LOOPBACK: &str = "lo";
+/// What stands for those to come.
+const DEFAULT: &str = "default";
 /// The file that says that forwarding was turned on here: one line for each interface that did
 /// forward before.
 const MARK: &str = "forwarding";
 
+/// What is forwarded beside containers' packets where forwarding was turned on for those.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Forwarded {
+    /// Interfaces that forwarded before: what comes in there is somebody else's to judge.
+    pub(super) routers: BTreeSet<String>,
+    /// The others. Of them a bridge's own frames, which come and go by it, are forwarded by no router:
+    /// the kernel shows them to the rules of routers where `br_netfilter` is there.
+    pub(super) others: BTreeSet<String>,
+}
+
 /// Lets packets pass between the bridge and the world, and from the node's localhost to containers.
-/// True when the node is no router otherwise: then nothing but containers' packets is to be forwarded.
-pub(super) fn enable(directory: &Path, bridge: &str) -> Result<bool, NetworkError> {
+/// Where the node is no router otherwise: what else is to be forwarded.
+pub(super) fn enable(directory: &Path, bridge: &str) -> Result<Option<Forwarded>, NetworkError> {
     set(bridge, "route_localnet", "1")?;
     no_ipv6(bridge)?;
     if is_router()? {
-        return Ok(false);
+        return Ok(None);
     }
     let interfaces = interfaces()?;
     let mut forwarding = BTreeSet::new();
@@ -41,7 +53,17 @@ pub(super) fn enable(directory: &Path, bridge: &str) -> Result<bool, NetworkErro
     for interface in interfaces.iter().filter(|interface| !forwarding.contains(interface.as_str())) {
         set(interface, "forwarding", "1")?;
     }
-    Ok(true)
+    let before =
+        std::fs::read_to_string(&mark).map_err(NetworkError::io(format!("read {}", mark.display())))?;
+    let ours = |name: &str| name == bridge || name.starts_with(super::VETH);
+    let known = interfaces.iter().filter(|name| *name != DEFAULT && !ours(name) && is_plain(name)).cloned();
+    let (routers, others) = known.partition(|name| before.lines().any(|line| line == name));
+    Ok(Some(Forwarded { routers, others }))
+}
+
+/// Whether a name can stand in a rule as it is: the kernel takes nearly everything for one.
+fn is_plain(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:@-".contains(&byte))
 }
 
 /// Turns forwarding off again where [`enable`] turned it on, unless somebody else wants it since.

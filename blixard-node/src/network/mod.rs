@@ -150,6 +150,12 @@ pub struct ContainerNetwork {
     state: Mutex<State>,
 }
 
+/// What the node's ends of containers' link pairs begin with.
+const VETH: &str = "bxv";
+
+/// What rules were made of: where ports lead, what the node serves, what else is forwarded.
+type Loaded = (Targets, BTreeSet<(Protocol, u16)>, Option<forwarding::Forwarded>);
+
 #[derive(Debug)]
 struct State {
     leases: Leases,
@@ -158,7 +164,7 @@ struct State {
     /// Whether everything was taken away, for good.
     purged: bool,
     /// What the loaded rules are made of; absent before the first were, or when they may be others.
-    loaded: Option<(Targets, BTreeSet<(Protocol, u16)>)>,
+    loaded: Option<Loaded>,
 }
 
 impl ContainerNetwork {
@@ -375,16 +381,17 @@ impl ContainerNetwork {
         let targets = firewall::targets(state.leases.iter().map(|(id, lease)| (lease, leads_to(id))));
         // What a daemon that starts again finds is never less than what the rules lead to by then.
         state.published.save(&self.directory)?;
-        let wanted = (targets, state.published.served.clone());
+        let closed = forwarding::enable(&self.directory, &self.name)?;
+        let wanted = (targets, state.published.served.clone(), closed);
         if state.loaded.as_ref() == Some(&wanted) {
             return Ok(());
         }
         let before = state.loaded.take();
-        let (targets, served) = &wanted;
-        let closed = forwarding::enable(&self.directory, &self.name)?;
+        let (targets, served, closed) = &wanted;
+        let closed = closed.as_ref();
         let rules = Rules { name: &self.name, subnet: self.subnet, targets, served, closed };
         firewall::load(&rules.text()).await?;
-        self.forget_datagrams(before.map(|(targets, _)| targets).unwrap_or_default(), targets).await;
+        self.forget_datagrams(before.map(|(targets, ..)| targets).unwrap_or_default(), targets).await;
         state.loaded = Some(wanted);
         Ok(())
     }
@@ -434,7 +441,7 @@ fn name_of(cluster: ClusterId, node: NodeId) -> String {
 }
 
 fn veth_name(id: &ContainerId) -> String {
-    format!("bxv{}", &id.short()[..10.min(id.short().len())])
+    format!("{VETH}{}", &id.short()[..10.min(id.short().len())])
 }
 
 /// The bridge's own address: the network's first.
