@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::node::NodeFacts;
+use crate::cluster::snapshot::DEPTH_MAX;
 use crate::cluster::{Actor, Outcome, ReplicaStatus, Write};
 use crate::discovery::copies::Twice;
 use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, TokenId};
@@ -215,7 +216,10 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 /// Decodes a peer message.
 ///
 /// # Errors
-/// When the bytes are cut short or of another shape.
+/// When the bytes are cut short, of another shape, or nest deeper than any message does: what a
+/// stranger sends must not exhaust the stack, which ends the whole process.
 pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
-    rmp_serde::from_slice(bytes).map_err(|error| WireError(error.to_string()))
+    let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
+    reader.set_max_depth(DEPTH_MAX);
+    T::deserialize(&mut reader).map_err(|error| WireError(error.to_string()))
 }

@@ -21,7 +21,7 @@ use crate::time::UtcMs;
 
 /// How deep values may nest: several times what any type here does, and shallow enough for any
 /// stack.
-const DEPTH_MAX: usize = 64;
+pub(crate) const DEPTH_MAX: usize = 64;
 const HEADER_BYTES: usize = 4;
 
 /// Why bytes could not be decoded.
