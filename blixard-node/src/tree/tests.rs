@@ -122,6 +122,11 @@ fn a_stream_that_is_cut_off_or_no_stream_is_an_error() {
     for length in 0..whole.len() {
         let cut = &mut whole.get(..length).expect("a prefix");
         assert!(unpack(&target(root.path(), Some("to")), cut).is_err(), "{length} bytes");
+        let there = fs::read_to_string(root.path().join("to"));
+        assert!(
+            there.is_err() || there.is_ok_and(|text| text == "hello"),
+            "a part of it after {length} bytes"
+        );
     }
     unpack(&target(root.path(), Some("to")), &mut whole.as_slice()).expect("all of it");
     assert_eq!(fs::read_to_string(root.path().join("to")).expect("file"), "hello");

@@ -135,7 +135,16 @@ impl Place {
         let name = self.vacate()?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR);
-        let mut file = File::from(file.map_err(|error| said(&self.shown, error))?);
+        let file = File::from(file.map_err(|error| said(&self.shown, error))?);
+        let filled = self.fill(file, mode, modified, from);
+        if filled.is_err() {
+            // A part of a file is none; the first error is the one to tell.
+            rustix::fs::unlinkat(&self.directory, name, AtFlags::empty()).ok();
+        }
+        filled
+    }
+
+    fn fill(&self, mut file: File, mode: u32, modified: i64, from: &mut dyn Read) -> io::Result<()> {
         let mut chunk = vec![0; CHUNK_BYTES_MAX];
         loop {
             let length = read_length(from)? as usize;
