@@ -1,10 +1,9 @@
 //! Puts a replica into a slot that has none, or says what it waits for.
 
 use super::service::Pass;
-use super::slot::{Decision, Slot, exclusive, set_desired};
+use super::slot::{Decision, Slot};
 use super::{backoff, dependencies};
-use crate::cluster::replica::Desired;
-use crate::cluster::{Phase, PlanStep, Replica};
+use crate::cluster::Phase;
 use crate::scheduler;
 use crate::time::UtcMs;
 
@@ -32,16 +31,8 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
         Ok(node) => node,
         Err(no_fit) => return Decision::Wait(no_fit.to_string()),
     };
-    let rivals = slot.rows.iter().filter(|(_, replica)| replica.node == node);
-    let apart =
-        |replica: &Replica| exclusive(slot.spec()) || slot.draft.spec_of(replica).is_some_and(exclusive);
-    let rivals: Vec<_> = rivals.filter(|(_, replica)| apart(replica)).collect();
-    let mut steps: Vec<PlanStep> = rivals
-        .iter()
-        .filter(|(_, replica)| replica.desired != Desired::Stop)
-        .map(|(id, _)| set_desired(*id, Desired::Stop))
-        .collect();
-    steps.push(slot.place(node, rivals.last().map(|(id, _)| *id)));
+    let (mut steps, last) = slot.make_way(node, None);
+    steps.push(slot.place(node, last));
     Decision::Act(steps)
 }
 

@@ -14,7 +14,7 @@ use super::backoff;
 use super::service::Pass;
 use super::slot::{Decision, Slot, exclusive, set_desired};
 use crate::cluster::replica::Desired;
-use crate::cluster::{Availability, NodeStatus, PlanStep, Replica};
+use crate::cluster::{Availability, NodeStatus, Replica};
 use crate::id::{NodeId, ReplicaId};
 use crate::scheduler::{self, NoFit};
 use crate::time::UtcMs;
@@ -94,10 +94,10 @@ fn update(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &Replica) ->
     without.remove(id);
     let nodes = slot.draft.nodes();
     if scheduler::fits(nodes, &without, &request, replica.node) {
-        return stop_first(slot, id, replica.node, Some(id));
+        return stop_first(slot, id, replica.node, true);
     }
     match scheduler::choose(nodes, &without, &request) {
-        Ok(node) => stop_first(slot, id, node, None),
+        Ok(node) => stop_first(slot, id, node, false),
         Err(reason) => {
             let version = slot.service.current().version;
             Decision::Wait(format!("version {version} waits: {}", no_fit.unwrap_or(reason)))
@@ -115,10 +115,18 @@ fn elsewhere(slot: &Slot<'_>, pass: &mut Pass, old: ReplicaId) -> Result<NodeId,
 }
 
 fn start_first(slot: &Slot<'_>, old: ReplicaId, node: NodeId) -> Decision {
-    Decision::Act(vec![set_desired(old, Desired::Retire), slot.place(node, None)])
+    let mut steps = vec![set_desired(old, Desired::Retire)];
+    let (stops, last) = slot.make_way(node, Some(old));
+    steps.extend(stops);
+    steps.push(slot.place(node, last));
+    Decision::Act(steps)
 }
 
-fn stop_first(slot: &Slot<'_>, old: ReplicaId, node: NodeId, after: Option<ReplicaId>) -> Decision {
-    let steps: Vec<PlanStep> = vec![set_desired(old, Desired::Stop), slot.place(node, after)];
+/// `here`: on the node of `old`, which the replacement then waits for.
+fn stop_first(slot: &Slot<'_>, old: ReplicaId, node: NodeId, here: bool) -> Decision {
+    let (stops, last) = slot.make_way(node, Some(old));
+    let mut steps = vec![set_desired(old, Desired::Stop)];
+    steps.extend(stops);
+    steps.push(slot.place(node, if here { Some(old) } else { last }));
     Decision::Act(steps)
 }

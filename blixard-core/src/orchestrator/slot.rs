@@ -134,6 +134,21 @@ impl<'a> Slot<'a> {
         self.rows.iter().rev().find(|(_, replica)| replica.node == node).map(|&(id, _)| id)
     }
 
+    /// Stops what is left of this slot on a node and must not meet a replica of the target version
+    /// there, but for `kept`. The last of them is what that replica is to wait for.
+    pub(super) fn make_way(
+        &self,
+        node: NodeId,
+        kept: Option<ReplicaId>,
+    ) -> (Vec<PlanStep>, Option<ReplicaId>) {
+        let apart =
+            |replica: &Replica| exclusive(self.spec()) || self.draft.spec_of(replica).is_some_and(exclusive);
+        let there = self.rows.iter().filter(|(id, replica)| replica.node == node && Some(*id) != kept);
+        let rivals: Vec<_> = there.filter(|(_, replica)| apart(replica)).collect();
+        let running = rivals.iter().filter(|(_, replica)| replica.desired != Desired::Stop);
+        (running.map(|(id, _)| set_desired(*id, Desired::Stop)).collect(), rivals.last().map(|(id, _)| *id))
+    }
+
     /// A step that puts a replica of the target version into this slot.
     pub(super) fn place(&self, node: NodeId, after: Option<ReplicaId>) -> PlanStep {
         let (service, slot, version) = (self.name.clone(), self.number, self.target);
