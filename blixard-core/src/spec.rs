@@ -22,7 +22,7 @@ pub struct ServiceSpec {
     pub ports: Vec<PortSpec>,
     /// Host paths bound into the container.
     #[serde(default)]
-    pub volumes: Vec<VolumeSpec>,
+    pub volumes: Vec<MountSpec>,
     /// Environment variables added to the image's own.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
@@ -71,6 +71,11 @@ impl ServiceSpec {
             volume.checked = true;
         }
         self
+    }
+
+    /// Whether its replicas can only run where its host paths are: on the node it was submitted on.
+    pub fn is_pinned(&self) -> bool {
+        !self.volumes.is_empty()
     }
 
     /// Whether `other` differs in the bounds of replicas and in nothing that a container depends on.
@@ -163,7 +168,7 @@ pub fn is_host_address(address: Ipv4Addr) -> bool {
 
 /// One host path bound into the container. It pins the replicas to the submitting node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct VolumeSpec {
+pub struct MountSpec {
     /// An absolute path on the host.
     pub source: String,
     /// An absolute path in the container.

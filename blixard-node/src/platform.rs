@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::discovery::copies::{Start, Twice};
 use blixard_core::id::{ClusterId, ContainerId, NodeId, NodeKey, ReplicaId, ServiceName};
-use blixard_core::spec::{PortSpec, ServiceSpec, VolumeSpec};
+use blixard_core::spec::{MountSpec, PortSpec, ServiceSpec};
 use blixard_core::time::{Mono, UtcMs};
 use blixard_core::wire::{Channel, Peer};
 use bytes::Bytes;
@@ -514,12 +514,12 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     }
 
     /// Which of the volumes' sources are not on this machine.
-    async fn missing_sources(&self, _volumes: &[VolumeSpec]) -> Result<Vec<String>, RuntimeError> {
+    async fn missing_sources(&self, _volumes: &[MountSpec]) -> Result<Vec<String>, RuntimeError> {
         Ok(Vec::new())
     }
 
     /// Why this machine gives some of the volumes' sources to no container: a sentence for each.
-    async fn refused_sources(&self, _volumes: &[VolumeSpec]) -> Result<Vec<String>, RuntimeError> {
+    async fn refused_sources(&self, _volumes: &[MountSpec]) -> Result<Vec<String>, RuntimeError> {
         Ok(Vec::new())
     }
 

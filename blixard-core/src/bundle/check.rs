@@ -17,8 +17,8 @@ use crate::image_reference::is_digest;
 use crate::limits::{BUNDLE_BYTES_MAX, BUNDLE_FAULTS_MAX, BUNDLE_NODES_MAX, SPEC_BYTES_MAX};
 use crate::security::{CAPABILITIES, SecuritySpec};
 use crate::spec::{
-    HealthSpec, ImageSpec, PlacementSpec, PortSpec, ReplicaBounds, Reservations, ResourceLimits,
-    RestartPolicy, RestartSpec, ServiceSpec, VolumeSpec,
+    HealthSpec, ImageSpec, MountSpec, PlacementSpec, PortSpec, ReplicaBounds, Reservations, ResourceLimits,
+    RestartPolicy, RestartSpec, ServiceSpec,
 };
 use crate::text::printable;
 
@@ -236,10 +236,10 @@ impl Check {
         }
     }
 
-    fn volumes(&mut self, volumes: &[VolumeSpec]) {
+    fn volumes(&mut self, volumes: &[MountSpec]) {
         let mut targets = volumes::Targets::default();
         for (at, volume) in volumes.iter().enumerate() {
-            let VolumeSpec { source, target, read_only: _, checked: _ } = volume;
+            let MountSpec { source, target, read_only: _, checked: _ } = volume;
             let path = |key: &str| format!("volumes[{at}].{key}");
             self.path(&path("source"), source, |text| volumes::host_path(text, None));
             self.path(&path("target"), target, volumes::target);

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use super::diagnostic::{Fault, shorten};
 use super::walk::{Section, Walk};
 use crate::limits::PATH_BYTES_MAX;
-use crate::spec::VolumeSpec;
+use crate::spec::MountSpec;
 use crate::text::is_unseen;
 
 const EXAMPLE: &str = "[{source: /srv/web, target: /usr/share/nginx/html, mode: ro}]";
 
 /// `base_dir` is the absolute directory that relative sources count from.
-pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, base_dir: Option<&str>) -> Vec<VolumeSpec> {
+pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, base_dir: Option<&str>) -> Vec<MountSpec> {
     let Some(field) = root.get("volumes") else { return Vec::new() };
     let mut volumes = Vec::new();
     let mut targets = Targets::default();
@@ -29,7 +29,7 @@ pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, base_dir: Option<&st
             walk.fail(&field, fault);
         }
         if let (Some(source), Some(target)) = (source, target) {
-            volumes.push(VolumeSpec { source, target, read_only, checked: false });
+            volumes.push(MountSpec { source, target, read_only, checked: false });
         }
     }
     if !volumes.is_empty() {

@@ -66,7 +66,7 @@ fn spec() -> Arc<ServiceSpec> {
             PortSpec { container_port: 80, host_port: Some(8_080), protocol: Protocol::Tcp, host_ip: None },
             PortSpec { container_port: 53, host_port: None, protocol: Protocol::Udp, host_ip: None },
         ],
-        volumes: vec![VolumeSpec {
+        volumes: vec![MountSpec {
             source: "/a".to_owned(),
             target: "/b".to_owned(),
             read_only: true,

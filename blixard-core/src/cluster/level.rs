@@ -12,7 +12,7 @@
 use super::command::{Command, Plan, PlanStep, Refusal, Write};
 use super::node::{NodeFacts, Token, TokenScope};
 use super::{ClusterState, ReplicaStatus};
-use crate::spec::{HealthSpec, ImageSpec, PortSpec, RestartPolicy, RestartSpec, ServiceSpec, VolumeSpec};
+use crate::spec::{HealthSpec, ImageSpec, MountSpec, PortSpec, RestartPolicy, RestartSpec, ServiceSpec};
 
 /// The feature level of the first release.
 pub const FIRST_LEVEL: u16 = 1;
@@ -197,14 +197,14 @@ impl ServiceSpec {
         } = self;
         let ports = highest(ports.iter().map(PortSpec::level));
         let healthcheck = healthcheck.as_ref().map_or(FIRST_LEVEL, HealthSpec::level);
-        let checked = volumes.iter().any(VolumeSpec::is_checked);
+        let checked = volumes.iter().any(MountSpec::is_checked);
         let second = min_healthy_ms.is_some() || !security.is_default() || checked;
         let own = if second { SECOND_LEVEL } else { FIRST_LEVEL };
         highest([image.level(), ports, healthcheck, restart.level(), own].into_iter())
     }
 }
 
-impl VolumeSpec {
+impl MountSpec {
     fn is_checked(&self) -> bool {
         let Self { source: _, target: _, read_only: _, checked } = self;
         *checked

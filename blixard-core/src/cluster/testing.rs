@@ -10,7 +10,7 @@ use super::{
     ReplicaStatus, SubnetRange, Token, Write, invariants,
 };
 use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, ServiceName, TokenId};
-use crate::spec::{ImageSpec, PortSpec, Protocol, ReplicaBounds, ServiceSpec, VolumeSpec};
+use crate::spec::{ImageSpec, MountSpec, PortSpec, Protocol, ReplicaBounds, ServiceSpec};
 use crate::time::UtcMs;
 
 pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);
@@ -89,12 +89,8 @@ pub(super) fn marked(mark: u32, spec: ServiceSpec) -> ServiceSpec {
 }
 
 pub(super) fn with_volume(spec: ServiceSpec) -> ServiceSpec {
-    let volume = VolumeSpec {
-        source: "/srv".to_owned(),
-        target: "/data".to_owned(),
-        read_only: false,
-        checked: false,
-    };
+    let volume =
+        MountSpec { source: "/srv".to_owned(), target: "/data".to_owned(), read_only: false, checked: false };
     ServiceSpec { volumes: vec![volume], ..spec }
 }
 

@@ -29,7 +29,7 @@ pub struct Request<'a> {
     pub service: &'a ServiceName,
     /// What it runs.
     pub spec: &'a ServiceSpec,
-    /// The node its host volumes are on; matters only when it has any.
+    /// The node its host paths are on; matters only when it is pinned.
     pub origin: NodeId,
     /// Nodes on which another replica of the service is in the way, and which: one of the two is
     /// on the node's own network.
@@ -39,7 +39,7 @@ pub struct Request<'a> {
 impl Request<'_> {
     /// Whether only the origin can run it.
     fn pinned(&self) -> bool {
-        !self.spec.volumes.is_empty()
+        self.spec.is_pinned()
     }
 }
 

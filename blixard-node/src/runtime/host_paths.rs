@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use blixard_core::spec::VolumeSpec;
+use blixard_core::spec::MountSpec;
 
 use super::client::disk;
 use crate::platform::RuntimeError;
@@ -37,8 +37,8 @@ impl HostPaths {
     }
 
     /// Why the volumes that a new service asks for are not for containers.
-    pub(crate) fn refusals(&self, volumes: &[VolumeSpec]) -> Vec<String> {
-        let why = |volume: &VolumeSpec| {
+    pub(crate) fn refusals(&self, volumes: &[MountSpec]) -> Vec<String> {
+        let why = |volume: &MountSpec| {
             let real = real_path(Path::new(&volume.source)).ok()?;
             Some(why(&volume.source, &real, &self.refusal(volume, &real)?))
         };
@@ -51,7 +51,7 @@ impl HostPaths {
     /// # Errors
     /// `Invalid` when it is not for containers. One that was stored before sources were checked is
     /// told and given.
-    pub(crate) fn source_of(&self, volume: &VolumeSpec) -> Result<PathBuf, RuntimeError> {
+    pub(crate) fn source_of(&self, volume: &MountSpec) -> Result<PathBuf, RuntimeError> {
         let source = &volume.source;
         let real = real_path(Path::new(source)).map_err(|error| disk(&format!("find {source}"), &error))?;
         let Some(refused) = self.refusal(volume, &real) else { return Ok(real) };
@@ -72,7 +72,7 @@ impl HostPaths {
 
     /// Why a volume, whose source really is `real`, is not for containers. A link counts as what it
     /// leads to and as where it is.
-    fn refusal(&self, volume: &VolumeSpec, real: &Path) -> Option<String> {
+    fn refusal(&self, volume: &MountSpec, real: &Path) -> Option<String> {
         if self.allowed.iter().any(|allowed| real.starts_with(allowed)) {
             return None;
         }
@@ -147,13 +147,13 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::path::Path;
 
-    use blixard_core::spec::VolumeSpec;
+    use blixard_core::spec::MountSpec;
 
     use super::HostPaths;
 
-    fn volume(source: &Path, read_only: bool, checked: bool) -> VolumeSpec {
+    fn volume(source: &Path, read_only: bool, checked: bool) -> MountSpec {
         let source = source.to_str().expect("UTF-8").to_owned();
-        VolumeSpec { source, target: "/t".into(), read_only, checked }
+        MountSpec { source, target: "/t".into(), read_only, checked }
     }
 
     #[test]

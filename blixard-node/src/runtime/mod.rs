@@ -59,7 +59,7 @@ use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId};
 use blixard_core::limits::{EXEC_SESSIONS_MAX, LOG_READERS_MAX};
-use blixard_core::spec::VolumeSpec;
+use blixard_core::spec::MountSpec;
 use containerd_client::tonic::transport::Channel;
 use futures_util::Stream;
 use sha2::{Digest, Sha256};
@@ -390,12 +390,12 @@ impl ContainerRuntime for ContainerdRuntime {
         containers.send_signal(&containers.id(replica, attempt), signal).await
     }
 
-    async fn missing_sources(&self, volumes: &[VolumeSpec]) -> Result<Vec<String>, RuntimeError> {
+    async fn missing_sources(&self, volumes: &[MountSpec]) -> Result<Vec<String>, RuntimeError> {
         let volumes = volumes.to_vec();
         blocking(move || Ok(start::missing_sources(&volumes))).await
     }
 
-    async fn refused_sources(&self, volumes: &[VolumeSpec]) -> Result<Vec<String>, RuntimeError> {
+    async fn refused_sources(&self, volumes: &[MountSpec]) -> Result<Vec<String>, RuntimeError> {
         let (volumes, paths) = (volumes.to_vec(), self.attached()?.host_paths.clone());
         blocking(move || Ok(paths.refusals(&volumes))).await
     }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use blixard_core::security::{ALL_CAPABILITIES, SecuritySpec};
-use blixard_core::spec::{NetworkMode, ServiceSpec, VolumeSpec};
+use blixard_core::spec::{MountSpec, NetworkMode, ServiceSpec};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxNamespace,
@@ -291,7 +291,7 @@ fn mounts(input: &Input<'_>) -> Result<Vec<Mount>, OciSpecError> {
         }
     }
     // Outer directories first, so that no volume hides another that is mounted inside it.
-    let mut volumes: Vec<(&VolumeSpec, &PathBuf)> = input.service.volumes.iter().zip(input.sources).collect();
+    let mut volumes: Vec<(&MountSpec, &PathBuf)> = input.service.volumes.iter().zip(input.sources).collect();
     volumes.sort_by_key(|(volume, _)| Path::new(&volume.target).components().count());
     for (volume, source) in volumes {
         mounts.push(bind(Path::new(&volume.target), source, volume.read_only)?);
@@ -312,7 +312,7 @@ fn bind(destination: &Path, source: &Path, read_only: bool) -> Result<Mount, Oci
 #[cfg(test)]
 mod tests {
     use blixard_core::security::SecuritySpec;
-    use blixard_core::spec::{ImageSpec, NetworkMode, ServiceSpec, VolumeSpec};
+    use blixard_core::spec::{ImageSpec, MountSpec, NetworkMode, ServiceSpec};
     use oci_spec::runtime::{Capability, Spec};
 
     use super::{CgroupSupport, ImageConfig, Input, build, hostname, merge_environment};
@@ -416,7 +416,7 @@ mod tests {
 
     #[test]
     fn volumes_mount_outer_first_and_may_replace_generated_files() {
-        let volume = |target: &str| VolumeSpec {
+        let volume = |target: &str| MountSpec {
             source: "/s".into(),
             target: target.into(),
             read_only: true,

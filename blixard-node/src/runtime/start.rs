@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blixard_core::id::ContainerId;
-use blixard_core::spec::{NetworkMode, VolumeSpec};
+use blixard_core::spec::{MountSpec, NetworkMode};
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
 use containerd_client::services::v1::{Container, CreateContainerRequest, CreateTaskRequest, StartRequest};
@@ -312,7 +312,7 @@ impl Containers {
 }
 
 /// The sources of volumes that are not on this machine.
-pub(super) fn missing_sources(volumes: &[VolumeSpec]) -> Vec<String> {
+pub(super) fn missing_sources(volumes: &[MountSpec]) -> Vec<String> {
     let missing = volumes.iter().filter(|volume| !Path::new(&volume.source).exists());
     missing.map(|volume| volume.source.clone()).collect()
 }
@@ -392,7 +392,7 @@ mod tests {
     #[test]
     fn volumes_need_their_sources() {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let volume = |name: &str| blixard_core::spec::VolumeSpec {
+        let volume = |name: &str| blixard_core::spec::MountSpec {
             source: directory.path().join(name).to_string_lossy().into_owned(),
             target: "/x".into(),
             read_only: true,

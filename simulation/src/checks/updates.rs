@@ -56,7 +56,7 @@ fn is_kept(before: &ClusterState, after: &ClusterState, row: &Replica) -> bool {
         service
             .versions
             .iter()
-            .any(|version| version.spec.network == NetworkMode::Host || !version.spec.volumes.is_empty())
+            .any(|version| version.spec.network == NetworkMode::Host || version.spec.is_pinned())
     });
     row.slot < wanted(before).min(wanted(after)) && active && !apart && is_ready(after, row)
 }

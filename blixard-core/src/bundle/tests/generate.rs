@@ -115,7 +115,7 @@ prop_compose! {
             ports,
             volumes: volumes
                 .into_iter()
-                .map(|(target, (source, read_only))| VolumeSpec { source, target, read_only, checked: false })
+                .map(|(target, (source, read_only))| MountSpec { source, target, read_only, checked: false })
                 .collect(),
             environment,
             healthcheck,
@@ -223,7 +223,7 @@ fn spoil(spec: &mut ServiceSpec, what: usize, text: String, number: u64) {
     let port =
         PortSpec { container_port: short, host_port: Some(short), protocol: Protocol::Tcp, host_ip: None };
     let volume =
-        VolumeSpec { source: "/a".to_owned(), target: "/b".to_owned(), read_only: false, checked: false };
+        MountSpec { source: "/a".to_owned(), target: "/b".to_owned(), read_only: false, checked: false };
     let health = HealthSpec { path: "/".to_owned(), interval_ms: 1_000, timeout_ms: 1_000, retries: 3 };
     match what {
         0 => spec.image.reference = text,
@@ -235,8 +235,8 @@ fn spoil(spec: &mut ServiceSpec, what: usize, text: String, number: u64) {
         6 => spec.ports.push(PortSpec { host_port: None, ..port }),
         7 => spec.ports.push(PortSpec { host_ip: Some((number as u32).into()), ..port }),
         8 => spec.ports.extend([port.clone(), port]),
-        9 => spec.volumes.push(VolumeSpec { source: text, ..volume }),
-        10 => spec.volumes.push(VolumeSpec { target: text, ..volume }),
+        9 => spec.volumes.push(MountSpec { source: text, ..volume }),
+        10 => spec.volumes.push(MountSpec { target: text, ..volume }),
         11 => spec.volumes.extend([volume.clone(), volume]),
         12 => drop(spec.environment.insert(text, "x".to_owned())),
         13 => drop(spec.environment.insert("A".to_owned(), text)),

@@ -58,7 +58,7 @@ impl ClusterState {
             return Err(format!("slot {slot} of `{name}` is held by replica {holder}"));
         }
         let node = self.placeable(node_id)?;
-        if !spec.volumes.is_empty() && node_id != service.origin {
+        if spec.is_pinned() && node_id != service.origin {
             return Err(format!("the host volumes of `{name}` are on node {}", service.origin));
         }
         self.check_fits(node_id, node, spec)?;

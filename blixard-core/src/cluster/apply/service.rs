@@ -57,7 +57,7 @@ impl ClusterState {
         let mut version = 0;
         if let Some(service) = self.services.get_mut(name) {
             version = service.current().version;
-            let moved = service.origin != origin && !service.spec().volumes.is_empty();
+            let moved = service.origin != origin && service.spec().is_pinned();
             changed = service.suspended || moved;
             service.origin = origin;
             if service.suspended {
@@ -147,9 +147,7 @@ impl ClusterState {
     /// long as it had any and that node is a member. An update from elsewhere moves no data.
     fn origin_after(&self, name: &ServiceName, origin: NodeId) -> NodeId {
         match self.services.get(name) {
-            Some(service)
-                if !service.spec().volumes.is_empty() && self.nodes.contains_key(&service.origin) =>
-            {
+            Some(service) if service.spec().is_pinned() && self.nodes.contains_key(&service.origin) => {
                 service.origin
             }
             _ => origin,

@@ -111,7 +111,7 @@ fn check_ports(state: &ClusterState, spec: &ServiceSpec) -> Result<(), Refusal> 
 }
 
 fn check_origin(state: &ClusterState, spec: &ServiceSpec, origin: NodeId) -> Result<(), Refusal> {
-    if !spec.volumes.is_empty() && !state.nodes.contains_key(&origin) {
+    if spec.is_pinned() && !state.nodes.contains_key(&origin) {
         return Err(Refusal::not_found("node", origin));
     }
     Ok(())

@@ -15,8 +15,8 @@ use crate::cluster::{
 };
 use crate::id::{NodeId, NodeKey, ReplicaId, RequestId, ServiceName};
 use crate::spec::{
-    HealthSpec, ImageSpec, NetworkMode, PlacementSpec, PortSpec, Protocol, ReplicaBounds, Reservations,
-    ServiceSpec, VolumeSpec,
+    HealthSpec, ImageSpec, MountSpec, NetworkMode, PlacementSpec, PortSpec, Protocol, ReplicaBounds,
+    Reservations, ServiceSpec,
 };
 use crate::time::UtcMs;
 
@@ -67,8 +67,8 @@ pub(crate) fn memory(mib: u64) -> Reservations {
     Reservations { cpu_millis: 0, memory_bytes: mib * MIB }
 }
 
-pub(crate) fn volume(read_only: bool) -> Vec<VolumeSpec> {
-    vec![VolumeSpec { source: "/srv".to_owned(), target: "/data".to_owned(), read_only, checked: false }]
+pub(crate) fn volume(read_only: bool) -> Vec<MountSpec> {
+    vec![MountSpec { source: "/srv".to_owned(), target: "/data".to_owned(), read_only, checked: false }]
 }
 
 /// Has a health check ask a port of the container.
