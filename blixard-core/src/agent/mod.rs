@@ -89,13 +89,13 @@ pub enum Event {
     /// The whole set of this node's containers, by the runtime: after a start, or after the
     /// runtime was away. Answers that arrived after the list was asked for must be fed after it.
     Listed(Vec<Observed>),
-    /// An image is here.
-    ImageReady {
+    /// What was to be prepared is here.
+    Prepared {
         /// For which replica.
         replica: ReplicaId,
     },
-    /// An image could not be fetched.
-    ImageFailed {
+    /// It could not be had.
+    PrepareFailed {
         /// For which replica.
         replica: ReplicaId,
         /// Why, for people.
@@ -164,13 +164,13 @@ pub enum Event {
 /// Something to do. The driver runs each to its end and reports it as an [`Event`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Make sure that an image is here, fetching it when it is not. Answers `ImageReady` or
-    /// `ImageFailed`, for every replica that waits for the same image.
-    Pull {
+    /// Make sure that what a container needs is here, fetching it when it is not. Answers `Prepared` or
+    /// `PrepareFailed`, for every replica that waits for the same.
+    Prepare {
         /// For which replica.
         replica: ReplicaId,
-        /// What it runs.
-        spec: Arc<ServiceSpec>,
+        /// What.
+        need: Prerequisite,
     },
     /// Create and start a container. Answers `Started` or `StartFailed`, later `Exited`.
     Start {
@@ -234,15 +234,24 @@ pub fn container_id(cluster: crate::id::ClusterId, replica: ReplicaId, attempt: 
     ContainerId::new(cluster, replica, attempt)
 }
 
-/// An image to have here: its reference and, when resolved, its digest.
-type Image = (String, Option<String>);
+/// Something that must be here before a replica's container starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prerequisite {
+    /// An image.
+    Image {
+        /// Its reference.
+        reference: String,
+        /// Its digest, when resolved.
+        digest: Option<String>,
+    },
+}
 
 /// One node's agent: what it knows of its replicas, and what it waits for.
 #[derive(Debug, Default)]
 pub struct Agent {
     replicas: BTreeMap<ReplicaId, Replica>,
-    /// Images being fetched, by the replica whose [`Action::Pull`] fetches them.
-    pulls: BTreeMap<ReplicaId, Image>,
+    /// What is being prepared, by the replica whose [`Action::Prepare`] does it.
+    preparing: BTreeMap<ReplicaId, Prerequisite>,
     /// The last [`Action::Publish`].
     published: Option<Ready>,
     assigned: bool,

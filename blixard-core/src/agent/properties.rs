@@ -162,8 +162,8 @@ impl World {
             self.take_effect(&action);
         }
         let event = match (action, well) {
-            (Action::Pull { replica, .. }, true) => Event::ImageReady { replica },
-            (Action::Pull { replica, .. }, false) => Event::ImageFailed { replica, error },
+            (Action::Prepare { replica, .. }, true) => Event::Prepared { replica },
+            (Action::Prepare { replica, .. }, false) => Event::PrepareFailed { replica, error },
             (Action::Start { replica, attempt, .. }, true) => {
                 Event::Started { replica, attempt, address: Some(ADDRESS) }
             }

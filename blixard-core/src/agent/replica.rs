@@ -13,7 +13,7 @@ use std::time::Duration;
 use self::removal::Removal;
 use super::backoff::Backoff;
 use super::health::{Health, Verdict, probe_port};
-use super::{Action, Assignment, Image, Observed, ObservedState};
+use super::{Action, Assignment, Observed, ObservedState, Prerequisite};
 use crate::cluster::replica::{Desired, PULL_FAILED, START_FAILED, out_of_memory};
 use crate::cluster::{Phase, ReplicaStatus};
 use crate::id::ReplicaId;
@@ -35,8 +35,8 @@ pub(super) struct At {
 
 /// What the replicas of a node share.
 pub(super) struct Shared<'a> {
-    /// Images being fetched, by the replica whose action fetches them.
-    pub(super) pulls: &'a mut BTreeMap<ReplicaId, Image>,
+    /// What is being prepared, by the replica whose action does it.
+    pub(super) preparing: &'a mut BTreeMap<ReplicaId, Prerequisite>,
     /// Starts under way.
     pub(super) starts: usize,
     /// What to do.
@@ -70,12 +70,13 @@ enum Busy {
     Removing(u32),
 }
 
-/// Whether the image of the next start is here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ImageNeed {
-    Unknown,
-    Waiting,
-    Here,
+/// How far the preparation of the next start is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Preparation {
+    /// How many of the replica's prerequisites are here, in their order.
+    here: usize,
+    /// Whether the next of them was asked for.
+    waiting: bool,
 }
 
 /// One replica.
@@ -95,7 +96,7 @@ pub(super) struct Replica {
     busy: Option<Busy>,
     /// The code of a process that ended before its start was answered.
     early_exit: Option<u32>,
-    image: ImageNeed,
+    preparation: Preparation,
     runs: Backoff,
     pulls: Backoff,
     starts: Backoff,
@@ -120,7 +121,7 @@ impl Replica {
             oom_killed: BTreeSet::new(),
             busy: None,
             early_exit: None,
-            image: ImageNeed::Unknown,
+            preparation: Preparation::default(),
             runs: Backoff::default(),
             pulls: Backoff::default(),
             starts: Backoff::default(),
@@ -188,9 +189,9 @@ impl Replica {
         matches!(self.busy, Some(Busy::Starting(_)))
     }
 
-    /// Whether it waits for `image`.
-    pub(super) fn waits_for(&self, image: &Image) -> bool {
-        self.image == ImageNeed::Waiting && self.image_wanted().as_ref() == Some(image)
+    /// Whether it waits for `need`.
+    pub(super) fn waits_for(&self, need: &Prerequisite) -> bool {
+        self.preparation.waiting && self.prerequisites().get(self.preparation.here) == Some(need)
     }
 
     /// The status, when it is not the one last told, or with `always`.
@@ -224,9 +225,11 @@ impl Replica {
             .min()
     }
 
-    fn image_wanted(&self) -> Option<Image> {
-        let image = &self.assignment.as_ref()?.spec.image;
-        Some((image.reference.clone(), image.digest.clone()))
+    /// What must be here before its container starts, in the order in which it is fetched.
+    fn prerequisites(&self) -> Vec<Prerequisite> {
+        let Some(own) = &self.assignment else { return Vec::new() };
+        let image = &own.spec.image;
+        vec![Prerequisite::Image { reference: image.reference.clone(), digest: image.digest.clone() }]
     }
 
     fn should_go(&self) -> bool {
@@ -247,18 +250,22 @@ impl Replica {
 
 /// What happened to it.
 impl Replica {
-    /// Its image is here, or why not.
-    pub(super) fn image_result(&mut self, at: At, result: Result<(), &str>) {
+    /// What it waits for is here, or why not.
+    pub(super) fn prepared(&mut self, at: At, need: &Prerequisite, result: Result<(), &str>) {
+        self.preparation.waiting = false;
         match result {
             Ok(()) => {
-                self.image = ImageNeed::Here;
+                self.preparation.here += 1;
                 self.pulls.reset();
             }
             Err(error) => {
-                self.image = ImageNeed::Unknown;
+                self.preparation = Preparation::default();
                 let again = at.utc.after(self.pulls.fail(at.now));
                 if !self.should_go() {
-                    self.status.message = format!("{PULL_FAILED}{error}; trying again at {again}");
+                    let failed = match need {
+                        Prerequisite::Image { .. } => PULL_FAILED,
+                    };
+                    self.status.message = format!("{failed}{error}; trying again at {again}");
                 }
             }
         }
@@ -361,7 +368,7 @@ impl Replica {
     }
 
     fn count_start_failure(&mut self, at: At, error: &str) {
-        self.image = ImageNeed::Unknown;
+        self.preparation = Preparation::default();
         let again = at.utc.after(self.starts.fail(at.now));
         let tries = self.starts.failures();
         if self.should_go() {
@@ -508,7 +515,7 @@ impl Replica {
             ..ReplicaStatus::assigned()
         };
         self.ready_since = None;
-        self.image = ImageNeed::Unknown;
+        self.preparation = Preparation::default();
         self.pulls.reset();
         self.starts.reset();
         self.health = None;
@@ -523,36 +530,31 @@ impl Replica {
         if !self.pulls.is_over(at.now) || !self.starts.is_over(at.now) {
             return;
         }
-        match self.image {
-            ImageNeed::Waiting => {}
-            ImageNeed::Unknown => {
-                if self.status.phase < Phase::Pulling {
-                    self.enter(Phase::Pulling, at, String::new());
-                }
-                self.image = ImageNeed::Waiting;
-                let image = (own.spec.image.reference.clone(), own.spec.image.digest.clone());
-                if !shared.pulls.values().any(|pulled| *pulled == image) {
-                    shared.pulls.insert(id, image);
-                    shared.actions.push(Action::Pull { replica: id, spec: own.spec });
-                }
-            }
-            ImageNeed::Here if shared.starts < STARTS_MAX => {
-                if self.status.phase < Phase::Starting {
-                    self.enter(Phase::Starting, at, String::new());
-                }
-                let attempt = self.status.attempt;
-                shared.starts += 1;
-                self.busy = Some(Busy::Starting(attempt));
-                shared.actions.push(Action::Start {
-                    replica: id,
-                    attempt,
-                    slot: own.slot,
-                    version: own.version,
-                    spec: own.spec,
-                });
-            }
-            ImageNeed::Here => {}
+        if self.preparation.waiting {
+            return;
         }
+        if let Some(need) = self.prerequisites().into_iter().nth(self.preparation.here) {
+            if self.status.phase < Phase::Pulling {
+                self.enter(Phase::Pulling, at, String::new());
+            }
+            self.preparation.waiting = true;
+            if !shared.preparing.values().any(|other| *other == need) {
+                shared.preparing.insert(id, need.clone());
+                shared.actions.push(Action::Prepare { replica: id, need });
+            }
+            return;
+        }
+        if shared.starts >= STARTS_MAX {
+            return;
+        }
+        if self.status.phase < Phase::Starting {
+            self.enter(Phase::Starting, at, String::new());
+        }
+        let attempt = self.status.attempt;
+        shared.starts += 1;
+        self.busy = Some(Busy::Starting(attempt));
+        let Assignment { slot, version, spec, .. } = own;
+        shared.actions.push(Action::Start { replica: id, attempt, slot, version, spec });
     }
 
     fn probe(&mut self, id: ReplicaId, at: At, shared: &mut Shared<'_>) {

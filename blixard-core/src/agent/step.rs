@@ -29,8 +29,8 @@ impl Agent {
         match event {
             Event::Assigned(assignments) => self.assign(assignments),
             Event::Listed(observed) => self.list(&observed, at.now),
-            Event::ImageReady { replica } => self.image_result(at, replica, Ok(())),
-            Event::ImageFailed { replica, error } => self.image_result(at, replica, Err(&error)),
+            Event::Prepared { replica } => self.prepared(at, replica, Ok(())),
+            Event::PrepareFailed { replica, error } => self.prepared(at, replica, Err(&error)),
             Event::Started { replica, attempt, address } => {
                 self.with(replica, |own| own.started(at, attempt, address));
             }
@@ -81,16 +81,16 @@ impl Agent {
         }
     }
 
-    fn image_result(&mut self, at: At, puller: ReplicaId, result: Result<(), &str>) {
-        let Some(image) = self.pulls.remove(&puller) else { return };
-        for replica in self.replicas.values_mut().filter(|replica| replica.waits_for(&image)) {
-            replica.image_result(at, result);
+    fn prepared(&mut self, at: At, asker: ReplicaId, result: Result<(), &str>) {
+        let Some(need) = self.preparing.remove(&asker) else { return };
+        for replica in self.replicas.values_mut().filter(|replica| replica.waits_for(&need)) {
+            replica.prepared(at, &need, result);
         }
     }
 
     fn advance(&mut self, at: At, starting: bool, actions: &mut Vec<Action>) {
         let starts = self.replicas.values().filter(|replica| replica.is_starting()).count();
-        let mut shared = Shared { pulls: &mut self.pulls, starts, actions };
+        let mut shared = Shared { preparing: &mut self.preparing, starts, actions };
         for (id, replica) in &mut self.replicas {
             replica.settle(at, starting);
             replica.advance(*id, at, &mut shared);

@@ -173,8 +173,8 @@ fn event(text: &str) -> Event {
     let code = numbers.next().unwrap_or_default();
     let error = "boom".to_owned();
     match what {
-        "ready" => Event::ImageReady { replica },
-        "unready" => Event::ImageFailed { replica, error },
+        "ready" => Event::Prepared { replica },
+        "unready" => Event::PrepareFailed { replica, error },
         "started" => Event::Started { replica, attempt, address: Some(ADDRESS) },
         "unstarted" => Event::StartFailed { replica, attempt, error },
         "exited" => Event::Exited { replica, attempt, code, oom_killed: false },
@@ -190,7 +190,7 @@ fn event(text: &str) -> Event {
 /// Actions as text, but for wishes to be woken.
 fn words(actions: &[Action]) -> String {
     let words = actions.iter().filter_map(|action| match action {
-        Action::Pull { replica, .. } => Some(format!("pull {replica}")),
+        Action::Prepare { replica, .. } => Some(format!("pull {replica}")),
         Action::Start { replica, attempt, .. } => Some(format!("start {replica} {attempt}")),
         Action::Remove { replica, attempt, timeout } => {
             Some(format!("remove {replica} {attempt} within {}s", timeout.as_secs()))
@@ -468,7 +468,7 @@ fn only_so_many_containers_start_at_a_time() {
     let mut bench = Bench::new((0..6).map(|_| assignment(spec(RestartPolicy::Unsaid, None))));
     bench.check_listed([], "");
     bench.step(Event::Assigned(bench.assignments.clone()));
-    let actions = bench.step(Event::ImageReady { replica: ReplicaId(1) });
+    let actions = bench.step(Event::Prepared { replica: ReplicaId(1) });
     let starts = actions.iter().filter(|action| matches!(action, Action::Start { .. })).count();
     assert_eq!(starts, crate::limits::STARTS_MAX);
     bench.check("started 3 0", "start 5 0; report 3 0:running; report 5 0:starting");

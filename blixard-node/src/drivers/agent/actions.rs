@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::agent::{Action, Event, probe_port};
+use blixard_core::agent::{Action, Event, Prerequisite, probe_port};
 use blixard_core::id::ReplicaId;
 use blixard_core::limits::{PULLS_MAX, RUNTIME_DEADLINE, START_DEADLINE};
 use blixard_core::spec::ServiceSpec;
@@ -63,9 +63,9 @@ impl Actions {
 impl Doing {
     async fn run(&self, action: Action) -> Option<Answer> {
         Some(Answer::Event(match action {
-            Action::Pull { replica, spec } => match self.images.ensure(replica, &spec.image).await {
-                Ok(()) => Event::ImageReady { replica },
-                Err(error) => Event::ImageFailed { replica, error },
+            Action::Prepare { replica, need } => match self.prepare(replica, need).await {
+                Ok(()) => Event::Prepared { replica },
+                Err(error) => Event::PrepareFailed { replica, error },
             },
             Action::Start { replica, attempt, slot, version, spec } => {
                 return Some(self.start(ContainerConfig { replica, attempt, slot, version, spec }).await);
@@ -88,6 +88,14 @@ impl Doing {
             }
             Action::Publish(_) | Action::Report { .. } | Action::WakeAt(_) => return None,
         }))
+    }
+
+    async fn prepare(&self, replica: ReplicaId, need: Prerequisite) -> Result<(), String> {
+        match need {
+            Prerequisite::Image { reference, digest } => {
+                self.images.ensure(replica, &reference, digest.as_deref()).await
+            }
+        }
     }
 
     async fn start(&self, config: ContainerConfig) -> Answer {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use blixard_core::id::ReplicaId;
 use blixard_core::limits::{IMAGE_ASK_DEADLINE, PULL_STALL, WRITE_DEADLINE};
-use blixard_core::spec::ImageSpec;
 use tokio::io::AsyncRead;
 use tokio::sync::Semaphore;
 use tokio_util::io::InspectReader;
@@ -31,6 +30,12 @@ pub trait ImageSource: Send + Sync + 'static {
     ) -> Result<Option<Pin<Box<dyn AsyncRead + Send>>>, LinkError>;
 }
 
+/// An image to have here, by its digest where that is known.
+struct Wanted<'a> {
+    reference: &'a str,
+    digest: Option<&'a str>,
+}
+
 /// One node's way to its images.
 pub(super) struct Images {
     platform: Platform,
@@ -51,7 +56,13 @@ impl Images {
     }
 
     /// Makes sure that the image is here. The error is for people.
-    pub(super) async fn ensure(&self, replica: ReplicaId, image: &ImageSpec) -> Result<(), String> {
+    pub(super) async fn ensure(
+        &self,
+        replica: ReplicaId,
+        reference: &str,
+        digest: Option<&str>,
+    ) -> Result<(), String> {
+        let image = &Wanted { reference, digest };
         if self.is_here(image).await? {
             return Ok(());
         }
@@ -76,24 +87,24 @@ impl Images {
         }
     }
 
-    async fn is_here(&self, image: &ImageSpec) -> Result<bool, String> {
-        let asked = self.platform.containers.has_image(&image.reference, image.digest.as_deref());
+    async fn is_here(&self, image: &Wanted<'_>) -> Result<bool, String> {
+        let asked = self.platform.containers.has_image(image.reference, image.digest);
         answer(&*self.platform.clock, asked).await.map_err(|error| error.to_string())
     }
 
-    async fn pull(&self, shown: &Shown, image: &ImageSpec) -> Result<(), String> {
+    async fn pull(&self, shown: &Shown, image: &Wanted<'_>) -> Result<(), String> {
         let on_progress: OnProgress = {
             let (pulls, replica) = (self.pulls.clone(), shown.replica);
             Arc::new(move |progress| set(&pulls, replica, progress))
         };
-        let pull = self.platform.containers.pull(&image.reference, image.digest.as_deref(), on_progress);
+        let pull = self.platform.containers.pull(image.reference, image.digest, on_progress);
         let pulled = self.unless_stalled(shown, pull).await?;
         pulled.map(drop).map_err(|error| error.to_string())
     }
 
     /// Takes the image from another member; false when none has it.
-    async fn fetch(&self, shown: &Shown, image: &ImageSpec, limit: Duration) -> Result<bool, String> {
-        let asked = self.members.fetch(&image.reference, image.digest.as_deref(), limit);
+    async fn fetch(&self, shown: &Shown, image: &Wanted<'_>, limit: Duration) -> Result<bool, String> {
+        let asked = self.members.fetch(image.reference, image.digest, limit);
         let Some(archive) = self.unless_stalled(shown, asked).await?.map_err(|error| error.to_string())?
         else {
             return Ok(false);
