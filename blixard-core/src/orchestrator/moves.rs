@@ -10,6 +10,8 @@
 //! be emptied of a service that fails elsewhere. It gives the replica that it moves the current
 //! version, unless that is held back.
 
+use std::fmt::Display;
+
 use super::backoff;
 use super::service::Pass;
 use super::slot::{Decision, Slot, exclusive, set_desired};
@@ -39,7 +41,9 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &
             None => slot.clone(),
             Some(until) => {
                 pass.wake(until);
-                return Decision::Settled;
+                let version = slot.service.current().version;
+                let why = format!("version {version} failed here, and is tried again at {until}");
+                return Decision::Wait(stays(slot.draft.named(replica.node), node.availability, why));
             }
         };
         return drain(&slot, pass, id, replica, node.availability);
@@ -70,14 +74,14 @@ fn drain(
 ) -> Decision {
     match elsewhere(slot, pass, id) {
         Ok(node) => start_first(slot, id, node),
-        Err(no_fit) => {
-            let doing = if availability == Availability::Leaving { "leaving" } else { "draining" };
-            Decision::Wait(format!(
-                "cannot move off {}, which is {doing}: {no_fit}",
-                slot.draft.named(replica.node)
-            ))
-        }
+        Err(no_fit) => Decision::Wait(stays(slot.draft.named(replica.node), availability, no_fit)),
     }
+}
+
+/// Why a replica is still on a node that is being emptied.
+fn stays(node: impl Display, availability: Availability, why: impl Display) -> String {
+    let doing = if availability == Availability::Leaving { "leaving" } else { "draining" };
+    format!("cannot move off {node}, which is {doing}: {why}")
 }
 
 fn update(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &Replica) -> Decision {

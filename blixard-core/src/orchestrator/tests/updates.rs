@@ -180,6 +180,20 @@ fn a_drain_moves_what_stands_in_for_a_version_that_waits_for_its_next_try() {
 }
 
 #[test]
+fn a_drain_says_that_it_waits_for_the_next_try_of_what_failed() {
+    let mut world = World::new(3);
+    world.submit(web(1, 1)).settle();
+    world.begins(1).node(1).status = NodeStatus::Down;
+    world.submit(web(1, 2)).settle();
+    world.fail(2, "crash").settle();
+    world.node(1).status = NodeStatus::Up;
+    world.expect("back 1");
+    world.node(1).availability = Availability::Draining;
+    world.expect("pending web/0: cannot move off node 1 (alpha), which is draining: version 2 failed here, and is tried again at 1970-01-01T00:16:41.000Z");
+    world.advance(1_000).expect("retire 1\nplace web/0 v2 on 2");
+}
+
+#[test]
 fn a_failing_old_version_does_not_hold_the_new_one_up() {
     let mut world = running(3);
     for _ in 0..3 {
