@@ -213,15 +213,17 @@ fn short_status(row: &ReplicaRow, now: blixard_core::time::UtcMs) -> String {
 }
 
 fn running(detail: &ServiceDetail) -> String {
-    let at: Vec<String> = detail
-        .replicas
-        .iter()
-        .filter(|row| row.ready)
-        .flat_map(|row| {
-            row.ports.iter().filter_map(|port| Some((replica::host(row, port)?, port.host_port?)))
-        })
-        .map(|(address, port)| format!("{address}:{port}"))
-        .collect();
+    let ready = detail.replicas.iter().filter(|row| row.ready);
+    let mut at: Vec<String> = Vec::new();
+    for (row, port) in ready.flat_map(|row| row.ports.iter().map(move |port| (row, port))) {
+        // The replicas of a node share its ports.
+        if let (Some(host), Some(port)) = (replica::host(row, port), port.host_port) {
+            let place = format!("{host}:{port}");
+            if !at.contains(&place) {
+                at.push(place);
+            }
+        }
+    }
     let at = if at.is_empty() { String::new() } else { format!(", at {}", at.join(", ")) };
     let what = if detail.row.state == ServiceState::Completed { "completed" } else { "ready" };
     format!(
@@ -422,7 +424,8 @@ mod tests {
     #[test]
     fn success_says_where_it_answers() {
         let mut detail = detail(4);
-        detail.replicas.truncate(1);
+        detail.replicas.truncate(2);
+        detail.replicas[1].ready = true;
         assert_eq!(running(&detail), "web: 4 of 4 replicas ready, at 10.77.0.1:8080");
     }
 }

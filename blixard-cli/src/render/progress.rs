@@ -103,16 +103,32 @@ fn draw(bar: &ProgressBar, item: &Item) {
     }
 }
 
-/// A line for each item whose text is new. Bytes alone make no new line.
+/// A line for each item whose text is new. Bytes, or a time that comes nearer, alone make no new line.
 fn changed(shown: &mut BTreeMap<String, String>, items: &[Item]) -> Vec<String> {
     let mut lines = Vec::new();
     for item in items {
-        if shown.get(&item.key) != Some(&item.text) {
-            shown.insert(item.key.clone(), item.text.clone());
+        let text = without_countdown(&item.text);
+        if shown.get(&item.key) != Some(&text) {
+            shown.insert(item.key.clone(), text);
             lines.push(format!("{}: {}", printable(&item.key), printable(&item.text)));
         }
     }
     lines
+}
+
+/// A text without how long something still takes: `in 12 s`, and `now` in the end.
+fn without_countdown(text: &str) -> String {
+    let mut words = text.split(' ').peekable();
+    let mut kept: Vec<&str> = Vec::new();
+    while let Some(word) = words.next() {
+        let counts = |next: &&str| next.starts_with(|first: char| first.is_ascii_digit());
+        match word {
+            "in" if words.next_if(counts).is_some() => drop(words.next()),
+            "now" => {}
+            _ => kept.push(word),
+        }
+    }
+    kept.join(" ")
 }
 
 #[cfg(test)]
@@ -134,5 +150,9 @@ mod tests {
         );
         check(&[item("web-0", "pulling", Some((5, 10)))], &[]);
         check(&[item("web-0", "running", None)], &["web-0: running"]);
+        check(&[item("web-0", "exit 1; again in 12 s", None)], &["web-0: exit 1; again in 12 s"]);
+        check(&[item("web-0", "exit 1; again in 2 s", None)], &[]);
+        check(&[item("web-0", "exit 1; again now", None)], &[]);
+        check(&[item("web-0", "exit 2; again in 20 s", None)], &["web-0: exit 2; again in 20 s"]);
     }
 }
