@@ -173,6 +173,10 @@ fn a_service_stops_starts_and_goes() -> Result<()> {
         ensure!(cluster.hosts[2].services()?.is_empty(), "it is listed");
         ensure!(cluster.hosts[0].replicas("web")?.is_empty(), "ps still shows it");
         ensure!(tasks(cluster)? == 0, "some run");
+        // What ended is still known; that there is no such service is said, or accepted, all the same.
+        let refused = cluster.hosts[1].cli_refused(&["rm", "web"])?;
+        ensure!(refused.contains("no service") && !refused.contains("container"), "{refused}");
+        cluster.hosts[1].cli(&["rm", "-f", "web", "nothing"])?;
         // The name and the port are free again.
         cluster.hosts[2].run(&Bundle::new("web", &web).replicas(2, 4).port(80, 8080))?;
         Ok(())
