@@ -51,6 +51,9 @@ pub(crate) async fn file(
     }
     let file = tokio::fs::File::open(path).await?;
     let metadata = file.metadata().await?;
+    if metadata.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory, not a file"));
+    }
     let bytes = metadata.is_file().then_some(metadata.len());
     Ok((file_chunks(file, progress), bytes))
 }

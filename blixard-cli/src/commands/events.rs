@@ -63,8 +63,9 @@ fn parse_filter(text: &str) -> Result<Filter, String> {
         "node" => value.parse().map(Filter::Node).map_err(|_| format!("`{value}` is not a node's number")),
         "replica" => Ok(Filter::Replica(value.to_owned())),
         "kind" | "event" | "type" => {
+            // The error lists every kind there is.
             let kind = serde_json::from_value(serde_json::Value::from(value)).map(Filter::Kind);
-            kind.map_err(|_| format!("there is no kind `{value}`: such are replica-changed, node-joined"))
+            kind.map_err(|error| error.to_string().replace("variant", "kind"))
         }
         _ => Err(format!("`{key}` is not a key: there are service, node, replica, kind")),
     }

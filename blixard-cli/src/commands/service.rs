@@ -72,6 +72,7 @@ enum Command {
         /// The service
         name: String,
         /// How many
+        #[arg(allow_negative_numbers = true)]
         replicas: u32,
     },
 }

@@ -39,7 +39,7 @@ pub(crate) struct StopArgs {
     targets: Vec<String>,
     /// How many seconds each process has before SIGKILL, 0 to 3600, instead of its stop_timeout; also
     /// for one that is stopping already
-    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=i64::from(STOP_TIMEOUT_S_MAX)))]
+    #[arg(short, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=i64::from(STOP_TIMEOUT_S_MAX)))]
     time: Option<u32>,
     #[command(flatten)]
     wait: WaitArgs,

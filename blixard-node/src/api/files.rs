@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::context::{Api, Params, Segment};
 use super::error::ApiError;
 use super::{proxy, resolve};
+use crate::platform::RuntimeError;
 use crate::tree::MEDIA_TYPE;
 
 #[derive(Debug, Default, Deserialize)]
@@ -47,7 +48,8 @@ pub(super) async fn read(
         return proxy::forward(&api, replica.node, request).await;
     }
     let containers = &api.handle.platform.containers;
-    let chunks = containers.read_tree(replica_id, replica.status.attempt, &query.path).await?;
+    let chunks = containers.read_tree(replica_id, replica.status.attempt, &query.path).await;
+    let chunks = chunks.map_err(|error| no_path(error, &id))?;
     Ok(([(header::CONTENT_TYPE, MEDIA_TYPE)], Body::from_stream(chunks)).into_response())
 }
 
@@ -79,7 +81,9 @@ pub(super) async fn write(
     }
     let chunks = request.into_body().into_data_stream().map_err(std::io::Error::other);
     let (attempt, containers) = (replica.status.attempt, &api.handle.platform.containers);
-    containers.write_tree(replica_id, attempt, &query.path, query.name.as_deref(), Box::pin(chunks)).await?;
+    let name = query.name.as_deref();
+    let written = containers.write_tree(replica_id, attempt, &query.path, name, Box::pin(chunks)).await;
+    written.map_err(|error| no_path(error, &id))?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -94,6 +98,17 @@ fn check(query: &FilesQuery) -> Result<(), ApiError> {
     match query.name.as_deref().filter(|name| bad(name)) {
         Some(name) => Err(ApiError::bad_request(format!("`{}` is no file name", name.escape_debug()), "")),
         None => Ok(()),
+    }
+}
+
+/// The container is there, as `id`: what is missing is the path in it.
+fn no_path(error: RuntimeError, id: &str) -> ApiError {
+    match error {
+        RuntimeError::NotFound(reason) => ApiError::not_found(
+            reason,
+            format!("`blixard exec {} ls DIRECTORY` shows what there is", id.escape_debug()),
+        ),
+        error => error.into(),
     }
 }
 

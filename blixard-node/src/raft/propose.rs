@@ -233,16 +233,17 @@ impl RaftNode {
 
     /// What is missing when nothing was agreed on within `waited`.
     pub(super) fn missing(&self, waited: Duration) -> String {
+        let waited = format!("{:.0} s", waited.as_secs_f32().max(1.0));
         let metrics = self.raft().metrics();
         let metrics = metrics.borrow();
         if metrics.current_leader != Some(metrics.id) {
-            return format!("no leader answered within {waited:?}");
+            return format!("no leader answered within {waited}");
         }
         let silent = status::silent(&metrics, self.config().election_max);
         if silent.is_empty() {
-            return format!("no quorum agreed within {waited:?}");
+            return format!("no quorum agreed within {waited}");
         }
         let names: Vec<_> = silent.iter().map(ToString::to_string).collect();
-        format!("no quorum agreed within {waited:?}: no answer from node {}", names.join(", node "))
+        format!("no quorum agreed within {waited}: no answer from node {}", names.join(", node "))
     }
 }

@@ -221,6 +221,8 @@ fn copies(host: &Host, here: &std::path::Path) -> Result<()> {
     let path = |name: &str| -> Result<String> {
         Ok(here.join(name).to_str().context("the temporary directory is not UTF-8")?.to_owned())
     };
+    let refused = host.cli_refused(&["cp", "box:/nonesuch", "."])?;
+    ensure!(refused.contains("has no /nonesuch") && refused.contains("`blixard exec box ls"), "{refused}");
     std::fs::create_dir_all(here.join("tree/sub"))?;
     let long: Vec<u8> = (0..2_000_000_u32).flat_map(u32::to_be_bytes).collect();
     std::fs::write(here.join("tree/sub/long"), &long)?;

@@ -41,7 +41,7 @@ pub(crate) struct Args {
     #[arg(short, long)]
     follow: bool,
     /// Only the last so many lines of each container, or `all`
-    #[arg(short = 'n', long, visible_alias = "lines", value_name = "N", default_value = "all", value_parser = tail)]
+    #[arg(short = 'n', long, visible_alias = "lines", value_name = "N", default_value = "all", allow_negative_numbers = true, value_parser = tail)]
     tail: Tail,
     /// Only lines written at this time or later: 2026-11-21T08:30:00Z, or how long ago: 10m
     #[arg(long, value_name = "TIME", value_parser = args::moment)]
@@ -67,9 +67,10 @@ struct Tail(Option<usize>);
 fn tail(text: &str) -> Result<Tail, String> {
     match text {
         "all" => Ok(Tail(None)),
-        number => {
-            number.parse().map(|lines| Tail(Some(lines))).map_err(|_| "give a number, or all".to_owned())
-        }
+        number => number
+            .parse()
+            .map(|lines| Tail(Some(lines)))
+            .map_err(|_| "give a number from 0, or all".to_owned()),
     }
 }
 
