@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::text::printable;
+
 /// A member's number: the Raft id, bound to one key, never reused after removal. At least 1.
 #[derive(
     Debug,
@@ -65,7 +67,7 @@ display_number!(NodeId, ReplicaId);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// The text is not the right number of hexadecimal digits.
-    #[error("`{text}` is not a {what}: it takes {digits} hexadecimal digits")]
+    #[error("`{}` is not a {what}: it takes {digits} hexadecimal digits", printable(text))]
     Hex {
         /// The offending text.
         text: String,
@@ -76,7 +78,8 @@ pub enum IdError {
     },
     /// The text cannot be a service's name.
     #[error(
-        "`{text}` is not a service name: use 1 to 63 lower-case letters, digits and hyphens, starting and ending with a letter or digit"
+        "`{}` is not a service name: use 1 to 63 lower-case letters, digits and hyphens, starting and ending with a letter or digit",
+        printable(text)
     )]
     ServiceName {
         /// The offending text.

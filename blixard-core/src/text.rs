@@ -38,6 +38,14 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }
 
+/// What a decoder says of what came from outside, which it may quote: one line as of [`printable`], cut
+/// as of [`cut`].
+pub fn one_line(said: &impl std::fmt::Display) -> String {
+    let mut line = printable(&said.to_string()).into_owned();
+    cut(&mut line);
+    line
+}
+
 /// The same of a text of several lines: line ends and tabs stay.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| matches!(c, '\n' | '\t'))

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::node::NodeFacts;
-use crate::cluster::snapshot::DEPTH_MAX;
+use crate::cluster::snapshot;
 use crate::cluster::{Actor, Outcome, ReplicaStatus, Write};
 use crate::discovery::copies::Twice;
 use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, TokenId};
@@ -216,10 +216,35 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 /// Decodes a peer message.
 ///
 /// # Errors
-/// When the bytes are cut short, of another shape, or nest deeper than any message does: what a
-/// stranger sends must not exhaust the stack, which ends the whole process.
+/// When the bytes are cut short, of another shape, followed by others, or nest deeper than any message
+/// does: what a stranger sends must not exhaust the stack, which ends the whole process.
 pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
-    let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
-    reader.set_max_depth(DEPTH_MAX);
-    T::deserialize(&mut reader).map_err(|error| WireError(error.to_string()))
+    snapshot::decode_exactly(bytes).map_err(WireError)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HoldRequest, JoinResponse, decode, encode};
+    use crate::time::UtcMs;
+
+    #[test]
+    fn a_message_ends_where_its_bytes_do() {
+        let hold = HoldRequest { until: UtcMs(7) };
+        let bytes = encode(&hold);
+        assert_eq!(decode::<HoldRequest>(&bytes), Ok(hold));
+        for more in [&b"\0"[..], b"\xc0", &bytes] {
+            let error = decode::<HoldRequest>(&[&bytes, more].concat()).expect_err("something follows");
+            assert!(error.to_string().contains("something follows its end"), "{error}");
+        }
+        let error = decode::<HoldRequest>(&bytes[..bytes.len() - 1]).expect_err("it is cut short");
+        assert!(!error.to_string().contains("follows"), "{error}");
+    }
+
+    #[test]
+    fn a_message_is_refused_in_one_short_line_whatever_it_says() {
+        let variant = format!("\u{1b}[31m\n{}", "x".repeat(100_000));
+        let error =
+            decode::<JoinResponse>(&encode(&variant)).expect_err("there is no such answer").to_string();
+        assert!(error.contains("`\\x1b[31m\\nxxx") && error.len() < 2_000, "{error}");
+    }
 }

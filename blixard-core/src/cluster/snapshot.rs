@@ -17,11 +17,12 @@ use sha2::{Digest, Sha256};
 use super::command::FORMAT;
 use super::level::{FIRST_LEVEL, LEVEL};
 use super::{ClusterState, Command, Entry};
+use crate::text;
 use crate::time::UtcMs;
 
 /// How deep values may nest: several times what any type here does, and shallow enough for any
 /// stack.
-pub(crate) const DEPTH_MAX: usize = 64;
+const DEPTH_MAX: usize = 64;
 const HEADER_BYTES: usize = 4;
 
 /// Why bytes could not be decoded.
@@ -169,13 +170,22 @@ fn decode_as<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<(u
     if level > LEVEL {
         return Err(DecodeError::Level { what, found: level });
     }
-    let mut reader = rmp_serde::Deserializer::from_read_ref(body);
+    decode_exactly(body).map(|value| (level, value)).map_err(corrupt)
+}
+
+/// Decodes MessagePack that is one value and nothing after it.
+///
+/// # Errors
+/// In one line of [`crate::limits::TEXT_BYTES_MAX`] bytes at most: when the bytes are cut short, of
+/// another shape, followed by others, or nest deeper than any value here does.
+pub fn decode_exactly<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
+    let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
     reader.set_max_depth(DEPTH_MAX);
-    let value = T::deserialize(&mut reader).map_err(|error| corrupt(error.to_string()))?;
+    let value = T::deserialize(&mut reader).map_err(|error| text::one_line(&error))?;
     // A unit takes one byte, so that only the end of the input makes it fail to read a marker.
     match <()>::deserialize(&mut reader) {
-        Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok((level, value)),
-        _ => Err(corrupt("something follows its end".to_owned())),
+        Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok(value),
+        _ => Err("something follows its end".to_owned()),
     }
 }
 

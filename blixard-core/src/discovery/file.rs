@@ -9,6 +9,7 @@ use super::contact::Contact;
 use super::text::{AddressText, KeyText, NodeText, TimeText, TokenText};
 use crate::api::token::Secret;
 use crate::id::{ClusterId, NodeId, NodeKey};
+use crate::text::one_line;
 use crate::wire::Peer;
 
 /// The largest file read, in bytes: hundreds of members.
@@ -204,8 +205,7 @@ fn json<T: for<'de> Deserialize<'de>>(file: &str, text: &str) -> Result<T, FileE
         }
         // serde_json repeats the position at the end of its message.
         let message = error.to_string();
-        let message =
-            message.rsplit_once(" at line ").map_or(message.clone(), |(message, _)| message.to_owned());
+        let message = one_line(&message.rsplit_once(" at line ").map_or(&*message, |(message, _)| message));
         FileError::Invalid { file, line, column, message }
     })
 }

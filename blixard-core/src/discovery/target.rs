@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::ticket::{PREFIX, Ticket, TicketError};
+use crate::text::printable;
 
 /// Something to join by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +27,8 @@ pub enum TargetError {
     Ticket(#[from] TicketError),
     /// It is an address: nothing in it says who should answer there.
     #[error(
-        "--join {address}: an address alone has no key to trust; use the node's registry file (node-registry.json in its data directory) or a ticket from it"
+        "--join {}: an address alone has no key to trust; use the node's registry file (node-registry.json in its data directory) or a ticket from it",
+        printable(address)
     )]
     Address {
         /// The address.
@@ -34,7 +36,8 @@ pub enum TargetError {
     },
     /// It is a URL.
     #[error(
-        "--join {url}: joining by URL is not supported; download the registry file and name it, or use a ticket"
+        "--join {}: joining by URL is not supported; download the registry file and name it, or use a ticket",
+        printable(url)
     )]
     Url {
         /// The URL.

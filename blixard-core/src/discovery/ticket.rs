@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::contact::Contact;
 use crate::api::token::Secret;
 use crate::id::{ClusterId, NodeKey, TokenId};
+use crate::text::printable;
 use crate::wire::Peer;
 
 /// What every ticket begins with.
@@ -39,7 +40,10 @@ pub enum TicketError {
     #[error("a ticket begins with {PREFIX}")]
     Prefix,
     /// A character is none of base32's.
-    #[error("the ticket is damaged: character {position} (`{character}`) is not one of a-z and 2-7")]
+    #[error(
+        "the ticket is damaged: character {position} (`{}`) is not one of a-z and 2-7",
+        printable(&character.to_string())
+    )]
     Character {
         /// Which, from 1.
         position: usize,
