@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use blixard_core::cluster::SubnetRange;
 use blixard_core::id::NodeId;
+use blixard_core::text::printable;
 
 /// The port that links are accepted on when `--bind` names none.
 pub const BIND_PORT: u16 = 7001;
@@ -154,7 +155,7 @@ pub enum LogFormat {
 
 /// What is wrong with an option.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{option}: `{value}` {problem}; {hint}")]
+#[error("{option}: `{}` {}; {hint}", printable(value), printable(problem))]
 pub struct ConfigError {
     /// The flag or environment variable.
     pub option: &'static str,
@@ -593,5 +594,20 @@ mod tests {
         check(false, false, true);
         check(true, false, false);
         check(false, true, false);
+    }
+
+    #[test]
+    fn options_survive_every_damage() {
+        let check = |name: &str, seed: &str, set: fn(&mut NodeOptions, String)| {
+            damage::survives(name, &[seed.as_bytes().to_vec()], |input| {
+                let text = String::from_utf8_lossy(input).into_owned();
+                let checked = options(|options| set(options, text)).check(true);
+                checked.map(drop).map_err(|faults| faults[0].to_string())
+            });
+        };
+        check("--bind", "10.77.0.1:7001", |options, text| options.bind = Some(text));
+        check("--http", "127.0.0.1:8082", |options, text| options.http = Some(text));
+        check("--label", "disk=ssd", |options, text| options.labels = vec![text]);
+        check("--subnets", "10.210.0.0/16", |options, text| options.subnets = Some(text));
     }
 }

@@ -344,7 +344,7 @@ mod tests {
 
     use redb::{ReadableDatabase as _, TableDefinition};
 
-    use super::{Opened, Values, count, guarded, open};
+    use super::{Mark, Opened, Values, count, guarded, open, read_mark};
     use crate::disk::LinuxDisk;
 
     const TABLE: TableDefinition<'_, u64, u64> = TableDefinition::new("table");
@@ -455,5 +455,19 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert_eq!(error.to_string(), "redb stumbles over it: index 7 is out of bounds");
         assert!(!super::is_guarded());
+    }
+
+    #[test]
+    fn marks_survive_every_damage() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let disk = crate::disk::LinuxDisk::new(directory.path());
+        let commits = 1 << 40;
+        Mark::open(&disk, "mark").expect("a mark").write(commits);
+        let seed = std::fs::read(directory.path().join("mark")).expect("it is there");
+        damage::survives("mark of a database", &[seed], |input| {
+            let mark = input.try_into().ok().and_then(read_mark).ok_or("it is no mark")?;
+            assert_eq!(mark, commits, "a checksum that fits by chance");
+            Ok(())
+        });
     }
 }

@@ -304,14 +304,14 @@ fn required<const N: usize>(table: &Stored<'_>, name: &'static str) -> io::Resul
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{IDENTITY_FILE, Identity, IdentityError};
+    use super::{Admission, IDENTITY_FILE, Identity, IdentityError, secret_of};
     use crate::disk::LinuxDisk;
     use crate::node::{Founding, Membership};
     use crate::platform::RandomSource;
     use blixard_core::api::token::Secret;
     use blixard_core::cluster::SubnetRange;
     use blixard_core::id::{ClusterId, NodeId, NodeKey, TokenId};
-    use blixard_core::wire::Peer;
+    use blixard_core::wire::{self, Peer};
 
     struct Fixed(u8);
 
@@ -382,12 +382,12 @@ mod tests {
             identity.set_has_log().unwrap();
         }
         let image = [IDENTITY_FILE, super::MARK_FILE].map(|name| (name, std::fs::read(path(name)).unwrap()));
-        let random = crate::raft::testing::context(3).rng;
+        let mut random = damage::Random::new(3);
         let mut refused = 0;
         for _ in 0..200 {
             image.iter().for_each(|(name, bytes)| std::fs::write(path(*name), bytes).unwrap());
             let mut bytes = image[0].1.clone();
-            let how = crate::damage::damage(&mut bytes, &*random);
+            let how = damage::file(&mut bytes, &mut random);
             std::fs::write(path(IDENTITY_FILE), bytes).unwrap();
             match open(&dir, 8) {
                 Ok(found) => {
@@ -426,5 +426,31 @@ mod tests {
         check(&good[..good.len() / 2]);
         check(&[&[0; 512], &good[512..]].concat());
         check(&[&[1; 512], &good[512..]].concat());
+    }
+
+    #[test]
+    fn values_of_an_identity_survive_every_damage() {
+        let peer = Peer {
+            key: NodeKey([3; 32]),
+            addresses: vec!["10.0.0.1:7001".parse().unwrap()],
+            relay_url: Some("https://relay.example/".to_owned()),
+        };
+        let admission = Admission {
+            cluster: ClusterId([1; 16]),
+            node: NodeId(2),
+            token: (TokenId([5; 8]), [6; 32]),
+            founding: Some(SubnetRange::default()),
+            peers: [(NodeId(3), peer)].into(),
+        };
+        damage::survives("identity: admission", &[wire::encode(&admission)], |input| {
+            let read: Admission = wire::decode(input).map_err(|error| error.to_string())?;
+            assert_eq!(wire::decode(&wire::encode(&read)), Ok(read));
+            Ok(())
+        });
+        damage::survives("identity: token", &[vec![9; 40]], |input| {
+            let token = secret_of(input).ok_or("`own_token` is no token")?;
+            assert_eq!([&token.id.0[..], &token.secret[..]].concat(), input);
+            Ok(())
+        });
     }
 }

@@ -10,8 +10,6 @@ pub mod config;
 pub mod context;
 mod copies;
 pub mod daemon;
-#[cfg(test)]
-mod damage;
 mod database;
 pub mod discovery;
 pub mod disk;

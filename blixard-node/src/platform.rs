@@ -12,6 +12,7 @@ use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::discovery::copies::{Start, Twice};
 use blixard_core::id::{ClusterId, ContainerId, NodeId, NodeKey, ReplicaId, ServiceName};
 use blixard_core::spec::{MountSpec, PortSpec, ServiceSpec};
+use blixard_core::text::one_line;
 use blixard_core::time::{Mono, UtcMs};
 use blixard_core::wire::{Channel, Peer};
 use bytes::Bytes;
@@ -222,13 +223,13 @@ pub trait Inbound: Send + Sync + 'static {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RuntimeError {
     /// What was asked for is wrong or missing: another try alone will not help.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     Invalid(String),
     /// There is no such container, image, process or log.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     NotFound(String),
     /// The runtime, registry or disk is in trouble: try again later.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     Unavailable(String),
 }
 

@@ -206,4 +206,14 @@ mod tests {
         state.events = [event(10, 0)].into_iter().collect();
         assert!(!forgotten(&state, EventId { index: 9, n: 0 }), "the ring never filled");
     }
+
+    #[test]
+    fn positions_survive_every_damage() {
+        damage::survives("position in the events", &[b"812.0".to_vec()], |input| {
+            let text = String::from_utf8_lossy(input);
+            let id = position(&text).map_err(|_| "it is no position")?;
+            assert!(position(&format!("{}.{}", id.index, id.n)).is_ok_and(|again| again == id));
+            Ok(())
+        });
+    }
 }

@@ -270,7 +270,7 @@ mod tests {
     use blixard_core::api::image::ImageRow;
 
     use super::super::views::fixture;
-    use super::{Wanted, users_of};
+    use super::{SHOWN_DIGITS, Wanted, users_of};
 
     fn image(reference: &str, digest: &str) -> ImageRow {
         ImageRow {
@@ -326,5 +326,17 @@ mod tests {
         check(&open, &image("docker.io/library/app:latest", "sha256:2"), true);
         check(&open, &image("reg.lan/app:latest", "sha256:2"), true);
         check(&open, &image("reg.lan/other-app:latest", "sha256:2"), false);
+    }
+
+    #[test]
+    fn names_of_images_survive_every_damage() {
+        let digits = "ab".repeat(SHOWN_DIGITS / 2);
+        let seeds = ["nginx:1".to_owned(), format!("sha256:{digits}"), digits].map(String::into_bytes);
+        damage::survives("image to remove", &seeds, |input| {
+            let row = image("docker.io/library/nginx:latest", &format!("sha256:{}", "ab".repeat(32)));
+            let wanted = Wanted::read(&String::from_utf8_lossy(input)).map_err(|_| "it names none")?;
+            wanted.names(&row);
+            Ok(())
+        });
     }
 }

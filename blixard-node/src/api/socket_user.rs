@@ -65,4 +65,17 @@ mod tests {
         check(8, None);
         assert_eq!(user_name(Path::new("/nowhere/passwd"), 0), None);
     }
+
+    #[test]
+    fn accounts_survive_every_damage() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let accounts = directory.path().join("passwd");
+        let text = b"root:x:0:0:root:/root:/bin/sh\nana:x:1000:1000::/:\n".to_vec();
+        damage::survives("accounts of the machine", &[text], |input| {
+            std::fs::write(&accounts, input).expect("a file");
+            let name = user_name(&accounts, 1_000).ok_or("nobody has this number")?;
+            assert!((1..=super::USER_NAME_BYTES_MAX).contains(&name.len()) && !name.contains([':', '\n']));
+            Ok(())
+        });
+    }
 }

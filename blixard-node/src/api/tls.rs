@@ -112,4 +112,19 @@ mod tests {
         assert_eq!(with(0o600), None);
         assert!(with(0o640).unwrap().contains("640"));
     }
+
+    #[test]
+    fn certificates_and_keys_survive_every_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("damaged.pem");
+        let seed = |name| [std::fs::read(file(name)).unwrap()];
+        damage::survives("certificate of the API", &seed("http-cert.pem"), |input| {
+            std::fs::write(&path, input).unwrap();
+            Tls::read(&path, &file("http-key.pem")).map(drop).map_err(|error| error.to_string())
+        });
+        damage::survives("key of the API", &seed("http-key.pem"), |input| {
+            std::fs::write(&path, input).unwrap();
+            Tls::read(&file("http-cert.pem"), &path).map(drop).map_err(|error| error.to_string())
+        });
+    }
 }

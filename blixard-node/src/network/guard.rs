@@ -61,7 +61,7 @@ impl Deletions {
     }
 }
 
-fn is_named(body: &[u8], name: &str) -> bool {
+pub(super) fn is_named(body: &[u8], name: &str) -> bool {
     let attributes = attributes(body.get(NETFILTER_HEADER..).unwrap_or_default());
     let names = attributes.filter(|(kind, ..)| *kind == TABLE_NAME).map(|(_, value, _)| value);
     names.into_iter().any(|value| value.strip_suffix(&[0]) == Some(name.as_bytes()))

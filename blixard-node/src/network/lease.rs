@@ -166,4 +166,22 @@ mod tests {
         assert_eq!(again.iter().count(), 0);
         assert_eq!(std::fs::read_dir(directory.path()).expect("it can be listed").count(), 0);
     }
+
+    #[test]
+    fn leases_survive_every_damage() {
+        let ports = vec![PortSpec {
+            container_port: 80,
+            host_port: Some(8080),
+            protocol: Default::default(),
+            host_ip: Some(Ipv4Addr::LOCALHOST),
+        }];
+        let netns_path = PathBuf::from("/run/netns/a");
+        let lease = Lease { netns_path, address: Ipv4Addr::new(10, 210, 3, 2), ports };
+        damage::survives("lease", &[serde_json::to_vec(&lease).expect("JSON")], |input| {
+            let lease: Lease = serde_json::from_slice(input).map_err(|_| "it is removed")?;
+            let again = serde_json::to_vec(&lease).expect("JSON");
+            assert_eq!(serde_json::from_slice::<Lease>(&again).expect("it was written"), lease);
+            Ok(())
+        });
+    }
 }

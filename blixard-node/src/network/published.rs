@@ -34,3 +34,25 @@ impl Published {
         std::fs::write(&path, text).map_err(NetworkError::io(format!("write {}", path.display())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_published_survives_every_damage() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let containers = [ContainerId("ab".repeat(32))].into();
+        let published = Published { containers, served: [(Protocol::Udp, 53)].into() };
+        published.save(directory.path()).expect("room");
+        let seed = std::fs::read(directory.path().join(FILE)).expect("it is there");
+        let all = || BTreeSet::from([ContainerId("all".to_owned())]);
+        damage::survives("what is published", &[seed], |input| {
+            std::fs::write(directory.path().join(FILE), input).expect("room");
+            let read = Published::load(directory.path(), all);
+            read.save(directory.path()).expect("room");
+            assert_eq!(Published::load(directory.path(), BTreeSet::new), read);
+            Ok(())
+        });
+    }
+}

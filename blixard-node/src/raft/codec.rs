@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use blixard_core::cluster::snapshot::decode_exactly;
 use bytes::Bytes;
 use openraft::EntryPayload;
 use serde::de::Visitor;
@@ -72,7 +73,7 @@ pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
 /// Decodes what [`encode`] wrote.
 pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CodecError> {
     match bytes.split_first() {
-        Some((&VERSION, record)) => rmp_serde::from_slice(record).map_err(CodecError::damaged),
+        Some((&VERSION, record)) => decode_exactly(record).map_err(CodecError::damaged),
         Some((&found, _)) => Err(CodecError::Version { found }),
         None => Err(CodecError::damaged("empty")),
     }
@@ -97,7 +98,7 @@ pub(super) fn unseal<'a, T: Deserialize<'a>>(key: &[u8], bytes: &'a [u8]) -> Res
     if checksum(key, record) != *expect {
         return Err(CodecError::damaged("its checksum differs"));
     }
-    rmp_serde::from_slice(record).map_err(CodecError::damaged)
+    decode_exactly(record).map_err(CodecError::damaged)
 }
 
 fn checksum(key: &[u8], record: &[u8]) -> [u8; CHECKSUM_BYTES] {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,7 +20,6 @@ use super::testing::{Links, context, platform};
 use super::{
     LOG_FILE, OpenError, RaftConfig, RaftNode, STATE_FILE, database, open_log, open_state, snapshot,
 };
-use crate::damage::damage;
 use crate::platform::Platform;
 use crate::watch;
 
@@ -54,6 +54,16 @@ fn put(directory: &Path, files: &Files) {
     }
 }
 
+async fn propose(node: &RaftNode, numbers: Range<u64>) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    for number in numbers {
+        while let Err(error) = node.propose(vec![write(number)], PATIENCE).await {
+            assert!(tokio::time::Instant::now() < deadline, "{error}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
 /// The stores of a member: a log that was purged, when `purged`, and a snapshot. As a killed daemon
 /// leaves them, and as one that was stopped does.
 async fn make(purged: bool) -> [Files; 2] {
@@ -64,13 +74,8 @@ async fn make(purged: bool) -> [Files; 2] {
     let config = RaftConfig { snapshot_entries: 8, log_keep, ..RaftConfig::default() };
     let node = RaftNode::open(platform, OWNER.cluster, OWNER.node, config).await.expect("the stores open");
     node.initialize().await.expect("Raft runs");
+    propose(&node, 0..writes).await;
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    for number in 0..writes {
-        while let Err(error) = node.propose(vec![write(number)], PATIENCE).await {
-            assert!(tokio::time::Instant::now() < deadline, "{error}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
     // Until it writes no more.
     let mut killed = files(directory.path());
     loop {
@@ -136,7 +141,7 @@ async fn read(platform: &Platform) -> Result<String, OpenError> {
 /// Damages `file` of a member's stores over and over: each start finds what was there, or refuses in
 /// one line that says what to do. Returns how many were refused.
 async fn check(file: &str, purged: bool) -> u64 {
-    let random = context(u64::from(purged)).rng;
+    let mut random = damage::Random::new(u64::from(purged));
     let directory = tempfile::tempdir().expect("a directory");
     let (platform, _spawner) = platform(OWNER.node, directory.path(), &Links::default());
     let mut refused = 0;
@@ -149,7 +154,7 @@ async fn check(file: &str, purged: bool) -> u64 {
     for (number, (image, expect)) in (0..DAMAGES).zip(images.iter().zip(&expected).cycle()) {
         put(directory.path(), image);
         let mut bytes = image[file].clone();
-        let how = damage(&mut bytes, &*random);
+        let how = damage::file(&mut bytes, &mut random);
         fs::write(directory.path().join(file), bytes).expect("there is room");
         for start in 0..2 {
             match read(&platform).await {
@@ -193,13 +198,16 @@ async fn a_damaged_mark_is_passed_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_copy_of_a_log_is_refused() {
-    let (old, new) = (make(true).await, make(true).await);
+    let [_, image] = make(true).await;
     let directory = tempfile::tempdir().expect("a directory");
     let (platform, _spawner) = platform(OWNER.node, directory.path(), &Links::default());
-    put(directory.path(), &new[1]);
+    put(directory.path(), &image);
     let context = context(1);
-    context.run(read(&platform)).await.expect("it opens");
-    fs::write(directory.path().join(LOG_FILE), &old[0][LOG_FILE]).expect("there is room");
+    let config = RaftConfig::default();
+    let node = RaftNode::open(platform.clone(), OWNER.cluster, OWNER.node, config).await.expect("it opens");
+    propose(&node, 90..95).await;
+    node.shutdown().await;
+    fs::write(directory.path().join(LOG_FILE), &image[LOG_FILE]).expect("there is room");
     let error = context.run(read(&platform)).await.expect_err("it lacks commits").to_string();
     assert!(error.contains("or it is an old copy"), "{error}");
 }

@@ -9,7 +9,7 @@ use proptest::option::of;
 use proptest::prelude::*;
 
 use super::*;
-use crate::raft::codec::{seal_entry, unseal_entry};
+use crate::raft::codec::{seal, seal_entry, unseal, unseal_entry};
 use crate::raft::types::{Membership, Proposal, SnapshotMeta, StoredMembership};
 
 fn log_id() -> impl Strategy<Value = LogId> {
@@ -132,25 +132,134 @@ proptest! {
         prop_assert_eq!(SnapshotMeta::try_from(decoded.meta), Ok(meta));
     }
 
-    #[test]
-    fn arbitrary_bytes_are_refused_or_understood(mut bytes in vec(any::<u8>(), 0..200), version: bool) {
-        if version && !bytes.is_empty() {
-            bytes[0] = 1;
-        }
-        let bytes = Bytes::from(bytes);
-        let _ = Request::decode(&bytes);
-        let _ = Response::decode(&bytes);
-        let _ = unseal_entry(0, &bytes);
-        let _ = decode::<SnapshotHeader>(&bytes);
-    }
+}
 
-    #[test]
-    fn damaged_messages_are_refused_or_understood(request in request(), at: prop::sample::Index, flip: u8) {
-        let mut bytes = request.encode().to_vec();
-        let at = at.index(bytes.len());
-        bytes[at] ^= flip;
-        let _ = Request::decode(&bytes.into());
-    }
+fn id(index: u64) -> LogId {
+    LogId::new_term_index(3, index)
+}
+
+fn members() -> Membership {
+    let voters = vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([2, 3, 4])];
+    Membership::new(voters, BTreeSet::from([1, 2, 3, 4, 9])).expect("every voter is a node")
+}
+
+fn log() -> Vec<LogEntry> {
+    let payloads = [
+        EntryPayload::Blank,
+        EntryPayload::Normal(Proposal(Bytes::from_static(b"what the leader proposes"))),
+        EntryPayload::Membership(members()),
+    ];
+    payloads.into_iter().zip(5..).map(|(payload, index)| LogEntry { log_id: id(index), payload }).collect()
+}
+
+#[test]
+fn requests_survive_every_damage() {
+    let (vote, last) = (Vote::new_committed(3, 1), Some(id(4)));
+    let append = AppendEntriesRequest { vote, prev_log_id: last, entries: log(), leader_commit: last };
+    let requests = [
+        Request::Append(append),
+        Request::Vote(VoteRequest::new(vote, last)),
+        Request::PreVote(VoteRequest::new(vote, None)),
+        Request::Transfer(TransferLeaderRequest::new(vote, 2, last)),
+        Request::ReadIndex { within_ms: 5_000 },
+    ];
+    let seeds = requests.map(|request| request.encode().to_vec());
+    damage::survives("raft: request", &seeds, |input| {
+        let request = Request::decode(&Bytes::copy_from_slice(input)).map_err(|error| error.to_string())?;
+        let again = Request::decode(&request.encode()).expect("what was encoded is decoded");
+        assert_eq!(format!("{again:?}"), format!("{request:?}"));
+        Ok(())
+    });
+}
+
+#[test]
+fn responses_survive_every_damage() {
+    let (vote, last) = (Vote::new_committed(3, 1), Some(id(4)));
+    let responses = [
+        Response::Append(AppendEntriesResponse::PartialSuccess(last)),
+        Response::Append(AppendEntriesResponse::HigherVote(vote)),
+        Response::Vote(VoteResponse::new(vote, last, true)),
+        Response::Transfer(Err(TransferLeaderError::LogNotFlushed { expected: last, actual: None })),
+        Response::ReadIndex(ReadIndex::At(7)),
+        Response::ReadIndex(ReadIndex::Unavailable("no quorum".to_owned())),
+    ];
+    let seeds = responses.map(|response| response.encode().to_vec());
+    damage::survives("raft: response", &seeds, |input| {
+        let response = Response::decode(input).map_err(|error| error.to_string())?;
+        assert_eq!(Response::decode(&response.encode()), Ok(response));
+        Ok(())
+    });
+}
+
+#[test]
+fn headers_and_answers_of_snapshots_survive_every_damage() {
+    let meta =
+        SnapshotMeta { last_log_id: Some(id(9)), last_membership: StoredMembership::new(None, members()) };
+    let vote = VoteRecord::from(&Vote::new(4, 2));
+    let header = SnapshotHeader { vote, meta: (&meta).into(), length: 1 << 20, sha256: [7; 32] };
+    damage::survives("raft: header of a snapshot", &[encode(&header)], |input| {
+        let header: SnapshotHeader = decode(input).map_err(|error| error.to_string())?;
+        assert_eq!(decode::<SnapshotHeader>(&encode(&header)).as_ref(), Ok(&header));
+        SnapshotMeta::try_from(header.meta).map(drop).map_err(|error| error.to_string())
+    });
+    let answers = [SnapshotAnswer::Done(vote), SnapshotAnswer::Failed("the digest differs".to_owned())];
+    damage::survives("raft: answer to a snapshot", &answers.map(|answer| encode(&answer)), |input| {
+        let answer: SnapshotAnswer = decode(input).map_err(|error| error.to_string())?;
+        assert_eq!(decode::<SnapshotAnswer>(&encode(&answer)), Ok(answer));
+        Ok(())
+    });
+}
+
+/// A record whose checksum fits, but that says something else: what a bug wrote, or somebody on purpose.
+#[test]
+fn records_of_the_log_survive_every_damage() {
+    let records = log().iter().map(|entry| encode(&EntryRecord::from(entry))).collect::<Vec<_>>();
+    damage::survives("raft: record of an entry", &records, |input| {
+        // The index is part of the record: each is looked up under its own.
+        let place = |record: EntryRecord<'_>| {
+            record.into_entry(Bytes::copy_from_slice).map(|entry| entry.log_id.index)
+        };
+        let index = decode(input).and_then(place).map_err(|error| error.to_string())?;
+        let entry = unseal_entry(index, input).map_err(|error| error.to_string())?;
+        assert_eq!(unseal_entry(index, &seal_entry(&entry)), Ok(entry));
+        Ok(())
+    });
+    let sealed = log().iter().map(seal_entry).collect::<Vec<_>>();
+    let whole = log();
+    damage::survives("raft: sealed record of an entry", &sealed, |input| {
+        let found = (5..8).find_map(|index| unseal_entry(index, input).ok());
+        match found {
+            // What the first release wrote has no checksum, so a version byte that flipped says nothing.
+            Some(entry) if input[0] == 2 => assert!(whole.contains(&entry)),
+            Some(_) => {}
+            None => return Err(unseal_entry(5, input).expect_err("it is none of them").to_string()),
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn facts_of_the_log_survive_every_damage() {
+    let vote = VoteRecord::from(&Vote::new_committed(3, 1));
+    damage::survives("raft: vote on disk", &[encode(&vote), seal(b"vote", &vote)], |input| {
+        let read: VoteRecord = unseal(b"vote", input).map_err(|error| error.to_string())?;
+        assert!(input[0] == 1 || read == vote);
+        Ok(())
+    });
+    let last = LogIdRecord::from(&id(8));
+    damage::survives("raft: log id on disk", &[encode(&last), seal(b"purged", &last)], |input| {
+        let read: LogIdRecord = unseal(b"purged", input).map_err(|error| error.to_string())?;
+        assert!(input[0] == 1 || read == last);
+        Ok(())
+    });
+    let meta =
+        SnapshotMeta { last_log_id: None, last_membership: StoredMembership::new(Some(id(1)), members()) };
+    let meta = SnapshotMetaRecord::from(&meta);
+    damage::survives("raft: meta on disk", &[encode(&meta), seal(b"meta", &meta)], |input| {
+        let read: SnapshotMetaRecord = unseal(b"meta", input).map_err(|error| error.to_string())?;
+        assert!(input[0] == 1 || read == meta);
+        SnapshotMeta::try_from(read).map(drop).map_err(|error| error.to_string())
+    });
 }
 
 #[test]

@@ -254,4 +254,19 @@ mod tests {
         assert!(resources.block_io().is_none());
         assert_eq!(resources.memory().as_ref().expect("memory").swap(), None);
     }
+
+    #[test]
+    fn what_the_kernel_says_of_cgroups_survives_every_damage() {
+        let seeds = ["low 0\noom 3\noom_kill 2\n", "oom_kill_disable 0\nunder_oom 1\noom_kill 1\n"];
+        damage::survives("memory.events", &seeds.map(|text| text.as_bytes().to_vec()), |input| {
+            let text = String::from_utf8_lossy(input);
+            let count = oom_kills_in(&text).ok_or("it does not count")?;
+            assert!(count == 0 || text.contains("oom_kill "), "{count}");
+            Ok(())
+        });
+        let mounts = "24 1 0:22 / /sys rw - sysfs sysfs rw\n30 24 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n";
+        damage::survives("mountinfo, for cgroups", &[mounts.as_bytes().to_vec()], |input| {
+            has_cgroups(&String::from_utf8_lossy(input)).then_some(()).ok_or("there are none".to_owned())
+        });
+    }
 }

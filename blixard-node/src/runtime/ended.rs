@@ -115,7 +115,7 @@ mod tests {
     use blixard_core::id::ReplicaId;
     use blixard_core::time::UtcMs;
 
-    use super::{read_all, write};
+    use super::{read, read_all, write};
     use crate::platform::EndedContainer;
     use crate::runtime::files::Files;
 
@@ -144,5 +144,20 @@ mod tests {
         fs::write(files.replica_logs(ReplicaId(7)).join("2.json"), "{").expect("file");
         fs::write(files.logs().join("stray"), "").expect("file");
         assert_eq!(read_all(&files.logs()).expect("records"), all);
+    }
+
+    #[test]
+    fn records_of_what_ended_survive_every_damage() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("1.json");
+        let json = br#"{"replica":7,"attempt":1,"service":"web","slot":0,"version":2,"image":"web:1","exit_code":137,
+            "oom_killed":true,"created_at":null,"ended_at":30}"#;
+        damage::survives("record of what ended", &[json.to_vec()], |input| {
+            fs::write(&path, input).expect("file");
+            let ended = read(&path).ok_or("it is no record")?;
+            let again = serde_json::to_vec(&ended).expect("JSON");
+            assert_eq!(serde_json::from_slice::<EndedContainer>(&again).expect("it was written"), ended);
+            Ok(())
+        });
     }
 }

@@ -154,7 +154,10 @@ pub(crate) fn signal_of(name: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{signal_number, signal_of};
+    use containerd_client::services::v1::Container;
+    use prost_types::Any;
+
+    use super::{PORTS, Record, signal_number, signal_of};
 
     #[test]
     fn stop_signals_are_read_in_every_spelling() {
@@ -171,5 +174,34 @@ mod tests {
         assert_eq!(signal_number(None), 15);
         assert_eq!(signal_of("hup"), Some(1));
         assert_eq!(["", "SIG", "nonsense", "-1", "65", "RTMAX+1"].map(signal_of), [None; 6]);
+    }
+
+    #[test]
+    fn labels_of_a_container_survive_every_damage() {
+        // A label a line, as containerd gives them; ports after them.
+        let text = "blixard.replica=7\nblixard.attempt=2\nblixard.service=web\nblixard.slot=1\nblixard.version=3\n\
+                    blixard.stop-signal=3\nblixard.image-digest=sha256:00\n\n\
+                    [{\"container_port\":80,\"host_port\":8080,\"protocol\":\"tcp\"}]";
+        damage::survives("labels of a container", &[text.as_bytes().to_vec()], |input| {
+            let text = String::from_utf8_lossy(input);
+            let (labels, ports) = text.split_once("\n\n").unwrap_or((&text, ""));
+            let labels = labels.lines().filter_map(|line| line.split_once('='));
+            let ports = Any { type_url: String::new(), value: ports.as_bytes().to_vec() };
+            let container = Container {
+                labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+                extensions: [(PORTS.to_owned(), ports)].into(),
+                ..Container::default()
+            };
+            Record::read(&container).map(drop).ok_or("it is none of ours".to_owned())
+        });
+        damage::survives(
+            "STOPSIGNAL",
+            &["SIGRTMIN+3", "QUIT", "9"].map(|text| text.as_bytes().to_vec()),
+            |input| {
+                let number = signal_of(&String::from_utf8_lossy(input)).ok_or("there is no such signal")?;
+                assert!((1..=64).contains(&number));
+                Ok(())
+            },
+        );
     }
 }

@@ -142,4 +142,20 @@ mod tests {
         assert_eq!(mount(line), Some(("/data/my node".into(), "ext4".to_owned())));
         assert_eq!(mount("nonsense"), None);
     }
+
+    #[test]
+    fn namespaces_and_mounts_survive_every_damage() {
+        let name = namespace(ClusterId([0xab; 16]), NodeId(12)).into_bytes();
+        damage::survives("name of a namespace", &[name], |input| {
+            let name = String::from_utf8_lossy(input);
+            let (cluster, node) = owner(&name).ok_or("it is none of ours")?;
+            // Numbers may be written in more ways than one.
+            assert_eq!(owner(&namespace(cluster, node)), Some((cluster, node)));
+            Ok(())
+        });
+        let line = b"36 35 98:0 /mnt1 /data/my\\040node rw,noatime master:1 - ext4 /dev/root rw".to_vec();
+        damage::survives("line of mountinfo", &[line], |input| {
+            mount(&String::from_utf8_lossy(input)).map(drop).ok_or("it is no mount".to_owned())
+        });
+    }
 }

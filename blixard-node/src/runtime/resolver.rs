@@ -162,4 +162,21 @@ mod tests {
         check("nameserver 192.0.2.7\n", &[resolved], "nameserver 192.0.2.7\n", true);
         check("nameserver 127.0.0.1\n", &["nameserver 127.0.0.54\n", ""], "", false);
     }
+
+    #[test]
+    fn resolver_files_survive_every_damage() {
+        let file = "# made by hand\nsearch lan.example a.b\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver \
+                    fd00::1 ; the router\noptions edns0 ndots:2\nsortlist 192.0.2.0/255.255.255.0\n";
+        damage::survives("resolv.conf", &[file.as_bytes().to_vec()], |input| {
+            let text = String::from_utf8_lossy(input);
+            let found = filtered(&text, ["nameserver 192.0.2.7"].into_iter());
+            for line in found.text.lines() {
+                let known = ["search ", "domain ", "options ", "sortlist ", "nameserver "];
+                assert!(known.iter().any(|key| line.starts_with(key)), "{line}");
+            }
+            // What was filtered once stays as it is.
+            assert_eq!(filtered(&found.text, std::iter::empty()), found);
+            Ok(())
+        });
+    }
 }

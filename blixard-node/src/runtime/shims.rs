@@ -143,4 +143,16 @@ mod tests {
         assert_eq!(shim_of(b"", "ours"), None);
         assert_eq!(shim_of(b"containerd-shim-runc-v2\0-id", "ours"), None);
     }
+
+    #[test]
+    fn command_lines_survive_every_damage() {
+        let id = "c0".repeat(32);
+        let line =
+            format!("/usr/bin/containerd-shim-runc-v2\0-namespace\0ours\0-id\0{id}\0-address\0/run/c.sock\0");
+        damage::survives("command line of a shim", &[line.into_bytes()], |input| {
+            let id = shim_of(input, "ours").ok_or("it is no shim")?;
+            assert!(is_container_id(&id.0), "{id:?}");
+            Ok(())
+        });
+    }
 }

@@ -1,6 +1,8 @@
 //! Who a container runs as: the image's USER, resolved through the image's own `/etc/passwd` and
 //! `/etc/group` the way Docker does it.
 
+use blixard_core::text::printable;
+
 use super::client::disk;
 use super::rootfs::Rootfs;
 use crate::platform::RuntimeError;
@@ -25,9 +27,9 @@ pub(crate) struct ResolvedUser {
 /// Why a user is not known in an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UserError {
-    #[error("the image has no user `{0}` in its /etc/passwd")]
+    #[error("the image has no user `{}` in its /etc/passwd", printable(.0))]
     User(String),
-    #[error("the image has no group `{0}` in its /etc/group")]
+    #[error("the image has no group `{}` in its /etc/group", printable(.0))]
     Group(String),
     #[error("the id {0} is beyond {ID_MAX}")]
     Range(u32),
@@ -124,7 +126,7 @@ fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ResolvedUser, UserError, resolve};
+    use super::{ID_MAX, ResolvedUser, UserError, resolve};
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# comment\nbroken\nwww:x:33:34::/:/bin/false\n";
     const GROUP: &str = "root:x:0:\nadm:x:4:root,www\nwww:x:34:\nssl:x:101:www\n";
@@ -154,5 +156,21 @@ mod tests {
     #[test]
     fn an_image_without_accounts_runs_as_root() {
         assert_eq!(resolve("", "", ""), Ok(ResolvedUser { uid: 0, gid: 0, groups: vec![0] }));
+    }
+
+    #[test]
+    fn accounts_survive_every_damage() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/srv:\n";
+        let group = "root:x:0:\napp:x:1001:\nweb:x:33:app,root\n";
+        let seeds = [format!("app\n\n{passwd}\n\n{group}"), format!("1000:web\n\n{passwd}\n\n{group}")];
+        damage::survives("USER, passwd and group", &seeds.map(String::into_bytes), |input| {
+            let text = String::from_utf8_lossy(input);
+            let mut parts = text.splitn(3, "\n\n");
+            let mut part = || parts.next().unwrap_or_default();
+            let user = resolve(part(), part(), part()).map_err(|error| error.to_string())?;
+            assert_eq!(user.groups.first(), Some(&user.gid));
+            assert!(user.groups.iter().chain([&user.uid]).all(|id| *id <= ID_MAX), "{user:?}");
+            Ok(())
+        });
     }
 }

@@ -133,13 +133,24 @@ mod tests {
             prop_assert!(buffer.is_empty());
         }
 
-        #[test]
-        fn arbitrary_bytes_never_panic_nor_grow(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let mut buffer = BytesMut::from(&bytes[..]);
-            while let Ok(Some(frame)) = Frame::decode(&mut buffer, 64) {
-                prop_assert!(frame.payload.len() <= 64);
+    }
+
+    #[test]
+    fn frames_survive_every_damage() {
+        let frame =
+            |id, payload: &'static [u8]| encode(&Frame { id, tag: 3, payload: Bytes::from_static(payload) });
+        let seeds = [[frame(1, b""), frame(u64::MAX, b"payload")].concat(), frame(2, &[7; 60])];
+        damage::survives("frames", &seeds, |input| {
+            let mut buffer = BytesMut::from(input);
+            let (mut taken, mut decoded) = (0, Vec::new());
+            while let Some(frame) = Frame::decode(&mut buffer, 64).map_err(|error| error.to_string())? {
+                assert!(frame.payload.len() <= 64);
+                taken += HEADER_BYTES + frame.payload.len();
+                decoded.extend(encode(&frame));
             }
-            prop_assert!(buffer.len() <= bytes.len());
-        }
+            assert_eq!(decoded, input[..taken]);
+            assert_eq!(buffer, input[taken..]);
+            Ok(())
+        });
     }
 }

@@ -94,3 +94,25 @@ fn encode(hello: &Hello) -> Frame {
 fn decode(frame: &Frame) -> Result<Hello, ReadFault> {
     wire::decode(&frame.payload).map_err(|error| ReadFault::Malformed(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::discovery::copies::Start;
+
+    use super::{Hello, decode, encode};
+    use crate::transport::frame::Frame;
+
+    #[test]
+    fn hellos_survive_every_damage() {
+        let addresses = ["10.77.0.1:7001", "[fd00::1]:7001"].map(|text| text.parse().expect("an address"));
+        let hello = Hello { boot: 5, addresses: addresses.to_vec(), start: Some(Start { boot: 2, id: 7 }) };
+        let seeds =
+            [hello.clone(), Hello { start: None, ..hello }].map(|hello| encode(&hello).payload.to_vec());
+        damage::survives("hello", &seeds, |input| {
+            let frame = Frame { id: 0, tag: 0, payload: input.to_vec().into() };
+            let hello = decode(&frame).map_err(|fault| fault.to_string())?;
+            assert_eq!(decode(&encode(&hello)).expect("what was encoded is decoded"), hello);
+            Ok(())
+        });
+    }
+}

@@ -156,3 +156,33 @@ fn a_root_is_not_left_and_the_kernels_files_are_not_copied() {
     assert!(pack_path(Path::new("/proc/self/status"), &mut Vec::new()).is_err());
     assert!(pack_path(Path::new("/dev/null"), &mut Vec::new()).is_err());
 }
+
+#[test]
+fn streams_survive_every_damage_and_stay_where_they_are_unpacked() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let into = root.path().join("into");
+    fs::write(root.path().join("outside"), "untouched").expect("file");
+    let link = Entry::Link { path: names(&["a", "link"]), target: b"../../outside".to_vec() };
+    let entries =
+        [folder(&[]), folder(&["a"]), file(&["a", "b"]), link, folder(&["c"]), file(&["d"]), Entry::End];
+    damage::survives("stream of files", &[stream(&entries)], |input| {
+        fs::create_dir(&into).expect("a directory");
+        let unpacked = unpack(&target(&into, None), &mut &*input);
+        let here = fs::read_dir(root.path()).expect("a directory").count();
+        assert_eq!((here, fs::read(root.path().join("outside")).ok()), (2, Some(b"untouched".to_vec())));
+        remove(&into);
+        unpacked.map_err(|error| error.to_string())
+    });
+}
+
+fn remove(directory: &Path) {
+    for entry in fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry")) {
+        if entry.file_type().expect("a type").is_dir() {
+            fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o700)).expect("mode");
+            remove(&entry.path());
+        } else {
+            fs::remove_file(entry.path()).expect("file");
+        }
+    }
+    fs::remove_dir(directory).expect("a directory");
+}

@@ -405,4 +405,24 @@ mod tests {
         check(&damaged, "damaged or incomplete").await;
         assert_eq!(entries(b"").await.expect("an empty archive has no entries"), []);
     }
+
+    #[test]
+    fn archives_survive_every_damage() {
+        let seeds = [sample(), gzipped(&sample())];
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        damage::survives("archive of images", &seeds, |input| {
+            let entries = runtime.block_on(entries(input)).map_err(|error| error.to_string())?;
+            for (path, kind, content) in entries {
+                let leads_out =
+                    |path: &str| path.starts_with('/') || path.contains("//") || path.ends_with('/');
+                assert!(!leads_out(&path), "{path}");
+                if let EntryKind::Link(target) = kind {
+                    assert!(!leads_out(&target), "{target}");
+                }
+                // No more than deflate can make of it.
+                assert!(content.len() <= 1_032 * input.len());
+            }
+            Ok(())
+        });
+    }
 }

@@ -311,4 +311,21 @@ mod tests {
         // The runtime would wait for its blocking thread for ever.
         drop(stream);
     }
+
+    #[test]
+    fn compressed_streams_survive_every_damage() {
+        let text = b"what is compressed ".repeat(20);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let seeds = [gzip(&text), zstd(&text), xz(&text), text];
+        damage::survives("compressed stream", &seeds, |input| {
+            let decompressed = async {
+                let (start, source) = (&input[..input.len().min(MAGIC_BYTES)], Cursor::new(input.to_vec()));
+                let mut stream = Decompressed::new(Compression::of(start), Box::pin(source));
+                // More is another's to refuse.
+                let mut out = Vec::new();
+                (&mut stream).take(1 << 20).read_to_end(&mut out).await
+            };
+            runtime.block_on(decompressed).map(drop).map_err(|error| error.to_string())
+        });
+    }
 }

@@ -6,6 +6,7 @@ use blixard_core::image_reference::is_digest;
 use blixard_core::limits::{
     IMAGE_LIST_BYTES_MAX, IMAGE_LIST_ENTRIES_MAX, IMAGE_PATH_BYTES_MAX, IMAGE_USER_BYTES_MAX,
 };
+use blixard_core::text::one_line;
 use serde::{Deserialize, Deserializer};
 
 use super::manifest::LAYERS_MAX;
@@ -103,7 +104,7 @@ impl ImageConfig {
     /// # Errors
     /// In words, when it is none, or out of bounds.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|err| err.to_string())?;
+        let raw: Raw = serde_json::from_slice(bytes).map_err(|err| one_line(&err))?;
         let RawConfig { user, env, entrypoint, cmd, working_dir, stop_signal } = raw.config;
         let mut entrypoint = Vec::from(entrypoint);
         // `ENTRYPOINT [""]` takes a base image's entrypoint away.
@@ -175,8 +176,6 @@ fn absolute(path: String) -> String {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::ImageConfig;
 
     fn parse(config: &str) -> Result<ImageConfig, String> {
@@ -242,10 +241,19 @@ mod tests {
         assert!(layers(many.trim_end_matches(',')).expect_err("many").contains("501 layers"));
     }
 
-    proptest! {
-        #[test]
-        fn any_bytes_parse_or_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = ImageConfig::parse(&bytes);
-        }
+    #[test]
+    fn configurations_survive_every_damage() {
+        let config = br#"{"os": "linux", "architecture": "amd64", "config": {"User": "app:app", "Env": ["PATH=/bin",
+            "A=b"], "Entrypoint": ["/e"], "Cmd": "c", "WorkingDir": "srv", "StopSignal": "SIGQUIT", "Labels": {"a": "b"}},
+            "rootfs": {"type": "layers", "diff_ids":
+            ["sha256:0101010101010101010101010101010101010101010101010101010101010101"]}}"#;
+        damage::survives("configuration of an image", &[config.to_vec()], |input| {
+            let config = ImageConfig::parse(input)?;
+            assert!(config.env.iter().all(|setting| super::is_setting(setting)));
+            assert!(config.working_dir.is_empty() || config.working_dir.starts_with('/'));
+            let texts = config.env.iter().chain(&config.entrypoint).chain(&config.cmd).chain([&config.user]);
+            assert!(texts.into_iter().all(|text| !text.contains('\0')));
+            Ok(())
+        });
     }
 }

@@ -151,11 +151,8 @@ async fn docker_images(containerd: &Containerd, contents: &Contents) -> Result<I
             "not an image archive: it has neither index.json nor manifest.json".into(),
         ));
     };
-    let images: Vec<DockerImage> = serde_json::from_slice(bytes)
-        .map_err(|err| RuntimeError::Invalid(format!("not an image archive: manifest.json: {err}")))?;
-    check_number(images.len())?;
     let mut roots = Images::new();
-    for image in images {
+    for image in docker_list(bytes)? {
         let digest = docker_manifest(containerd, contents, &image).await?;
         let mut names: Vec<Name> = image.repo_tags.unwrap_or_default().into_iter().map(Name::Full).collect();
         if names.is_empty() {
@@ -167,6 +164,14 @@ async fn docker_images(containerd: &Containerd, contents: &Contents) -> Result<I
         }
     }
     Ok(roots)
+}
+
+/// Reads Docker's `manifest.json`.
+fn docker_list(bytes: &[u8]) -> Result<Vec<DockerImage>, RuntimeError> {
+    let images: Vec<DockerImage> = serde_json::from_slice(bytes)
+        .map_err(|err| RuntimeError::Invalid(format!("not an image archive: manifest.json: {err}")))?;
+    check_number(images.len())?;
+    Ok(images)
 }
 
 fn check_number(images: usize) -> Result<(), RuntimeError> {
@@ -334,5 +339,51 @@ fn incomplete(name: &str, err: RuntimeError) -> RuntimeError {
         }
         RuntimeError::Invalid(reason) => RuntimeError::Invalid(format!("image {name}: {reason}")),
         err => err,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Blob, Contents, IMAGES_MAX, docker_list};
+    use crate::runtime::images::manifest::Platform;
+    use crate::runtime::images::names::references;
+
+    #[test]
+    fn lists_of_an_archives_images_survive_every_damage() {
+        let digest = format!("sha256:{:064x}", 1);
+        let index = format!(
+            r#"{{"schemaVersion": 2, "manifests": [{{"mediaType": "m", "digest": "{digest}", "size": 3, "annotations":
+            {{"io.containerd.image.name": "docker.io/a/b:1", "org.opencontainers.image.ref.name": "1"}}}},
+            {{"mediaType": "m", "digest": "{digest}", "size": 3, "platform": {{"os": "linux", "architecture": "amd64"}}}}]}}"#
+        );
+        let platform = Platform::of_node();
+        damage::survives("index.json of an archive", &[index.into_bytes()], |input| {
+            let contents = Contents { index: Some(input.to_vec().into()), ..Contents::default() };
+            let images = contents.oci_images(&platform).map_err(|error| error.to_string())?;
+            let names: Vec<_> = images.into_keys().collect();
+            for wanted in [None, Some("team/app"), Some("team/app:1")] {
+                // What names cannot be had of is told, whatever they are.
+                let _ = references(&names, wanted);
+            }
+            Ok(())
+        });
+        let list =
+            br#"[{"Config": "c.json", "RepoTags": ["a:1", "b:2"], "Layers": ["l/layer.tar", "link"]}]"#;
+        let blob = Blob { digest, size: 3 };
+        let links = [("link", "other"), ("other", "l/layer.tar"), ("circle", "circle")];
+        let contents = Contents {
+            blobs: [("c.json".to_owned(), blob.clone()), ("l/layer.tar".to_owned(), blob)].into(),
+            links: links.map(|(from, to)| (from.to_owned(), to.to_owned())).into(),
+            ..Contents::default()
+        };
+        assert!(contents.blob("circle").is_err());
+        damage::survives("manifest.json of an archive", &[list.to_vec()], |input| {
+            let images = docker_list(input).map_err(|error| error.to_string())?;
+            assert!(images.len() <= IMAGES_MAX);
+            for path in images.iter().flat_map(|image| image.layers.iter().chain([&image.config])) {
+                contents.blob(path).map_err(|error| error.to_string())?;
+            }
+            Ok(())
+        });
     }
 }

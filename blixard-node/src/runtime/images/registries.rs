@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use blixard_core::image_reference::{DEFAULT_REGISTRY, ImageReference, ReferenceError};
+use blixard_core::text::one_line;
 use serde::Deserialize;
 
 /// The largest registries file read, in bytes.
@@ -116,7 +117,7 @@ impl Registries {
                 path: path.to_owned(),
                 line: err.line(),
                 column: err.column(),
-                fault: text.strip_suffix(&place).unwrap_or(&text).to_owned(),
+                fault: one_line(&text.strip_suffix(&place).unwrap_or(&text)),
             }
         })
     }
@@ -338,5 +339,22 @@ mod tests {
     fn a_missing_file_is_named() {
         let error = Registries::read(Path::new("/nonexistent/r.json")).expect_err("missing").to_string();
         assert!(error.starts_with("/nonexistent/r.json: cannot read"), "{error}");
+    }
+
+    #[test]
+    fn registries_files_survive_every_damage() {
+        let file = r#"{"default_registry": "reg.lan:5000", "registries": {
+            "https://index.docker.io/v1/": {"mirrors": ["mirror.lan", "[::1]:5000"], "auth": "dXNlcjpwYTpzcw=="},
+            "reg.lan:5000": {"plain_http": true, "username": "u", "password": "p"},
+            "b.c": {"ca_file": "/etc/ca.pem", "skip_verify": true}}}"#;
+        damage::survives("registries file", &[file.as_bytes().to_vec()], |input| {
+            let read = Registries::parse(input, Path::new("r.json")).map_err(|error| error.to_string())?;
+            for (host, registry) in &read.registries {
+                for host in registry.mirrors.iter().chain([host]) {
+                    assert_eq!(checked_host(host).as_ref(), Ok(host), "it stands for itself");
+                }
+            }
+            Ok(())
+        });
     }
 }

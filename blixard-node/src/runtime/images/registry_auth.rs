@@ -123,4 +123,34 @@ mod tests {
         check("{}", None);
         check("nonsense", None);
     }
+
+    #[test]
+    fn challenges_and_tokens_survive_every_damage() {
+        let challenges = [
+            r#"Bearer realm="https://auth.lan/token",service="reg.lan",scope="repository:a/b:pull,push""#,
+            r#"Basic realm="a \"quoted\" one""#,
+        ];
+        damage::survives(
+            "challenge of a registry",
+            &challenges.map(|text| text.as_bytes().to_vec()),
+            |input| {
+                let challenge = Challenge::parse(&String::from_utf8_lossy(input)).ok_or("it is none")?;
+                assert!(!challenge.scheme.is_empty());
+                if let Some(url) = challenge.token_url() {
+                    assert!(matches!(url.scheme(), "http" | "https"), "{url}");
+                }
+                Ok(())
+            },
+        );
+        let answers = [r#"{"token": "abc.def"}"#, r#"{"access_token": "abc", "expires_in": 60}"#];
+        damage::survives(
+            "answer of a token server",
+            &answers.map(|text| text.as_bytes().to_vec()),
+            |input| {
+                let header = bearer_of(input).ok_or("it has no token")?;
+                assert!(header.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()), "{header}");
+                Ok(())
+            },
+        );
+    }
 }

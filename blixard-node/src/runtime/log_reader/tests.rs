@@ -145,3 +145,27 @@ fn a_followed_log_is_read_on_across_rotation() {
     append(&path, "T stdout F 5\n");
     assert_eq!(texts(&mut reader), ["5"]);
 }
+
+#[test]
+fn logs_survive_every_damage() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    let at = "2026-11-28T06:00:00.000000000Z";
+    let log = format!("{at} stdout F one\n{at} stderr P two, \n{at} stdout F \n{at} stderr F and its end\n");
+    damage::survives("log of a container", &[log.into_bytes()], |input| {
+        let (older, newer) = input.split_at(input.len() / 3);
+        fs::write(directory.path().join("1.log.1"), older).expect("file");
+        fs::write(&path, newer).expect("file");
+        let whole = read_all(&mut open(&path, None));
+        let text: usize = whole.iter().map(|line| line.bytes.len()).sum();
+        assert!(text <= input.len());
+        for lines in [0, 1, 2, 1_000] {
+            let last = read_all(&mut open(&path, Some(lines)));
+            assert!(whole.ends_with(&last) || lines > 0 && last.len() <= whole.len(), "the last {lines}");
+        }
+        let query = LogQuery { since: Some(UtcMs(1_795_845_600_000)), ..LogQuery::default() };
+        let since = read_all(&mut LogReader::open(path.clone(), &query).expect("log"));
+        assert!(since.len() <= whole.len());
+        Ok(())
+    });
+}
