@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::args::Connection;
 use crate::commands::{
-    cluster, completion, config, cp, events, exec, image, inspect, kill, logs, man, node, port, ps, restart,
-    run, service, stop, system, version, wait,
+    chirp, cluster, completion, config, cp, discover, events, exec, image, inspect, kill, logs, man, node,
+    port, ps, restart, run, service, stop, system, version, wait,
 };
 
 /// Runs containers on a few machines and keeps them running.
@@ -45,6 +45,9 @@ pub(crate) enum Command {
     System(system::Args),
     Node(Box<node::Args>),
     Cluster(cluster::Args),
+    Chirp(chirp::Args),
+    Discover(discover::DiscoverArgs),
+    Peer(discover::PeerArgs),
     Version(version::Args),
     Completion(completion::Args),
     Man(man::Args),
@@ -144,6 +147,11 @@ mod tests {
         check("blixard image rm --force app:1 sha256:0123456");
         check("blixard image prune -o json");
         check("blixard system df");
+        check("blixard chirp --timeout 10 -o json --interface eth0");
+        check("blixard discover -o json");
+        check("blixard peer ls");
+        check("blixard node --join mdns --token-file /t --announce off");
+        check("blixard node --source exec:/bin/members --announce eth0,wlan0");
     }
 
     #[test]

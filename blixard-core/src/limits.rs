@@ -103,6 +103,14 @@ pub const ENDED_CONTAINERS_MAX: usize = 1_000;
 pub const EXEC_SESSIONS_MAX: usize = 128;
 /// How long a ticket admits that is printed for somebody to use.
 pub const TICKET_LIFE: Duration = Duration::from_secs(24 * 3_600);
+/// The most containers that one node announces on the local network: each takes packets of all who listen.
+pub const ANNOUNCED_CONTAINERS_MAX: usize = 256;
+/// The longest text taken from an announcement, in bytes.
+pub const ANNOUNCED_TEXT_BYTES_MAX: usize = 255;
+/// The most nodes that are heard of by announcements at a time: anybody can announce any number.
+pub const HEARD_NODES_MAX: usize = 256;
+/// The most containers that one `chirp` shows.
+pub const CHIRP_CONTAINERS_MAX: usize = 4_096;
 /// How many clients may follow the events of one node.
 pub const FOLLOWERS_MAX: usize = 256;
 /// How many connections the API's Unix socket holds. Apart from those over TCP, so that strangers keep

@@ -81,8 +81,12 @@ pub struct JoinRequest {
     pub node: Option<NodeId>,
     /// The token's public half.
     pub token: TokenId,
-    /// The token's secret half, in hexadecimal.
+    /// The token's secret half, in hexadecimal; empty with a proof.
     pub secret: String,
+    /// To a member that was only found: that the token is known, in hexadecimal
+    /// ([`crate::discovery::proof`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
     /// What the joiner tells of itself.
     pub facts: NodeFacts,
 }
@@ -98,6 +102,9 @@ pub enum JoinResponse {
         cluster: ClusterId,
         /// The members to link to.
         peers: BTreeMap<NodeId, Peer>,
+        /// To who showed a proof: that this member knows the token as well, in hexadecimal.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proof: Option<String>,
     },
     /// Ask this member instead: it leads.
     Redirect {

@@ -12,6 +12,7 @@ use blixard_core::api::exec::{ExecRequest, Frame};
 use blixard_core::api::token::Secret;
 use blixard_core::bundle;
 use blixard_core::cluster::{Actor, ClusterState, Write, snapshot};
+use blixard_core::discovery::announce::{self, Heard};
 use blixard_core::discovery::book::AddressesMessage;
 use blixard_core::discovery::file::{self, Registry};
 use blixard_core::discovery::target::JoinTarget;
@@ -56,6 +57,7 @@ const TARGETS: &[Target] = &[
     Target { name: "API: line of a log", seeds: log_lines, decode: log_line },
     Target { name: "registry file", seeds: registries, decode: registry },
     Target { name: "static file", seeds: static_files, decode: contacts },
+    Target { name: "announcement", seeds: announcements, decode: announcement },
     Target { name: "bundle", seeds: bundles, decode: bundle },
     Target { name: "Compose file", seeds: compose_files, decode: compose },
     Target { name: "value of --join", seeds: targets, decode: target },
@@ -139,6 +141,25 @@ fn registry(input: &[u8]) -> Decoded {
 
 fn contacts(input: &[u8]) -> Decoded {
     file::parse("peers.json", &String::from_utf8_lossy(input)).map(drop).map_err(refusal)
+}
+
+/// Texts as an announcement has them, one a line.
+fn announcement(input: &[u8]) -> Decoded {
+    let text = String::from_utf8_lossy(input).into_owned();
+    let texts = text.lines().filter_map(|line| line.split_once('='));
+    let texts = texts.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    let heard = Heard { addresses: vec![[10, 0, 0, 1].into()], port: 7001, texts };
+    let bounded = heard.container().is_none_or(|found| {
+        [found.container_id, found.name, found.image, found.node].iter().all(|text| text.len() <= 255)
+    });
+    assert!(bounded, "a text is kept that is longer than a text may be");
+    match (heard.contact(), heard.container()) {
+        (None, None) => Err("neither a node nor a container".to_owned()),
+        (contact, _) => {
+            assert!(contact.is_none_or(|contact| !contact.named && contact.token.is_none()));
+            Ok(())
+        }
+    }
 }
 
 fn context() -> bundle::Context<'static> {
@@ -233,15 +254,22 @@ fn join_requests() -> Vec<Vec<u8>> {
     let facts = golden().nodes.values().next().expect("a node").facts.clone();
     let Secret { id: token, secret } = secret();
     let secret = hex::encode(secret);
-    let request = wire::JoinRequest { cluster: Some(CLUSTER), node: Some(NodeId(2)), token, secret, facts };
-    encoded(&[wire::JoinRequest { cluster: None, node: None, ..request.clone() }, request])
+    let proof = Some("ab".repeat(32));
+    let (cluster, node) = (Some(CLUSTER), Some(NodeId(2)));
+    let request = wire::JoinRequest { cluster, node, token, secret, proof, facts };
+    encoded(&[wire::JoinRequest { cluster: None, node: None, proof: None, ..request.clone() }, request])
 }
 
 fn join_responses() -> Vec<Vec<u8>> {
     let peers = [(NodeId(1), peer())].into();
     let message = || "no such token".to_owned();
     encoded(&[
-        wire::JoinResponse::Admitted { node: NodeId(2), cluster: CLUSTER, peers },
+        wire::JoinResponse::Admitted {
+            node: NodeId(2),
+            cluster: CLUSTER,
+            peers,
+            proof: Some("ab".repeat(32)),
+        },
         wire::JoinResponse::Redirect { leader: peer() },
         wire::JoinResponse::Unavailable { message: message() },
         wire::JoinResponse::Removed { message: message() },
@@ -374,6 +402,13 @@ fn static_files() -> Vec<Vec<u8>> {
         .into_bytes(),
         format!(r#"[{{"node_id":"1","iroh_node_id":"{key}","direct_addresses":["{address}"]}}]"#).into_bytes(),
     ]
+}
+
+fn announcements() -> Vec<Vec<u8>> {
+    let node = announce::node(NodeId(1), NodeKey([8; 32]), CLUSTER, 7001, "0.1.0");
+    let node: Vec<String> = node.texts.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let container = "container_id=ab12\nnode_id=laptop\ncontainer_name=web\nimage=nginx:alpine";
+    vec![node.join("\n").into_bytes(), container.as_bytes().to_vec()]
 }
 
 fn bundles() -> Vec<Vec<u8>> {

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use blixard_core::api::token::Secret;
 use blixard_core::cluster::SubnetRange;
+use blixard_core::discovery::ticket::Ticket;
 use blixard_core::id::NodeId;
 use blixard_core::text::printable;
 
@@ -21,6 +23,12 @@ pub const SOCKET_NAME: &str = "blixard.sock";
 
 /// Variables that list what to join by, separated by commas.
 pub const JOIN_VARIABLES: [&str; 2] = ["BLIXARD_NODE_REGISTRIES", "BLIXARD_JOIN"];
+
+/// The variable that holds a token to join by.
+pub const TOKEN_VARIABLE: &str = "BLIXARD_JOIN_TOKEN";
+/// Variables that may hold a secret: what the node starts has no business to see them.
+pub const SECRET_VARIABLES: [&str; 4] =
+    ["BLIXARD_NODE_REGISTRIES", "BLIXARD_JOIN", TOKEN_VARIABLE, "BLIXARD_TOKEN"];
 
 /// What is logged unless told otherwise: openraft's and netlink's own news are for their developers.
 const LOG: &str = "info,openraft=error,netlink_packet_route=error,iroh=warn,noq=warn";
@@ -40,6 +48,12 @@ pub struct NodeOptions {
     /// `--join`, then what [`JOIN_VARIABLES`] list: registry files of members, `@FILE` with a ticket, or
     /// tickets.
     pub join: Vec<String>,
+    /// `--token-file`: a file that holds the token to join by.
+    pub token_file: Option<PathBuf>,
+    /// [`TOKEN_VARIABLE`], or what standard input held: the token itself, or a ticket. No flag gives it.
+    pub join_token: Option<String>,
+    /// `--announce`: `on`, `off`, or the interfaces that are announced on.
+    pub announce: Option<String>,
     /// `--bootstrap`: make a cluster although there are others to join.
     pub bootstrap: bool,
     /// `--data-dir`, BLIXARD_DATA_DIR.
@@ -78,8 +92,12 @@ pub struct NodeConfig {
     pub bind: Option<SocketAddr>,
     /// Where other members reach this one; empty: at `bind`.
     pub advertise: Vec<SocketAddr>,
-    /// Whom to join: registry files or tickets, in the order given.
+    /// Whom to join: registry files, tickets, addresses and so on, in the order given.
     pub join: Vec<String>,
+    /// The token to join by, besides those that come with `join`.
+    pub token: Option<JoinToken>,
+    /// Whether and where the local network is told of this node and its containers.
+    pub announce: Announce,
     /// Whether to make a cluster although `join` is not empty.
     pub bootstrap: bool,
     /// Where everything is kept.
@@ -120,6 +138,26 @@ pub struct TlsFiles {
     pub certificates: PathBuf,
     /// Its key.
     pub key: PathBuf,
+}
+
+/// Whether and where the local network is told of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Announce {
+    /// On the interfaces that have the addresses that links come to.
+    On,
+    /// Nowhere.
+    Off,
+    /// On these interfaces.
+    Interfaces(Vec<String>),
+}
+
+/// A token to join by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JoinToken {
+    /// This one.
+    Given(Secret),
+    /// The one in this file, read when the node belongs to no cluster yet.
+    File(PathBuf),
 }
 
 /// Where the HTTP API listens on TCP.
@@ -185,6 +223,9 @@ impl NodeOptions {
         fill(&mut self.http, "HTTP_PORT");
         fill(&mut self.name, "NAME");
         fill(&mut self.log, "BLIXARD_LOG");
+        if self.token_file.is_none() {
+            fill(&mut self.join_token, TOKEN_VARIABLE);
+        }
         if self.data_dir.is_none() {
             self.data_dir = var("BLIXARD_DATA_DIR").map(PathBuf::from);
         }
@@ -243,9 +284,18 @@ impl NodeOptions {
             keep(fault);
             Containerd::Auto
         });
+        let announce = parse_announce(self.announce.as_deref()).unwrap_or_else(|fault| {
+            keep(fault);
+            Announce::Off
+        });
         if let Some(Err(fault)) = self.log.as_deref().map(check_log) {
             keep(fault);
         }
+        let mut join = self.join;
+        let token = match (self.join_token, self.token_file) {
+            (Some(text), _) => parse_token(&text, &mut join).map_err(&mut keep).ok(),
+            (None, file) => file.map(JoinToken::File),
+        };
         if !faults.is_empty() {
             return Err(faults);
         }
@@ -253,7 +303,9 @@ impl NodeOptions {
             id,
             bind,
             advertise,
-            join: self.join,
+            join,
+            token,
+            announce,
             bootstrap: self.bootstrap,
             data_dir: self.data_dir.unwrap_or_else(|| default_data_dir(id, root)),
             http,
@@ -268,6 +320,39 @@ impl NodeOptions {
             log: self.log.unwrap_or_else(|| LOG.to_owned()),
         })
     }
+}
+
+fn parse_announce(text: Option<&str>) -> Result<Announce, ConfigError> {
+    /// The longest name of an interface (`IFNAMSIZ` less its end), in bytes.
+    const NAME_BYTES_MAX: usize = 15;
+    let text = match text.map(str::trim) {
+        None | Some("on") => return Ok(Announce::On),
+        Some("off") => return Ok(Announce::Off),
+        Some(text) => text,
+    };
+    let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+    let fits = |name: &String| {
+        (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.contains(|c: char| c == '/' || c.is_whitespace())
+    };
+    if !names.iter().all(fits) {
+        let hint = "give on, off, or names of interfaces such as eth0,wlan0";
+        return Err(ConfigError::new("--announce", text, "is not the name of an interface", hint));
+    }
+    Ok(Announce::Interfaces(names))
+}
+
+/// Reads a token, or the one of a ticket, which is then something to join by as well. What is wrong with
+/// it does not repeat it.
+fn parse_token(text: &str, join: &mut Vec<String>) -> Result<JoinToken, ConfigError> {
+    if let Ok(token) = text.trim().parse() {
+        return Ok(JoinToken::Given(token));
+    }
+    let ticket: Ticket = text.parse().map_err(|_| {
+        let hint = "give the output of `blixard cluster token create` on a member, or its token";
+        ConfigError::new(TOKEN_VARIABLE, "(not shown)", "is no token to join by", hint)
+    })?;
+    join.push(text.trim().to_owned());
+    Ok(JoinToken::Given(ticket.token))
 }
 
 fn default_data_dir(id: Option<NodeId>, root: bool) -> PathBuf {
@@ -438,176 +523,5 @@ fn parse_log_format(text: Option<&str>) -> Result<LogFormat, ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Containerd, HttpListen, LOG, LogFormat, NodeOptions};
-
-    fn options(edit: impl FnOnce(&mut NodeOptions)) -> NodeOptions {
-        let mut options = NodeOptions::default();
-        edit(&mut options);
-        options
-    }
-
-    #[test]
-    fn nothing_said_gives_the_defaults() {
-        let config = NodeOptions::default().check(true).unwrap();
-        assert_eq!(config.data_dir.to_str(), Some("/var/lib/blixard"));
-        assert_eq!(config.http, HttpListen::Default("127.0.0.1:8082".parse().unwrap()));
-        assert_eq!(config.containerd, Containerd::Auto);
-        assert_eq!(config.log_format, LogFormat::Text);
-        assert_eq!((config.bind, config.id), (None, None));
-        let as_user = |id| options(|o| o.id = id).check(false).unwrap().data_dir;
-        assert_eq!(as_user(Some(3)).to_str(), Some("./data/node3"));
-        assert_eq!(as_user(None).to_str(), Some("./data/node"));
-    }
-
-    #[test]
-    fn faults_name_the_option_its_value_and_what_to_write() {
-        let check = |edit: fn(&mut NodeOptions), expect: &str| {
-            let faults = options(edit).check(true).expect_err(expect);
-            let text = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-            assert!(text.contains(expect), "`{expect}` in `{text}`");
-        };
-        check(|o| o.id = Some(0), "--id: `0` is not a node's number");
-        check(|o| o.bind = Some("eth0".into()), "--bind: `eth0` is not an address");
-        check(|o| o.bind = Some("10.0.0.1:99999".into()), "--bind: `10.0.0.1:99999` is not an address");
-        check(|o| o.bind = Some("0.0.0.0:7001".into()), "add --advertise");
-        check(|o| o.advertise = vec!["10.0.0.1".into()], "--advertise: `10.0.0.1` is not an address");
-        check(|o| o.advertise = vec!["0.0.0.0:1".into()], "cannot be reached");
-        check(|o| o.http = Some("http".into()), "neither a port nor an address");
-        check(|o| o.labels = vec!["ssd".into()], "--label: `ssd` has no `=`");
-        check(|o| o.labels = vec!["node.id=3".into()], "blixard sets itself");
-        check(|o| o.labels = vec!["=3".into()], "has a key with characters");
-        check(|o| o.subnets = Some("10.0.0.0".into()), "has no prefix length");
-        check(|o| o.subnets = Some("10.0.0.0/25".into()), "8 to 24");
-        check(|o| o.subnets = Some("10.1.2.3/16".into()), "host bits");
-        check(|o| o.containerd = Some("docker".into()), "--containerd: `docker`");
-        check(|o| o.log_format = Some("xml".into()), "--log-format: `xml`");
-        check(|o| o.log = Some("inf".into()), "--log (BLIXARD_LOG): `inf` has `inf`, which is no level");
-        check(|o| o.log = Some("verbose".into()), "which is no level; give error, warn");
-        check(|o| o.log = Some("info,blixard_node=loud".into()), "cannot be read");
-        check(|o| o.log = Some("blixard=debug".into()), "has `blixard`, which is no module");
-        check(|o| o.log = Some("info, debgu".into()), "has `debgu`");
-    }
-
-    #[test]
-    fn what_is_logged_is_levels_and_modules_with_levels() {
-        let check = |log: &str| {
-            assert_eq!(options(|o| o.log = Some(log.into())).check(true).map(|c| c.log), Ok(log.to_owned()));
-        };
-        check("debug");
-        check("WARN");
-        check("off");
-        check("info,blixard_node::raft=debug");
-        check("info,openraft=error,blixard_node[span{field=1}]=trace");
-        check(LOG);
-    }
-
-    #[test]
-    fn all_faults_are_reported_at_once() {
-        let faults = options(|o| {
-            o.id = Some(0);
-            o.bind = Some("x".into());
-            o.labels = vec!["a".into(), "b".into()];
-        })
-        .check(true)
-        .unwrap_err();
-        assert_eq!(faults.len(), 4, "{faults:?}");
-    }
-
-    #[test]
-    fn good_options_are_taken() {
-        let config = options(|o| {
-            o.bind = Some("10.77.0.1".into());
-            o.http = Some("9000".into());
-            o.labels = vec!["disk=ssd".into(), "zone=a=b".into()];
-            o.subnets = Some("172.16.0.0/12".into());
-            o.containerd = Some("/run/containerd/containerd.sock".into());
-        })
-        .check(true)
-        .unwrap();
-        assert_eq!(config.bind, Some("10.77.0.1:7001".parse().unwrap()));
-        assert_eq!(config.http, HttpListen::Asked("127.0.0.1:9000".parse().unwrap()));
-        assert_eq!(config.labels["zone"], "a=b");
-        assert_eq!(config.subnets.prefix, 12);
-        let http = |text: &str| options(|o| o.http = Some(text.into())).check(true).unwrap().http;
-        assert_eq!(http("off"), HttpListen::Off);
-        assert_eq!(http("127.0.0.2:80"), HttpListen::Asked("127.0.0.2:80".parse().unwrap()));
-    }
-
-    #[test]
-    fn flags_win_over_the_environment() {
-        let var = |name: &str| match name {
-            "HTTP_PORT" => Some("9001".to_owned()),
-            "NAME" => Some("from-env".to_owned()),
-            "BLIXARD_DATA_DIR" => Some("/env".to_owned()),
-            "BLIXARD_NODE_REGISTRIES" => Some("a.json, b.json,".to_owned()),
-            "BLIXARD_LOG" => Some(" ".to_owned()),
-            _ => None,
-        };
-        let mut flags = options(|o| {
-            o.name = Some("from-flag".into());
-            o.join = vec!["first.json".into()];
-        });
-        flags.merge_env(var);
-        let config = flags.check(true).unwrap();
-        assert_eq!(config.name.as_deref(), Some("from-flag"));
-        assert_eq!(config.http, HttpListen::Asked("127.0.0.1:9001".parse().unwrap()));
-        assert_eq!(config.data_dir.to_str(), Some("/env"));
-        assert_eq!(config.join, ["first.json", "a.json", "b.json"]);
-        assert_eq!(config.log, LOG);
-    }
-
-    #[test]
-    fn http_off_loopback_takes_tls() {
-        let check = |http: &str, tls: bool, expect: bool| {
-            let config = options(|options| {
-                options.http = Some(http.into());
-                options.http_cert = tls.then(|| "c.pem".into());
-                options.http_key = tls.then(|| "k.pem".into());
-            });
-            let checked = config.check(true);
-            assert_eq!(checked.is_ok(), expect, "{http} {tls}: {checked:?}");
-            if let Err(faults) = checked {
-                assert!(faults[0].to_string().contains("--http-cert"), "{faults:?}");
-            }
-        };
-        for local in ["8083", "127.0.0.1:80", "127.9.9.9:80", "[::1]:80", "[::ffff:127.0.0.1]:80", "off"] {
-            check(local, false, true);
-            check(local, true, true);
-        }
-        for open in ["0.0.0.0:80", "[::]:80", "10.77.0.1:8082", "[::ffff:10.0.0.1]:80", "[fe80::1]:80"] {
-            check(open, false, false);
-            check(open, true, true);
-        }
-    }
-
-    #[test]
-    fn a_certificate_comes_with_its_key() {
-        let check = |cert: bool, key: bool, expect: bool| {
-            let config = options(|options| {
-                options.http_cert = cert.then(|| "c.pem".into());
-                options.http_key = key.then(|| "k.pem".into());
-            });
-            assert_eq!(config.check(true).is_ok(), expect, "{cert} {key}");
-        };
-        check(true, true, true);
-        check(false, false, true);
-        check(true, false, false);
-        check(false, true, false);
-    }
-
-    #[test]
-    fn options_survive_every_damage() {
-        let check = |name: &str, seed: &str, set: fn(&mut NodeOptions, String)| {
-            damage::survives(name, &[seed.as_bytes().to_vec()], |input| {
-                let text = String::from_utf8_lossy(input).into_owned();
-                let checked = options(|options| set(options, text)).check(true);
-                checked.map(drop).map_err(|faults| faults[0].to_string())
-            });
-        };
-        check("--bind", "10.77.0.1:7001", |options, text| options.bind = Some(text));
-        check("--http", "127.0.0.1:8082", |options, text| options.http = Some(text));
-        check("--label", "disk=ssd", |options, text| options.labels = vec![text]);
-        check("--subnets", "10.210.0.0/16", |options, text| options.subnets = Some(text));
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,6 +1,7 @@
 //! The daemon behind `blixard node`: builds the Linux platform, starts the node on it and serves
 //! its API until it is told to stop.
 
+use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::io::IsTerminal;
 use std::iter;
@@ -13,32 +14,34 @@ use std::time::Duration;
 
 use blixard_core::api::token::Secret;
 use blixard_core::cluster::node::NodeFacts;
-use blixard_core::discovery::file::Registry;
 use blixard_core::discovery::target::JoinTarget;
 use blixard_core::discovery::ticket::Ticket;
-use blixard_core::wire::Peer;
 use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::api::{self, Access, Tls};
-use crate::config::{Containerd, HttpListen, NodeConfig, NodeOptions, TlsFiles};
+use crate::config::{Announce, Containerd, HttpListen, NodeConfig, NodeOptions, TlsFiles};
 use crate::context::NodeContext;
 use crate::database;
-use crate::discovery::join::JoinStatus;
-use crate::discovery::refresh::Refresher;
+use crate::discovery::address::Introduction;
+use crate::discovery::finder::Finder;
+use crate::discovery::join::JoinLog;
 use crate::discovery::registry;
-use crate::discovery::sources::Sources;
+use crate::discovery::sources::sources;
 use crate::disk::LinuxDisk;
+use crate::drivers::announce;
 use crate::facts::{default_bind, facts};
 use crate::formation::{self, Wish};
 use crate::full_disk::while_full;
 use crate::handle::NodeHandle;
 use crate::identity::{Identity, IdentityError};
 use crate::join_input;
+use crate::join_token::read_token;
 use crate::linux::{LinuxClock, LinuxRandom, LinuxSpawner};
-use crate::node::{Membership, Node, NodeSettings};
+use crate::mdns::{Interfaces, Mdns};
+use crate::node::{Node, NodeSettings};
 use crate::own_token::{self, OwnToken};
 use crate::platform::{Clock, Platform, Transport};
 use crate::raft::{self, OpenError, RaftConfig};
@@ -192,8 +195,11 @@ struct Built {
     platform: Platform,
     runtime: Arc<ContainerdRuntime>,
     identity: Identity,
-    sources: Arc<Refresher>,
-    has_sources: bool,
+    sources: Arc<Finder>,
+    /// A token to join by, besides those of the sources.
+    token: Option<Secret>,
+    /// Where links are accepted.
+    bind: SocketAddr,
     facts: NodeFacts,
     /// The addresses that this machine is known to have.
     own: Vec<IpAddr>,
@@ -210,7 +216,7 @@ async fn serve(config: NodeConfig, apart: Handle) -> Result<ExitCode, Error> {
         () = stop.once() => return Ok(ExitCode::SUCCESS),
     };
     let context = NodeContext::new(&built.platform);
-    let transport = built.platform.transport.clone();
+    let (transport, announcer) = (built.platform.transport.clone(), built.platform.announcer.clone());
     // Cancel safety: forming repeats its questions when the daemon starts again.
     let serving = context.clone().run(form_and_serve(config, built, context, apart, stop.watch()));
     let ended = tokio::select! {
@@ -218,7 +224,9 @@ async fn serve(config: NodeConfig, apart: Handle) -> Result<ExitCode, Error> {
         ended = serving => ended,
         () = stop.twice() => return Ok(ExitCode::FAILURE),
     };
-    // However it ended: members are told at once, instead of noticing by the silence.
+    // However it ended: members are told at once, instead of noticing by the silence. So is the local
+    // network.
+    announcer.announce(BTreeSet::new());
     transport.shutdown().await;
     ended
 }
@@ -230,9 +238,18 @@ async fn build(config: &NodeConfig, apart: &Handle) -> Result<Built, Error> {
     warn_if_open(&config.data_dir);
     let disk = Arc::new(LinuxDisk::new(&config.data_dir));
     let identity = while_full(&config.data_dir, async || open_identity(&disk).await).await?;
-    let targets = config.join.iter().map(|text| JoinTarget::parse(text)).collect::<Result<_, _>>()?;
-    let sources = Sources::new(targets, None, Some(&config.data_dir));
-    let has_sources = sources.configured();
+    let mut targets =
+        config.join.iter().map(|text| JoinTarget::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let token = match &config.token {
+        // A member needs none: its file may be gone by now.
+        Some(token) if identity.membership().is_none() => Some(read_token(token, &mut targets)?),
+        _ => None,
+    };
+    if token.is_some() && targets.is_empty() {
+        // Whoever gives a token means to join.
+        targets.push(JoinTarget::Announced);
+    }
+    let sources = Finder::new(sources(targets, Some(&config.data_dir)));
     let registries = config.registries.as_deref().map(read_registries).transpose()?.unwrap_or_default();
     let runtime = RuntimeConfig {
         data: config.data_dir.clone(),
@@ -252,16 +269,18 @@ async fn build(config: &NodeConfig, apart: &Handle) -> Result<Built, Error> {
     let (key, boot) = (identity.secret_key(), identity.boots());
     let transport = IrohTransport::bind(key, boot, bind, config.advertise.clone(), None, rng.clone()).await?;
     let facts = facts(config, bind, transport.addresses())?;
-    let own = iter::once(bind.ip()).chain(facts.addresses.iter().map(SocketAddr::ip)).collect();
+    let own: Vec<IpAddr> = iter::once(bind.ip()).chain(facts.addresses.iter().map(SocketAddr::ip)).collect();
+    let announcer = Arc::new(Mdns::new(Interfaces::of(&config.announce, &own), transport.key(), own.clone()));
     let platform = Platform {
         clock: Arc::new(LinuxClock),
         rng,
         spawner: Arc::new(LinuxSpawner::new(apart.clone())),
         disk,
         transport,
+        announcer,
         containers: runtime.clone(),
     };
-    Ok(Built { platform, runtime, identity, sources: Refresher::new(sources), has_sources, facts, own, tls })
+    Ok(Built { platform, runtime, identity, sources, token, bind, facts, own, tls })
 }
 
 fn read_tls(files: &TlsFiles) -> Result<Tls, Error> {
@@ -308,10 +327,10 @@ async fn form_and_serve(
     apart: Handle,
     mut stop: watch::Receiver<bool>,
 ) -> Result<ExitCode, Error> {
-    let Built { platform, runtime, mut identity, sources, has_sources, facts, own, tls } = built;
+    let Built { platform, runtime, mut identity, sources, token, bind, facts, own, tls } = built;
     let wish = Wish {
         id: config.id,
-        has_sources,
+        token,
         bootstrap: config.bootstrap,
         facts: facts.clone(),
         subnets: config.subnets,
@@ -325,9 +344,11 @@ async fn form_and_serve(
     let settings = NodeSettings { facts, boot: identity.boots(), raft: raft_config()? };
     let data_dir = &config.data_dir;
     let starting = async {
-        let forming = async || formation::form(&platform, &mut identity, &sources, &wish, &tell_join).await;
+        let log = JoinLog::default();
+        let tell = |status| log.tell(status);
+        let forming = async || formation::form(&platform, &mut identity, &sources, &wish, &tell).await;
         let membership = while_full(data_dir, forming).await?;
-        let writing = async || write_registry(data_dir, identity.token(), &membership, &platform);
+        let writing = async || registry::write_own(data_dir, identity.token(), &membership, &platform);
         while_full(data_dir, writing).await?;
         let opening = async || {
             if identity.has_log() {
@@ -355,7 +376,14 @@ async fn form_and_serve(
     let (node, membership) = started?;
     let handle = node.handle();
     context.spawn("discovery", sources.clone().run(platform.clone()));
-    context.spawn("seeking", seek(handle.clone(), sources));
+    context.spawn("seeking", seek(handle.clone(), sources.clone()));
+    handle.set_finder(sources);
+    if config.announce != Announce::Off {
+        let own = registry::own(None, &membership, &platform);
+        let introduction = Introduction::keep(context.clone(), bind, own);
+        platform.spawner.spawn_apart("introduction", Box::pin(context.clone().run(introduction)));
+        context.spawn("announce", announce::run(handle.clone(), bind.port()));
+    }
     runtime_ready(&platform).await;
     let serving = while_full(data_dir, async || {
         identity.set_has_log()?;
@@ -411,7 +439,7 @@ async fn form_and_serve(
 
 /// Has the sources read again while no leader is heard: what they said at the start may be old, as
 /// when all machines got other addresses at once.
-async fn seek(handle: NodeHandle, sources: Arc<Refresher>) {
+async fn seek(handle: NodeHandle, sources: Arc<Finder>) {
     loop {
         handle.leaderless(SEEK_AFTER).await;
         sources.demand();
@@ -438,38 +466,6 @@ fn raft_config() -> Result<RaftConfig, Error> {
         config.log_keep = config.log_keep.min(config.snapshot_entries / 10);
     }
     Ok(config)
-}
-
-fn tell_join(status: JoinStatus) {
-    match status {
-        JoinStatus::Tried { candidate, reason } => {
-            tracing::warn!(peer.key = %candidate.key, addresses = ?candidate.addresses, err = reason, "not admitted yet; trying again");
-        }
-        JoinStatus::NoCandidates { problems } => {
-            tracing::warn!(?problems, "nobody to join yet; reading the sources again soon");
-        }
-    }
-}
-
-pub(crate) fn own_peer(platform: &dyn Transport) -> Peer {
-    Peer { key: platform.key(), addresses: platform.addresses(), relay_url: None }
-}
-
-pub(crate) fn write_registry(
-    data_dir: &Path,
-    token: Option<Secret>,
-    membership: &Membership,
-    platform: &Platform,
-) -> Result<(), Error> {
-    let registry = Registry {
-        node: membership.node,
-        peer: own_peer(&*platform.transport),
-        cluster: membership.cluster,
-        token,
-    };
-    registry::write(data_dir, &registry).map_err(|error| {
-        format!("cannot write {}: {error}", data_dir.join(registry::REGISTRY_FILE).display()).into()
-    })
 }
 
 /// Opens the API's listeners. They serve until the node stops.

@@ -13,8 +13,8 @@ use blixard_core::cluster::SubnetRange;
 use blixard_core::cluster::node::NodeFacts;
 use blixard_core::id::{ClusterId, NodeId, TokenId};
 
+use crate::discovery::finder::Finder;
 use crate::discovery::join::{Admitted, JoinError, JoinStatus, JoinWish, join};
-use crate::discovery::refresh::Refresher;
 use crate::identity::{Identity, IdentityError};
 use crate::node::{Founding, Membership};
 use crate::platform::Platform;
@@ -24,8 +24,8 @@ use crate::platform::Platform;
 pub struct Wish {
     /// The id it should have; absent: any.
     pub id: Option<NodeId>,
-    /// Whether any source names others.
-    pub has_sources: bool,
+    /// A token to join by, besides those that the sources have.
+    pub token: Option<Secret>,
     /// Whether to make a cluster although sources name others.
     pub bootstrap: bool,
     /// What it tells of itself.
@@ -85,7 +85,7 @@ pub enum FormError {
 pub async fn form(
     platform: &Platform,
     identity: &mut Identity,
-    sources: &Refresher,
+    sources: &Finder,
     wish: &Wish,
     status: &(dyn Fn(JoinStatus) + Send + Sync),
 ) -> Result<Membership, FormError> {
@@ -93,16 +93,18 @@ pub async fn form(
         if let Some(asked) = wish.id.filter(|asked| *asked != held.node) {
             return Err(FormError::OtherId { held: held.node, asked });
         }
-        // What the sources say is only a hint now, but one of another cluster is a mistake.
+        // What the sources say is only a hint now, but one of another cluster is a mistake; what was only
+        // found may be of any.
         let reading = sources.read(platform).await;
-        let named = reading.contacts.iter().filter_map(|contact| contact.cluster);
+        let named = reading.contacts.iter().filter(|contact| contact.named);
+        let named = named.filter_map(|contact| contact.cluster);
         if let Some(asked) = named.into_iter().find(|asked| *asked != held.cluster) {
             return Err(FormError::OtherCluster { held: held.cluster, asked });
         }
         return Ok(held);
     }
-    if wish.has_sources && !wish.bootstrap {
-        let asked = JoinWish { node: wish.id, facts: wish.facts.clone(), token: None };
+    if sources.is_configured() && !wish.bootstrap {
+        let asked = JoinWish { node: wish.id, facts: wish.facts.clone(), token: wish.token.clone() };
         let Admitted { node, cluster, peers, token } = join(platform, sources, &asked, status).await?;
         let membership = Membership { cluster, node, founding: None, peers };
         identity.set_membership(&membership, &token)?;

@@ -12,6 +12,7 @@ use blixard_core::time::{Mono, UtcMs};
 use blixard_core::wire::{self, Channel, ForwardRequest, ForwardResponse, HoldRequest};
 use bytes::Bytes;
 
+use crate::discovery::finder::{Finder, Report};
 use crate::platform::{Duplex, LinkError, Platform, PullProgress};
 use crate::raft::OpenError;
 use crate::shared::{PROBE, Shared, hold_command};
@@ -104,6 +105,17 @@ impl NodeHandle {
     /// The state as this node has applied it: perhaps old.
     pub fn state(&self) -> Arc<ClusterState> {
         self.shared.state()
+    }
+
+    /// Says by what this node finds others, for who asks it. Once.
+    pub fn set_finder(&self, finder: Arc<Finder>) {
+        // A second one would be a mistake of the composition root, and only shows.
+        drop(self.shared.finder.set(finder));
+    }
+
+    /// What each source of this node said last.
+    pub(crate) fn sources(&self) -> Vec<Report> {
+        self.shared.finder.get().map(|finder| finder.reports()).unwrap_or_default()
     }
 
     /// Whether a member runs twice, as far as this node sees or was told.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use blixard_core::cluster::{Actor, ClusterState, Command, Outcome, Refusal};
 use blixard_core::discovery::copies::{Sighting, Start, Twice};
+use blixard_core::discovery::proof::{Joining, is_proof};
 use blixard_core::id::{NodeId, NodeKey, TokenId};
 use blixard_core::limits;
 use blixard_core::text;
@@ -88,12 +89,11 @@ impl Dispatch {
         }
         let state = shared.state();
         if let Some(answer) = self.known(&state, key, request.node) {
-            return answer;
+            return self.proven(answer, key, &request);
         }
-        let Ok(secret) = hex::decode(&request.secret) else {
+        let Some(secret_sha256) = self.secret_sha256(key, &request).await else {
             return JoinResponse::Refused { message: "the token's secret is not hexadecimal".to_owned() };
         };
-        let secret_sha256 = Sha256::digest(&secret).into();
         // Before anything is proposed, and before where the leader is is told.
         if let Err(refusal) = self.check_token(request.token, &secret_sha256).await {
             // Without a leader this member may lack a token that the others have.
@@ -116,12 +116,14 @@ impl Dispatch {
         let command = Command::Join {
             node: request.node,
             key,
-            facts: request.facts,
+            facts: request.facts.clone(),
             token: request.token,
             secret_sha256,
         };
         match shared.propose_here(command).await {
-            Ok((_, Outcome::Joined { node, .. })) => self.admitted(&shared.state(), node),
+            Ok((_, Outcome::Joined { node, .. })) => {
+                self.proven(self.admitted(&shared.state(), node), key, &request)
+            }
             Ok((_, Outcome::Refused(refusal))) => JoinResponse::Refused { message: refusal.to_string() },
             Ok((_, other)) => JoinResponse::Unavailable { message: format!("unexpected answer {other:?}") },
             Err(ProposeError::NotLeader { .. }) => {
@@ -129,6 +131,41 @@ impl Dispatch {
             }
             Err(error) => JoinResponse::Unavailable { message: error.to_string() },
         }
+    }
+
+    /// What the token that a joiner knows hashes to. A proof of one that is another's, or none that is
+    /// known here, gives a hash that no token has.
+    async fn secret_sha256(&self, joiner: NodeKey, request: &JoinRequest) -> Option<[u8; 32]> {
+        let Some(proof) = &request.proof else {
+            return Some(Sha256::digest(hex::decode(&request.secret).ok()?).into());
+        };
+        let known = || self.joining(&self.shared.state(), joiner, request.token);
+        if known().is_none() && !self.shared.status().is_leader(self.shared.id) {
+            let mut states = self.shared.watch_state();
+            let told = async { while known().is_none() && states.changed().await.is_ok() {} };
+            // Cancel safe: it only watches.
+            self.shared.within(CATCH_UP, told).await;
+        }
+        let joining = known().filter(|joining| is_proof(proof, &joining.request()));
+        // Nobody knows what hashes to the hash of a proof.
+        Some(joining.map_or_else(|| Sha256::digest(proof).into(), |joining| joining.secret_sha256))
+    }
+
+    /// The two sides of a joiner's link, when the token is known here.
+    fn joining(&self, state: &ClusterState, joiner: NodeKey, token: TokenId) -> Option<Joining> {
+        let secret_sha256 = state.tokens.get(&token)?.secret_sha256;
+        Some(Joining { token, secret_sha256, joiner, member: self.shared.platform.transport.key() })
+    }
+
+    /// The answer, with the proof that is owed to who showed one.
+    fn proven(&self, mut answer: JoinResponse, joiner: NodeKey, request: &JoinRequest) -> JoinResponse {
+        if let JoinResponse::Admitted { node, cluster, proof, .. } = &mut answer
+            && request.proof.is_some()
+        {
+            let joining = self.joining(&self.shared.state(), joiner, request.token);
+            *proof = joining.map(|joining| hex::encode(joining.answer(*cluster, *node)));
+        }
+        answer
     }
 
     /// Checks a joiner's token by this member's state, which may be a moment behind: it waits for it to
@@ -173,7 +210,7 @@ impl Dispatch {
             relay_url: None,
         };
         peers.insert(shared.id, own);
-        JoinResponse::Admitted { node, cluster: shared.cluster, peers }
+        JoinResponse::Admitted { node, cluster: shared.cluster, peers, proof: None }
     }
 
     fn context(&self) -> NodeContext {

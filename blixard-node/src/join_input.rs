@@ -7,14 +7,15 @@ use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use blixard_core::api::token::Secret;
 use blixard_core::discovery::file::FILE_BYTES_MAX;
 use blixard_core::discovery::ticket::PREFIX;
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::config::{JOIN_VARIABLES, NodeOptions};
+use crate::config::{JOIN_VARIABLES, NodeOptions, TOKEN_VARIABLE};
 
 /// What stands for standard input.
 const STDIN: &str = "-";
@@ -32,15 +33,29 @@ pub(crate) fn take(options: &mut NodeOptions) -> io::Result<()> {
             "warning: a ticket on the command line can be read by every user of this machine: give it as --join @FILE, --join - (standard input) or BLIXARD_JOIN"
         );
     }
-    if !hidden.tickets.is_empty() {
+    if !hidden.tickets.is_empty() || !hidden.tokens.is_empty() {
         let error = begin_anew(&hidden);
         eprintln!("warning: the ticket stays where others can read it: {error}");
     }
-    if options.join.iter().any(|target| target.trim() == STDIN) {
-        let lines = read_stdin()?;
+    let joins = options.join.iter().any(|target| target.trim() == STDIN);
+    let wants_token = options.token_file.as_deref() == Some(Path::new(STDIN));
+    if joins || wants_token {
+        let (tokens, mut targets): (Vec<String>, Vec<String>) =
+            read_stdin()?.into_iter().partition(|line| line.parse::<Secret>().is_ok());
         options.join.retain(|target| target.trim() != STDIN);
-        // Nothing there is still something to join by, that does not answer: no cluster is made.
-        options.join.extend(if lines.is_empty() { vec![STDIN.to_owned()] } else { lines });
+        if wants_token {
+            options.token_file = None;
+            // A ticket has a token, too.
+            if tokens.is_empty() && targets.is_empty() {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "it holds no token"));
+            }
+        }
+        if joins && targets.is_empty() {
+            // Nothing there is still something to join by, that does not answer: no cluster is made.
+            targets.push(STDIN.to_owned());
+        }
+        options.join.extend(targets);
+        options.join_token = tokens.into_iter().next().or(options.join_token.take());
     }
     Ok(())
 }
@@ -52,6 +67,8 @@ struct Hidden {
     /// The variables that held one, with what else they hold.
     variables: Vec<(&'static str, String)>,
     tickets: Vec<String>,
+    /// The token that [`TOKEN_VARIABLE`] held, unless a flag gives another.
+    tokens: Vec<String>,
     on_command_line: bool,
     /// Whether standard input is asked for besides.
     asks_stdin: bool,
@@ -88,8 +105,18 @@ fn hide(arguments: &[OsString], variable: impl Fn(&str) -> Option<String>) -> Hi
     if !tickets.is_empty() && !on_command_line {
         kept.extend([OsString::from("--join"), OsString::from(STDIN)]);
     }
-    let asks_stdin = arguments.iter().any(|argument| argument == STDIN || argument == "--join=-");
-    Hidden { arguments: kept, variables, tickets, on_command_line, asks_stdin }
+    let mut tokens = Vec::new();
+    if let Some(token) = variable(TOKEN_VARIABLE).filter(|token| !token.trim().is_empty()) {
+        variables.push((TOKEN_VARIABLE, String::new()));
+        let is_file = |argument: &OsString| argument.as_bytes().starts_with(b"--token-file");
+        if !arguments.iter().any(is_file) {
+            tokens.push(token.trim().to_owned());
+            kept.extend([OsString::from("--token-file"), OsString::from(STDIN)]);
+        }
+    }
+    let asks = |argument: &OsString| argument == STDIN || argument.as_bytes().ends_with(b"=-");
+    let asks_stdin = arguments.iter().any(asks);
+    Hidden { arguments: kept, variables, tickets, tokens, on_command_line, asks_stdin }
 }
 
 /// Whether a text is a ticket, damaged or not: what is wrong with it must not be there to read either.
@@ -113,7 +140,7 @@ fn try_to_begin_anew(hidden: &Hidden) -> io::Result<std::convert::Infallible> {
         io::copy(&mut io::stdin().lock().take(FILE_BYTES_MAX), &mut input)?;
         writeln!(input)?;
     }
-    for ticket in &hidden.tickets {
+    for ticket in hidden.tickets.iter().chain(&hidden.tokens) {
         writeln!(input, "{ticket}")?;
     }
     input.rewind()?;
@@ -188,6 +215,21 @@ mod tests {
         check("b node", &list, "b node --join -", &["BLIXARD_NODE_REGISTRIES=/a.json,b.json"], &["bxt1aa"]);
         let both = [("BLIXARD_JOIN", "@/f"), ("BLIXARD_NODE_REGISTRIES", "/a.json")];
         check("b node --join x", &both, "b node --join x", &[], &[]);
+    }
+
+    #[test]
+    fn a_token_leaves_the_environment_whatever_it_is() {
+        let check = |line: &str, kept: &str, tokens: &[&str]| {
+            let hidden =
+                hide(&words(line), |name| (name == "BLIXARD_JOIN_TOKEN").then(|| " x.y ".to_owned()));
+            assert_eq!(hidden.arguments, words(kept));
+            assert_eq!(hidden.tokens, tokens);
+            assert_eq!(hidden.variables, [("BLIXARD_JOIN_TOKEN", String::new())]);
+        };
+        check("b node --join h:1", "b node --join h:1 --token-file -", &["x.y"]);
+        check("b node --token-file /t", "b node --token-file /t", &[]);
+        let none = hide(&words("b node"), |_| None);
+        assert!(none.tokens.is_empty() && none.variables.is_empty());
     }
 
     #[test]

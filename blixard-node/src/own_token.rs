@@ -12,7 +12,7 @@ use blixard_core::id::{RequestId, TokenId};
 use blixard_core::limits::{TICKET_LIFE, WRITE_DEADLINE};
 use blixard_core::time::UtcMs;
 
-use crate::daemon::{own_peer, write_registry};
+use crate::discovery::registry::{own_peer, write_own};
 use crate::handle::NodeHandle;
 use crate::identity::Identity;
 use crate::node::Membership;
@@ -62,7 +62,7 @@ impl OwnToken {
         }
         let token = add(&self.handle, None).await?;
         self.identity.set_own_token(&token).map_err(|error| error.to_string())?;
-        write_registry(&self.data_dir, Some(token), &self.membership, &self.handle.platform)
+        write_own(&self.data_dir, Some(token), &self.membership, &self.handle.platform)
             .map_err(|error| error.to_string())
     }
 

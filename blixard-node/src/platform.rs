@@ -20,6 +20,10 @@ use futures_util::Stream;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+mod neighbours;
+
+pub use self::neighbours::{Announcer, Link, LinkError, Silence};
+
 /// All seams of one node. Cloning shares them.
 #[derive(Clone)]
 pub struct Platform {
@@ -33,6 +37,8 @@ pub struct Platform {
     pub disk: Arc<dyn Disk>,
     /// Links to other members.
     pub transport: Arc<dyn Transport>,
+    /// What the local network is told and heard.
+    pub announcer: Arc<dyn Announcer>,
     /// Containers, their images and their logs.
     pub containers: Arc<dyn ContainerRuntime>,
 }
@@ -106,35 +112,6 @@ pub trait DurableWriter: Send + 'static {
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Duplex for T {}
 
-/// Why a message got no answer.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum LinkError {
-    /// Nobody there, or nobody who proves to hold the expected key: try again later.
-    #[error("cannot reach {to}: {reason}")]
-    Unreachable {
-        /// Whom, as text.
-        to: String,
-        /// What failed.
-        reason: String,
-    },
-    /// No answer in time. The message may have been handled.
-    #[error("no answer from {to} within {within:?}")]
-    Timeout {
-        /// Whom, as text.
-        to: String,
-        /// The deadline that passed.
-        within: Duration,
-    },
-    /// The other side answered that it cannot handle the message.
-    #[error("{to} refused: {reason}")]
-    Refused {
-        /// Whom, as text.
-        to: String,
-        /// Its words.
-        reason: String,
-    },
-}
-
 /// Links to other members: messages and streams, authenticated by key in both directions.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
@@ -157,6 +134,11 @@ pub trait Transport: Send + Sync + 'static {
     /// linked here either. A transport whose members never run twice has nothing to heed.
     fn heed_twice(&self, twice: BTreeMap<NodeId, Twice>) {
         let _unused = twice;
+    }
+
+    /// How the link to each member is.
+    fn links(&self) -> BTreeMap<NodeId, Link> {
+        BTreeMap::new()
     }
 
     /// Sets who answers incoming messages and streams. Called once, before anything arrives.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -19,6 +19,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::copies::Copies;
+use crate::discovery::finder::Finder;
 use crate::drivers::batch::Input;
 use crate::drivers::beats::{Beat, Beats};
 use crate::drivers::leader;
@@ -51,6 +52,8 @@ pub(crate) struct SharedInner {
     /// Why Raft's stores are not opened again, if they are not.
     unusable: watch::Sender<Option<Arc<OpenError>>>,
     pub(crate) pulls: Arc<Mutex<BTreeMap<ReplicaId, PullProgress>>>,
+    /// By what this node finds others; set once it serves.
+    pub(crate) finder: OnceLock<Arc<Finder>>,
     /// Room for clients that follow the events.
     pub(crate) followers: Arc<Semaphore>,
 }
@@ -89,6 +92,7 @@ impl Shared {
             removed,
             unusable,
             pulls: Arc::default(),
+            finder: OnceLock::new(),
             followers: Arc::new(Semaphore::new(limits::FOLLOWERS_MAX)),
         };
         (Self(Arc::new(inner)), queue)

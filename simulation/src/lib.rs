@@ -9,6 +9,7 @@ pub mod checks;
 pub mod clients;
 pub mod containers;
 pub mod disk;
+pub mod ether;
 pub mod faults;
 mod held;
 pub mod machine;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
+use blixard_core::api::token::Secret;
 use blixard_core::cluster::SubnetRange;
 use blixard_core::cluster::level::LEVEL;
 use blixard_core::cluster::node::NodeFacts;
@@ -18,8 +19,9 @@ use blixard_core::id::NodeId;
 use blixard_core::wire::Peer;
 use blixard_node::api::{self, Access};
 use blixard_node::context::NodeContext;
-use blixard_node::discovery::refresh::Refresher;
-use blixard_node::discovery::sources::Sources;
+use blixard_node::discovery::finder::Finder;
+use blixard_node::discovery::sources::sources;
+use blixard_node::drivers::announce;
 use blixard_node::formation::{self, Wish};
 use blixard_node::handle::NodeHandle;
 use blixard_node::identity::Identity;
@@ -31,6 +33,7 @@ use tokio::sync::oneshot;
 use crate::checks::Checks;
 use crate::containers::SimContainers;
 use crate::disk::{Loss, SimDisk};
+use crate::ether::{Ether, SimAnnouncer};
 use crate::net::{Net, SimTransport};
 use crate::random::Stream;
 use crate::tasks::SimSpawner;
@@ -57,6 +60,7 @@ pub struct Machine {
     pub clock: SimClock,
     random: Stream,
     net: Net,
+    ether: Ether,
     trace: Trace,
     raft: RaftConfig,
     life: Mutex<Option<Life>>,
@@ -142,6 +146,7 @@ impl Machine {
         number: u64,
         seed: u64,
         net: &Net,
+        ether: &Ether,
         trace: &Trace,
         checks: &Arc<Checks>,
         raft: RaftConfig,
@@ -153,6 +158,7 @@ impl Machine {
             clock: SimClock::new(trace.start()),
             random: Stream::new(seed, &format!("node {number}")),
             net: net.clone(),
+            ether: ether.clone(),
             trace: trace.clone(),
             raft,
             life: Mutex::default(),
@@ -193,8 +199,8 @@ impl Machine {
     }
 
     /// Starts the daemon, which joins by `targets` when it belongs to no cluster yet, or founds one
-    /// without any. Does nothing when a daemon runs or is still stopping.
-    pub fn start(&self, targets: Vec<JoinTarget>, on_up: OnUp) {
+    /// without any. `token` is what it has besides. Does nothing when a daemon runs or is still stopping.
+    pub fn start(&self, targets: Vec<JoinTarget>, token: Option<Secret>, on_up: OnUp) {
         let mut current = self.life();
         if current.is_some() {
             return;
@@ -216,13 +222,14 @@ impl Machine {
             clock: self.clock.clone(),
             random: self.random.clone(),
             net: self.net.clone(),
+            ether: self.ether.clone(),
             raft: self.raft.clone(),
             life: life.clone(),
         };
         let (begun, trace, machine) = (life.clone(), self.trace.clone(), self.number);
         let joined = self.joined.clone();
         let task = async move {
-            match starting.run(targets).await {
+            match starting.run(targets, token).await {
                 Ok(up) => {
                     let (running, ticket) = (up.running.clone(), up.ticket.clone());
                     *lock(&begun.progress) = Progress::Up(Box::new(up));
@@ -354,12 +361,13 @@ struct Starting {
     clock: SimClock,
     random: Stream,
     net: Net,
+    ether: Ether,
     raft: RaftConfig,
     life: Life,
 }
 
 impl Starting {
-    async fn run(self, targets: Vec<JoinTarget>) -> anyhow::Result<Up> {
+    async fn run(self, targets: Vec<JoinTarget>, token: Option<Secret>) -> anyhow::Result<Up> {
         let spawner = self.life.spawner.clone();
         let disk = Arc::new(self.disk.of_life(spawner.clone()));
         let rng = Arc::new(self.random.clone());
@@ -373,17 +381,20 @@ impl Starting {
             spawner: Arc::new(spawner.clone()),
             disk,
             transport: transport.clone(),
+            announcer: Arc::new(SimAnnouncer {
+                ether: self.ether.clone(),
+                net: self.net.clone(),
+                machine: self.number,
+            }),
             containers: Arc::new(self.containers),
         };
         let context = NodeContext::new(&platform);
         transport.set_context(context.clone());
         let starting = async {
-            let sources = Sources::new(targets, None, None);
-            let has_sources = sources.configured();
-            let sources = Refresher::new(sources);
+            let sources = Finder::new(sources(targets, None));
             let wish = Wish {
                 id: Some(self.member),
-                has_sources,
+                token,
                 bootstrap: false,
                 facts: facts.clone(),
                 subnets: SubnetRange::default(),
@@ -393,6 +404,7 @@ impl Starting {
             let settings = NodeSettings { facts, boot: identity.boots(), raft: self.raft };
             let node = Node::start(platform.clone(), membership.clone(), settings).await?;
             context.spawn("discovery", sources.run(platform.clone()));
+            context.spawn("announce", announce::run(node.handle(), transport.addresses()[0].port()));
             let router = api::router(node.handle(), Access::Socket);
             let peer = Peer { key: transport.key(), addresses: transport.addresses(), relay_url: None };
             let ticket = identity.token().map(|token| Ticket { cluster: membership.cluster, peer, token });

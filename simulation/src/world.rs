@@ -9,6 +9,7 @@ use blixard_node::raft::RaftConfig;
 
 use crate::checks::Checks;
 use crate::disk::{FAILING, FULL, Loss};
+use crate::ether::Ether;
 use crate::machine::{Machine, Running};
 use crate::net::Net;
 use crate::random::Stream;
@@ -34,6 +35,8 @@ pub struct World {
     pub registries: Registries,
     /// Whether they have tickets.
     pub tickets: bool,
+    /// Whether they have the tickets' tokens alone, and find who announces itself.
+    pub announced: bool,
 }
 
 impl World {
@@ -42,11 +45,14 @@ impl World {
         let trace = Trace::new(show);
         let checks = Arc::new(Checks::new(trace.clone()));
         let net = Net::new(seed, trace.clone(), checks.clone());
-        let machine = |number| Machine::new(number, seed, &net, &trace, &checks, raft.clone());
+        let ether = Ether::new(seed);
+        let machine = |number| Machine::new(number, seed, &net, &ether, &trace, &checks, raft.clone());
         let machines: Vec<Machine> = (1..=machines).map(machine).collect();
         checks.know_disks(machines.iter().map(|machine| machine.disk.clone()).collect());
         let tickets = Stream::new(seed, "world").chance(300);
-        Arc::new(Self { seed, trace, net, machines, checks, registries: Registries::new(), tickets })
+        let announced = tickets && Stream::new(seed, "announced").chance(500);
+        let registries = Registries::new();
+        Arc::new(Self { seed, trace, net, machines, checks, registries, tickets, announced })
     }
 
     /// The machine with this number.
@@ -55,18 +61,19 @@ impl World {
     }
 
     /// Starts a machine's daemon. The first machine founds the cluster, the others join by the
-    /// registry files of all, or through whichever has a ticket. False when they must have a
+    /// registry files of all, through whichever has a ticket, or by its token whom they hear. False when they must have a
     /// ticket and nobody has one yet.
     pub fn start(self: &Arc<Self>, number: u64) -> bool {
         let machine = self.machine(number);
         let founds = number == 1 && machine.rebirths() == 0;
         let ticket = self.machines.iter().find_map(Machine::ticket);
+        let token = ticket.as_ref().filter(|_| self.announced).map(|ticket| ticket.token.clone());
         let targets = if founds {
             Vec::new()
         } else if !self.tickets {
             self.registries.others(number, self.machines.len() as u64)
         } else if let Some(ticket) = ticket {
-            vec![JoinTarget::Ticket(Box::new(ticket))]
+            vec![if self.announced { JoinTarget::Announced } else { JoinTarget::Ticket(Box::new(ticket)) }]
         } else if !machine.has_joined() {
             return false;
         } else {
@@ -80,7 +87,7 @@ impl World {
             }
             tokio::spawn(watch(running, Arc::downgrade(&world), world.checks.clone()));
         });
-        machine.start(targets, on_up);
+        machine.start(targets, token, on_up);
         true
     }
 

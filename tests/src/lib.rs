@@ -21,3 +21,4 @@ pub mod registry;
 pub mod soak;
 pub mod traffic;
 pub mod wait;
+pub mod web;

@@ -1,9 +1,11 @@
 //! The commands, one file each.
 
+pub(crate) mod chirp;
 pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod cp;
+pub(crate) mod discover;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod image;
@@ -54,6 +56,9 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Service(args) => ask(node, async |client| service::service(client, args).await),
         Command::Image(args) => ask(node, async |client| image::image(client, args).await),
         Command::System(args) => ask(node, async |client| system::system(client, args).await),
+        Command::Chirp(args) => chirp::run(args),
+        Command::Discover(args) => ask(node, async |client| discover::discover(client, args).await),
+        Command::Peer(args) => ask(node, async |client| discover::peer(client, args).await),
         Command::Cluster(args) => ask(node, async |client| cluster::cluster(client, args).await),
         Command::Version(args) => version::run(&args, || ask(node, version::ask)),
         Command::Completion(args) => completion::run(&args),

@@ -4,6 +4,7 @@
 //! them as they are, so a field is never renamed or removed within `/v1`, only added. Times are
 //! milliseconds since 1970-01-01T00:00:00Z, sizes are bytes. Nothing here decides anything.
 
+pub mod discovery;
 pub mod exec;
 pub mod image;
 pub mod node;

@@ -26,7 +26,7 @@ pub mod snapshot;
 mod subnet;
 mod table;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};

@@ -13,7 +13,7 @@ use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, ServiceName, T
 use crate::spec::{ImageSpec, MountSpec, PortSpec, Protocol, ReplicaBounds, ServiceSpec};
 use crate::time::UtcMs;
 
-pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);
+pub(crate) const CLUSTER: ClusterId = ClusterId([7; 16]);
 pub(super) const TOKEN: TokenId = TokenId([1; 8]);
 pub(super) const SECRET: [u8; 32] = [9; 32];
 pub(super) const START: UtcMs = UtcMs(1_795_219_200_000);
@@ -52,7 +52,7 @@ pub(super) fn join_token() -> Token {
 }
 
 /// A service of `min` to `max` replicas that asks for nothing else.
-pub(super) fn spec(service: &str, min: u32, max: u32) -> ServiceSpec {
+pub(crate) fn spec(service: &str, min: u32, max: u32) -> ServiceSpec {
     ServiceSpec {
         name: name(service),
         image: ImageSpec { reference: "nginx".to_owned(), digest: None, command: None, workdir: None },
@@ -73,7 +73,7 @@ pub(super) fn spec(service: &str, min: u32, max: u32) -> ServiceSpec {
     }
 }
 
-pub(super) fn publishing(spec: ServiceSpec, ports: &[u16]) -> ServiceSpec {
+pub(crate) fn publishing(spec: ServiceSpec, ports: &[u16]) -> ServiceSpec {
     let port = |host_port: &u16| PortSpec {
         container_port: *host_port,
         host_port: Some(*host_port),
@@ -119,7 +119,7 @@ pub(super) fn join(node: Option<u64>, key_byte: u8) -> Command {
     }
 }
 
-pub(super) fn place(service: &str, slot: u32, version: u64, node: u64) -> PlanStep {
+pub(crate) fn place(service: &str, slot: u32, version: u64, node: u64) -> PlanStep {
     PlanStep::Place { service: name(service), slot, version, node: NodeId(node), after: None }
 }
 
@@ -127,20 +127,20 @@ pub(super) fn desire(replica: u64, desired: Desired) -> PlanStep {
     PlanStep::SetDesired { replica: ReplicaId(replica), desired }
 }
 
-pub(super) fn status(attempt: u32, phase: Phase) -> ReplicaStatus {
+pub(crate) fn status(attempt: u32, phase: Phase) -> ReplicaStatus {
     ReplicaStatus { attempt, phase, ..ReplicaStatus::assigned() }
 }
 
 /// A cluster under test.
-pub(super) struct Cluster {
-    pub(super) state: ClusterState,
+pub(crate) struct Cluster {
+    pub(crate) state: ClusterState,
     pub(super) now: UtcMs,
     requests: u64,
 }
 
 impl Cluster {
     /// A cluster of nodes 1 to `nodes`, all up, with 4 CPUs and 8 GiB each.
-    pub(super) fn of(nodes: u64) -> Self {
+    pub(crate) fn of(nodes: u64) -> Self {
         Self::of_level(nodes, LEVEL)
     }
 
@@ -180,7 +180,7 @@ impl Cluster {
         self.command(Command::Write { request, made_at: self.now, write, by: None })
     }
 
-    pub(super) fn submit(&mut self, spec: ServiceSpec) -> Outcome {
+    pub(crate) fn submit(&mut self, spec: ServiceSpec) -> Outcome {
         self.submit_on(1, spec)
     }
 
@@ -197,11 +197,11 @@ impl Cluster {
     }
 
     /// Applies a plan of which every step holds.
-    pub(super) fn planned(&mut self, steps: Vec<PlanStep>) {
+    pub(crate) fn planned(&mut self, steps: Vec<PlanStep>) {
         assert_eq!(self.plan(steps), Vec::<String>::new());
     }
 
-    pub(super) fn report(&mut self, node: u64, replica: u64, status: ReplicaStatus) -> Outcome {
+    pub(crate) fn report(&mut self, node: u64, replica: u64, status: ReplicaStatus) -> Outcome {
         let statuses = BTreeMap::from([(ReplicaId(replica), status)]);
         self.command(Command::Report { node: NodeId(node), statuses })
     }

@@ -15,6 +15,10 @@ use crate::id::NodeKey;
 /// has more; the oldest give way.
 pub const ADDRESSES_MAX: usize = 8;
 
+/// Of how many keys that a source names, or somebody was found with, addresses are kept at most: anybody
+/// can make up keys. Members' are kept whatever there is.
+pub const HINTED_KEYS_MAX: usize = 1_024;
+
 /// Who said where a member is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
@@ -58,6 +62,10 @@ impl AddressBook {
         if usable.is_empty() {
             return false;
         }
+        let is_new = !self.entries.contains_key(&key);
+        if is_new && source == Source::Hint && self.entries.len() >= HINTED_KEYS_MAX {
+            return false;
+        }
         let entry = self.entries.entry(key).or_default();
         if entry.said.get(&source) == Some(&usable) {
             return false;
@@ -98,7 +106,7 @@ fn is_dialable(address: &SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{ADDRESSES_MAX, AddressBook, Source};
+    use super::{ADDRESSES_MAX, AddressBook, HINTED_KEYS_MAX, Source};
     use crate::id::NodeKey;
     use std::net::SocketAddr;
 
@@ -135,6 +143,17 @@ mod tests {
         }
         assert_eq!(book.addresses(KEY).len(), ADDRESSES_MAX);
         assert_eq!(book.addresses(KEY)[0], at(20));
+    }
+
+    #[test]
+    fn keys_that_somebody_makes_up_are_bounded_and_members_are_not() {
+        let mut book = AddressBook::default();
+        let key = |n: usize| NodeKey(std::array::from_fn(|byte| n.to_be_bytes()[byte % 8]));
+        for n in 0..HINTED_KEYS_MAX + 10 {
+            assert_eq!(book.learn(key(n), Source::Hint, &[at(1)]), n < HINTED_KEYS_MAX);
+        }
+        assert!(book.learn(key(HINTED_KEYS_MAX + 20), Source::Replicated, &[at(1)]));
+        assert!(book.learn(key(3), Source::Hint, &[at(2)]), "who is known may be elsewhere");
     }
 
     #[test]

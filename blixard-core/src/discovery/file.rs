@@ -167,6 +167,7 @@ fn registry(read: RegistryIn) -> Contact {
         cluster: read.cluster_id,
         token: read.join_token.map(|token| token.0),
         seen_at: None,
+        named: true,
     }
 }
 
@@ -194,6 +195,7 @@ fn static_member(file: &str, place: usize, read: MemberIn) -> Result<Contact, Fi
         cluster: None,
         token: None,
         seen_at: read.discovered_at.map(|time| time.0),
+        named: true,
     })
 }
 
@@ -230,6 +232,7 @@ mod tests {
             cluster: None,
             token: None,
             seen_at: None,
+            named: true,
         }
     }
 

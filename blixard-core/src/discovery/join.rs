@@ -12,6 +12,9 @@ pub const JOIN_BACKOFF_MIN: Duration = Duration::from_millis(250);
 pub const JOIN_BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How often one round follows a redirect to the leader: more means that members disagree.
 pub const REDIRECTS_MAX: u32 = 3;
+/// After how many rounds in a row in which whoever answered refused, and nobody had been named, a
+/// joiner gives up. One refusal may be a liar's, which anybody on the network can be.
+pub const REFUSED_ROUNDS_MAX: u32 = 6;
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,13 @@ pub struct JoinPlan {
     leader: Option<Peer>,
     redirects: u32,
     rounds: u32,
+    /// What somebody who was only found refused with last, and in how many rounds on end that was all.
+    refusal: Option<String>,
+    refused_rounds: u32,
+    /// Whether anybody refused in this round.
+    refused: bool,
+    /// Whether somebody answered otherwise in this round.
+    answered: bool,
 }
 
 impl JoinPlan {
@@ -54,6 +64,9 @@ impl JoinPlan {
         }
         let ceiling = JOIN_BACKOFF_MIN.saturating_mul(1 << self.rounds.min(8)).min(JOIN_BACKOFF_MAX);
         let spread = u64::try_from(ceiling.as_micros() / 2).unwrap_or(u64::MAX).max(1);
+        let refused = self.refused && !self.answered;
+        self.refused_rounds = if refused { self.refused_rounds.saturating_add(1) } else { 0 };
+        (self.answered, self.refused) = (false, false);
         self.next = 0;
         self.redirects = 0;
         self.rounds = self.rounds.saturating_add(1);
@@ -64,15 +77,32 @@ impl JoinPlan {
     /// many said so already.
     pub fn redirected(&mut self, leader: Peer) -> bool {
         self.redirects += 1;
+        self.answered = true;
         let follows = self.redirects <= REDIRECTS_MAX;
         self.leader = follows.then_some(leader);
         follows
+    }
+
+    /// The one asked answered that it may admit later.
+    pub fn put_off(&mut self) {
+        self.answered = true;
+    }
+
+    /// The one asked, who was only found, refuses.
+    pub fn refused(&mut self, reason: String) {
+        self.refused = true;
+        self.refusal = Some(reason);
+    }
+
+    /// Why joining ends, once refusals are all that was heard for long enough.
+    pub fn given_up(&self) -> Option<&str> {
+        self.refusal.as_deref().filter(|_| self.refused_rounds >= REFUSED_ROUNDS_MAX)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{JOIN_BACKOFF_MAX, JOIN_BACKOFF_MIN, JoinPlan, JoinStep, REDIRECTS_MAX};
+    use super::{JOIN_BACKOFF_MAX, JOIN_BACKOFF_MIN, JoinPlan, JoinStep, REDIRECTS_MAX, REFUSED_ROUNDS_MAX};
     use crate::discovery::contact::Contact;
     use crate::id::NodeKey;
     use crate::wire::Peer;
@@ -86,6 +116,7 @@ mod tests {
             cluster: None,
             token: None,
             seen_at: None,
+            named: true,
         }
     }
 
@@ -114,6 +145,40 @@ mod tests {
         }
         assert!(!plan.redirected(contact(9).peer()));
         assert_eq!(plan.step(0), asks(2));
+    }
+
+    #[test]
+    fn only_refusals_for_long_enough_end_joining() {
+        let round = |plan: &mut JoinPlan, put_off: bool| {
+            assert_eq!(plan.step(0), asks(1));
+            plan.refused("no".to_owned());
+            assert_eq!(plan.step(0), asks(2));
+            if put_off {
+                plan.put_off();
+            }
+            assert!(matches!(plan.step(0), JoinStep::Wait(_)));
+        };
+        let mut plan = JoinPlan::new(&[contact(1), contact(2)]);
+        for _ in 0..2 {
+            for _ in 1..REFUSED_ROUNDS_MAX {
+                round(&mut plan, false);
+                assert_eq!(plan.given_up(), None);
+            }
+            // Somebody would admit it later: a liar's refusals count no more.
+            round(&mut plan, true);
+            assert_eq!(plan.given_up(), None);
+        }
+        // Nor do they once nobody answers any more.
+        round(&mut plan, false);
+        for _ in 0..2 * REFUSED_ROUNDS_MAX {
+            assert_eq!((plan.step(0), plan.step(0)), (asks(1), asks(2)));
+            assert!(matches!(plan.step(0), JoinStep::Wait(_)));
+            assert_eq!(plan.given_up(), None);
+        }
+        for _ in 0..REFUSED_ROUNDS_MAX {
+            round(&mut plan, false);
+        }
+        assert_eq!(plan.given_up(), Some("no"));
     }
 
     #[test]

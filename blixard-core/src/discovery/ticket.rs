@@ -76,6 +76,7 @@ impl Ticket {
             cluster: Some(self.cluster),
             token: Some(self.token.clone()),
             seen_at: None,
+            named: true,
         }
     }
 

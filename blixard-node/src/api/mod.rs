@@ -11,6 +11,7 @@ mod access;
 mod audit;
 mod connections;
 mod context;
+mod discovery;
 mod ended;
 mod error;
 mod events;
@@ -74,6 +75,8 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .route("/v1/ended", get(ended::list))
         .route("/v1/pulls", get(replicas::pulls))
         .route("/v1/peers", get(nodes::peers))
+        .route("/v1/discovery", get(discovery::sources))
+        .route("/v1/links", get(discovery::links))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{id}", get(nodes::inspect).delete(nodes::remove))
         .route("/v1/nodes/{id}/drain", post(nodes::drain))

@@ -9,7 +9,9 @@ use utoipa::openapi::path::{Operation, ParameterIn};
 use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
-use super::{audit, ended, events, exec, files, images, logs, nodes, removal, replicas, services, tokens};
+use super::{
+    audit, discovery, ended, events, exec, files, images, logs, nodes, removal, replicas, services, tokens,
+};
 
 /// Whether an operation can be answered so.
 type Applies = fn(&Asked) -> bool;
@@ -117,6 +119,8 @@ fn error(description: &str) -> openapi::Response {
         files::read,
         files::write,
         nodes::peers,
+        discovery::sources,
+        discovery::links,
         nodes::list,
         nodes::inspect,
         nodes::remove,

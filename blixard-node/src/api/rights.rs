@@ -79,7 +79,10 @@ fn need(method: &Method, pattern: &str) -> Need {
     let reads = method == Method::GET || method == Method::HEAD;
     let changing = if reads { Right::Read } else { Right::Write };
     let (right, about) = match pattern {
-        "/v1/health" | "/v1/openapi.json" | "/v1/peers" | "/v1/nodes" | "/v1/cluster" if reads => {
+        "/v1/health" | "/v1/openapi.json" | "/v1/peers" | "/v1/nodes" | "/v1/cluster" | "/v1/discovery"
+        | "/v1/links"
+            if reads =>
+        {
             (Right::Read, Cluster)
         }
         "/v1/nodes/{id}" if reads => (Right::Read, Cluster),

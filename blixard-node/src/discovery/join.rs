@@ -1,17 +1,18 @@
 //! Joining: asks one candidate after another until the cluster admits this node or refuses it.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use blixard_core::api::token::Secret;
 use blixard_core::cluster::node::NodeFacts;
-use blixard_core::discovery::contact::Contact;
 use blixard_core::discovery::join::{JoinPlan, JoinStep};
-use blixard_core::id::{ClusterId, NodeId};
+use blixard_core::discovery::proof::{Joining, is_proof};
+use blixard_core::id::{ClusterId, NodeId, NodeKey};
 use blixard_core::wire::{self, JoinRequest, JoinResponse, Peer};
 
 use super::Seams;
-use super::refresh::Refresher;
+use super::finder::{Finder, Reading};
 use crate::platform::LinkError;
 
 /// How long one candidate has to answer. The leader commits before it does.
@@ -69,22 +70,64 @@ pub enum JoinStatus {
         /// Why not.
         reason: String,
     },
-    /// No candidate is known yet; these sources could not be used.
-    NoCandidates {
-        /// What is wrong with each.
-        problems: Vec<String>,
-    },
+    /// No candidate is known yet. What is wrong with which source is told where they are looked at.
+    NoCandidates,
+    /// Candidates were found, and there is no token to show them.
+    NoToken,
 }
 
-/// Joins the cluster that the sources name. Asks until it is admitted or refused, re-reading the
-/// sources before each round; `status` hears of every try that came to nothing. Cancel safe: what
-/// was asked may have been granted, and asking again gives the same answer.
+/// Logs what becomes of the tries: the same once, however often it is met.
+#[derive(Debug, Default)]
+pub struct JoinLog(Mutex<BTreeMap<Option<NodeKey>, String>>);
+
+impl JoinLog {
+    /// How many candidates it remembers what it said of.
+    const REMEMBERED_MAX: usize = 256;
+
+    /// Takes in what became of a try.
+    pub fn tell(&self, status: JoinStatus) {
+        let (key, said) = match &status {
+            JoinStatus::Tried { candidate, reason } => (Some(candidate.key), reason.clone()),
+            JoinStatus::NoCandidates => (None, "nobody".to_owned()),
+            JoinStatus::NoToken => (None, "no token".to_owned()),
+        };
+        {
+            let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.get(&key) == Some(&said) {
+                return;
+            }
+            if told.len() >= Self::REMEMBERED_MAX {
+                told.clear();
+            }
+            told.insert(key, said);
+        }
+        match status {
+            JoinStatus::Tried { candidate, reason } => {
+                tracing::warn!(peer.key = %candidate.key, addresses = ?candidate.addresses, err = reason, "not admitted yet; trying again");
+            }
+            JoinStatus::NoCandidates => {
+                tracing::warn!("nobody to join yet; looking at the sources again and again");
+            }
+            JoinStatus::NoToken => {
+                tracing::warn!(
+                    "members were found, and there is no token to join by: give one by --token-file, from `blixard cluster token create` on a member"
+                );
+            }
+        }
+    }
+}
+
+/// Joins the cluster that the sources name. Asks until it is admitted or refused, looking at the
+/// sources before each round; `status` hears of every try that came to nothing. Who was only found
+/// sees no token, has to prove that it knows it before it is believed, and is not believed that it
+/// refuses for the cluster. Cancel safe: what was asked may have been granted, and asking again gives
+/// the same answer.
 ///
 /// # Errors
 /// When the cluster refuses for good, or there is no token to show.
 pub async fn join<'a>(
     seams: impl Into<Seams<'a>>,
-    sources: &Refresher,
+    sources: &Finder,
     wish: &JoinWish,
     status: &(dyn Fn(JoinStatus) + Send + Sync),
 ) -> Result<Admitted, JoinError> {
@@ -92,36 +135,50 @@ pub async fn join<'a>(
     let mut reading = sources.read(seams).await;
     let mut plan = JoinPlan::new(&reading.contacts);
     let mut deadline = FIRST_ASK_DEADLINE;
+    // Who named the leader that is asked next is trusted in that as in everything.
+    let mut named_by_named = false;
     loop {
         if reading.contacts.is_empty() {
-            let problems = reading.problems.iter().map(ToString::to_string).collect();
-            status(JoinStatus::NoCandidates { problems });
-        } else if wish.token.is_none() && reading.contacts.iter().all(|contact| contact.token.is_none()) {
+            status(JoinStatus::NoCandidates);
+        } else if lacks_token(wish, &reading) {
             return Err(JoinError::NoToken);
+        } else if wish.token.is_none() && reading.contacts.iter().all(|contact| contact.token.is_none()) {
+            status(JoinStatus::NoToken);
         }
         loop {
             let candidate = match plan.step(seams.rng.next_u64()) {
                 JoinStep::Ask(candidate) => candidate,
                 JoinStep::Wait(wait) => {
+                    if let Some(reason) = plan.given_up() {
+                        return Err(JoinError::Refused { reason: reason.to_owned() });
+                    }
                     seams.clock.sleep_until(seams.clock.now() + wait).await;
                     break;
                 }
             };
-            let Some((request, token)) = request(wish, &reading.contacts, &candidate) else { continue };
-            let reason = match ask(seams, &candidate, &request, deadline).await {
-                Ok(JoinResponse::Admitted { node, cluster, peers }) => {
-                    return Ok(Admitted { node, cluster, peers, token });
+            let Some(asking) = Asking::new(wish, &reading, &candidate, named_by_named) else { continue };
+            let reason = match asking.ask(seams, &candidate, deadline).await {
+                Ok(JoinResponse::Admitted { node, cluster, peers, .. }) => {
+                    return Ok(Admitted { node, cluster, peers, token: asking.token });
                 }
                 Ok(JoinResponse::Refused { message } | JoinResponse::Removed { message }) => {
-                    return Err(JoinError::Refused { reason: message });
+                    if asking.named {
+                        return Err(JoinError::Refused { reason: message });
+                    }
+                    plan.refused(message.clone());
+                    message
                 }
                 Ok(JoinResponse::Redirect { leader }) => {
+                    named_by_named = asking.named;
                     if plan.redirected(leader) {
                         continue;
                     }
                     "the members do not agree on who leads".to_owned()
                 }
-                Ok(JoinResponse::Unavailable { message }) => message,
+                Ok(JoinResponse::Unavailable { message }) => {
+                    plan.put_off();
+                    message
+                }
                 Err(error) => error.to_string(),
             };
             status(JoinStatus::Tried { candidate, reason });
@@ -132,18 +189,74 @@ pub async fn join<'a>(
     }
 }
 
-/// What to ask a candidate; a leader that was named and is in no source is asked as the others.
-fn request(wish: &JoinWish, contacts: &[Contact], candidate: &Peer) -> Option<(JoinRequest, Secret)> {
-    let contact = contacts.iter().find(|contact| contact.key == candidate.key).or(contacts.first())?;
-    let token = wish.token.clone().or(contact.token.clone())?;
-    let request = JoinRequest {
-        cluster: contact.cluster,
-        node: wish.node,
-        token: token.id,
-        secret: hex::encode(token.secret),
-        facts: wish.facts.clone(),
-    };
-    Some((request, token))
+/// Whether nobody who was named comes with a token: those would be asked in vain. Who was found may come
+/// before the file with the token does.
+fn lacks_token(wish: &JoinWish, reading: &Reading) -> bool {
+    wish.token.is_none()
+        && reading.contacts.iter().any(|contact| contact.named)
+        && reading.contacts.iter().all(|contact| contact.token.is_none())
+}
+
+/// One question to one candidate.
+struct Asking {
+    /// Whether a person named the candidate, or somebody so named did.
+    named: bool,
+    token: Secret,
+    request: JoinRequest,
+}
+
+impl Asking {
+    /// What to ask a candidate; a leader that was named and is in no source is asked as who named it.
+    /// None when there is no token to show it.
+    fn new(wish: &JoinWish, reading: &Reading, candidate: &Peer, named_by_named: bool) -> Option<Self> {
+        let contacts = &reading.contacts;
+        let contact = contacts.iter().find(|contact| contact.key == candidate.key);
+        let named = contact.map_or(named_by_named, |contact| contact.named);
+        let contact = contact.or(contacts.first())?;
+        let any = || contacts.iter().find_map(|contact| contact.token.clone());
+        let token = wish.token.clone().or(contact.token.clone()).or_else(any)?;
+        let request = JoinRequest {
+            cluster: contact.cluster,
+            node: wish.node,
+            token: token.id,
+            secret: if named { hex::encode(token.secret) } else { String::new() },
+            proof: None,
+            facts: wish.facts.clone(),
+        };
+        Some(Self { named, token, request })
+    }
+
+    /// Asks it. What somebody who was only found says is passed on when it cannot be a lie that matters:
+    /// that it admits, it has to prove.
+    async fn ask(
+        &self,
+        seams: Seams<'_>,
+        candidate: &Peer,
+        deadline: Duration,
+    ) -> Result<JoinResponse, LinkError> {
+        let joining = Joining {
+            token: self.token.id,
+            secret_sha256: self.token.sha256(),
+            joiner: seams.transport.key(),
+            member: candidate.key,
+        };
+        let proof = (!self.named).then(|| hex::encode(joining.request()));
+        let request = JoinRequest { proof, ..self.request.clone() };
+        let answer = ask(seams, candidate, &request, deadline).await?;
+        match &answer {
+            JoinResponse::Admitted { node, cluster, proof, .. } if !self.named => {
+                let expected = joining.answer(*cluster, *node);
+                if proof.as_ref().is_some_and(|proof| is_proof(proof, &expected)) {
+                    return Ok(answer);
+                }
+                Err(LinkError::Refused {
+                    to: format!("{:?} (key {})", candidate.addresses, candidate.key),
+                    reason: "it would admit this node and cannot prove that it knows the token: it is of another cluster, or not what it says".to_owned(),
+                })
+            }
+            _ => Ok(answer),
+        }
+    }
 }
 
 async fn ask(

@@ -1,120 +1,30 @@
 //! Joining, against a transport that answers from a script.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use blixard_core::api::token::Secret;
 use blixard_core::cluster::node::NodeFacts;
+use blixard_core::discovery::contact::Contact;
+use blixard_core::discovery::proof::{Joining, is_proof};
 use blixard_core::discovery::target::JoinTarget;
 use blixard_core::discovery::ticket::Ticket;
 use blixard_core::id::{ClusterId, NodeId, NodeKey, TokenId};
-use blixard_core::time::{Mono, UtcMs};
-use blixard_core::wire::{self, Channel, JoinRequest, JoinResponse, Peer};
-use bytes::Bytes;
-use futures_util::future::{BoxFuture, ready};
+use blixard_core::wire::{JoinResponse, Peer};
 
 use super::{Admitted, JoinError, JoinStatus, JoinWish, join};
 use crate::discovery::Seams;
-use crate::discovery::refresh::Refresher;
-use crate::discovery::sources::Sources;
-use crate::platform::{Clock, Duplex, Inbound, LinkError, RandomSource, Spawner, Transport};
+use crate::discovery::finder::Finder;
+use crate::discovery::source::{Source, SourceError};
+use crate::discovery::sources::sources;
+use crate::discovery::testing::{OWN, World, run};
 
 const CLUSTER: ClusterId = ClusterId([1; 16]);
 
 fn peer(key: u8) -> Peer {
     Peer { key: NodeKey([key; 32]), addresses: vec![([10, 0, 0, key], 7001).into()], relay_url: None }
-}
-
-/// Everything but the answers: time passes as it is slept, work runs at once.
-#[derive(Default)]
-struct World {
-    now: Mutex<Duration>,
-    /// Who answers what, in order; nobody is unreachable.
-    script: Mutex<VecDeque<(u8, Result<JoinResponse, &'static str>)>>,
-    asked: Mutex<Vec<(u8, JoinRequest)>>,
-}
-
-impl Clock for World {
-    fn now(&self) -> Mono {
-        Mono(*self.now.lock().unwrap())
-    }
-
-    fn utc(&self) -> UtcMs {
-        UtcMs(0)
-    }
-
-    fn sleep_until(&self, deadline: Mono) -> BoxFuture<'static, ()> {
-        *self.now.lock().unwrap() = deadline.0;
-        Box::pin(ready(()))
-    }
-}
-
-impl RandomSource for World {
-    fn fill(&self, bytes: &mut [u8]) {
-        bytes.fill(0);
-    }
-}
-
-impl Spawner for World {
-    fn spawn(&self, name: &'static str, _task: BoxFuture<'static, ()>) {
-        panic!("joining starts no task, not even {name}");
-    }
-
-    fn run_blocking(&self, work: Box<dyn FnOnce() + Send + 'static>) -> BoxFuture<'static, ()> {
-        work();
-        Box::pin(ready(()))
-    }
-}
-
-#[async_trait]
-impl Transport for World {
-    fn key(&self) -> NodeKey {
-        NodeKey([99; 32])
-    }
-
-    fn addresses(&self) -> Vec<SocketAddr> {
-        Vec::new()
-    }
-
-    fn set_peers(&self, _peers: BTreeMap<NodeId, Peer>) {}
-
-    fn serve(&self, _handler: Arc<dyn Inbound>) {}
-
-    async fn call(
-        &self,
-        _to: NodeId,
-        channel: Channel,
-        _request: Bytes,
-        _deadline: Duration,
-    ) -> Result<Bytes, LinkError> {
-        panic!("joining asks strangers only, not over {channel:?}");
-    }
-
-    async fn call_stranger(&self, to: &Peer, request: Bytes, _: Duration) -> Result<Bytes, LinkError> {
-        let to = to.key.0[0];
-        self.asked.lock().unwrap().push((to, wire::decode(&request).unwrap()));
-        let (from, answer) = self.script.lock().unwrap().pop_front().expect("a script for every question");
-        assert_eq!(from, to, "asked out of turn");
-        match answer {
-            Ok(response) => Ok(wire::encode(&response).into()),
-            Err(reason) => Err(LinkError::Unreachable { to: to.to_string(), reason: reason.to_owned() }),
-        }
-    }
-
-    async fn open_stream(
-        &self,
-        _to: NodeId,
-        channel: Channel,
-        _header: Bytes,
-        _deadline: Duration,
-    ) -> Result<Box<dyn Duplex>, LinkError> {
-        panic!("joining opens no stream, not over {channel:?}");
-    }
-
-    async fn shutdown(&self) {}
 }
 
 fn wish() -> JoinWish {
@@ -145,25 +55,67 @@ fn joined(
     script: impl IntoIterator<Item = (u8, Result<JoinResponse, &'static str>)>,
 ) -> (Result<Admitted, JoinError>, World, Vec<String>) {
     let world = World { script: Mutex::new(script.into_iter().collect()), ..World::default() };
-    let sources = Refresher::new(Sources::new(vec![ticket(1), ticket(2)], None, None));
+    let sources = Finder::new(sources(vec![ticket(1), ticket(2)], None));
     let told = Mutex::new(Vec::new());
     let status = |status: JoinStatus| match status {
         JoinStatus::Tried { candidate, reason } => {
             told.lock().unwrap().push(format!("{}: {reason}", candidate.key.0[0]));
         }
-        JoinStatus::NoCandidates { .. } => panic!("there are candidates"),
+        JoinStatus::NoCandidates | JoinStatus::NoToken => panic!("there are candidates"),
     };
-    let seams = Seams { clock: &world, rng: &world, spawner: &world, transport: &world };
     let wish = wish();
-    let result = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap()
-        .block_on(join(seams, &sources, &wish, &status));
+    let result = run(join(world.seams(), &sources, &wish, &status));
     (result, world, told.into_inner().unwrap())
 }
 
+/// Joins by what was found alone, with a token of the user's.
+fn joined_by_found(
+    script: impl IntoIterator<Item = (u8, Result<JoinResponse, &'static str>)>,
+) -> (Result<Admitted, JoinError>, World) {
+    struct Found;
+
+    #[async_trait]
+    impl Source for Found {
+        fn name(&self) -> String {
+            "found".to_owned()
+        }
+
+        async fn look(&self, _: Seams<'_>) -> Result<Vec<Contact>, SourceError> {
+            let contact = |key| {
+                let Peer { key, addresses, relay_url } = peer(key);
+                let (node, cluster, token, seen_at) = (None, None, None, None);
+                Contact { key, node, addresses, relay_url, cluster, token, seen_at, named: false }
+            };
+            Ok(vec![contact(1), contact(2)])
+        }
+    }
+
+    let world = World { script: Mutex::new(script.into_iter().collect()), ..World::default() };
+    let wish = JoinWish { token: Some(TOKEN), ..wish() };
+    let result = run(join(world.seams(), &Finder::new(vec![Box::new(Found)]), &wish, &|_| ()));
+    (result, world)
+}
+
+/// What the member with this key proves when it admits.
+fn proven(key: u8) -> JoinResponse {
+    let joining =
+        Joining { token: TOKEN.id, secret_sha256: TOKEN.sha256(), joiner: OWN, member: NodeKey([key; 32]) };
+    match admitted() {
+        JoinResponse::Admitted { node, cluster, peers, .. } => {
+            let proof = Some(hex::encode(joining.answer(cluster, node)));
+            JoinResponse::Admitted { node, cluster, peers, proof }
+        }
+        other => other,
+    }
+}
+
 fn admitted() -> JoinResponse {
-    JoinResponse::Admitted { node: NodeId(4), cluster: CLUSTER, peers: [(NodeId(1), peer(1))].into() }
+    JoinResponse::Admitted {
+        node: NodeId(4),
+        cluster: CLUSTER,
+        peers: [(NodeId(1), peer(1))].into(),
+        proof: None,
+    }
 }
 
 #[test]
@@ -207,4 +159,38 @@ fn members_that_redirect_in_a_circle_do_not_hold_the_joiner() {
     let (result, _, told) = joined([(1, to(2)), (2, to(1)), (1, to(2)), (2, to(1)), (2, Ok(admitted()))]);
     assert!(result.is_ok());
     assert_eq!(told, ["2: the members do not agree on who leads"]);
+}
+
+#[test]
+fn who_was_only_found_sees_no_secret_and_has_to_prove_that_it_knows_it() {
+    // A liar that admits without a proof, one that repeats another's, and the leader that a member names.
+    let script = [
+        (1, Ok(admitted())),
+        (2, Ok(proven(1))),
+        (1, Ok(JoinResponse::Redirect { leader: peer(3) })),
+        (3, Ok(admitted())),
+        (2, Ok(JoinResponse::Redirect { leader: peer(3) })),
+        (3, Ok(proven(3))),
+    ];
+    let (result, world) = joined_by_found(script);
+    assert_eq!(result.map(|admitted| (admitted.cluster, admitted.token)), Ok((CLUSTER, TOKEN)));
+    let asked = world.asked.into_inner().unwrap();
+    assert_eq!(asked.len(), 6);
+    for (key, request) in asked {
+        let member = NodeKey([key; 32]);
+        let joining = Joining { token: TOKEN.id, secret_sha256: TOKEN.sha256(), joiner: OWN, member };
+        assert_eq!((request.secret.as_str(), request.token), ("", TOKEN.id));
+        assert!(is_proof(&request.proof.unwrap(), &joining.request()), "{key}");
+    }
+}
+
+#[test]
+fn a_refusal_of_who_was_only_found_ends_nothing_until_all_refuse_for_long_enough() {
+    let refused = || Ok(JoinResponse::Refused { message: "the token is not valid here".to_owned() });
+    let (result, _) = joined_by_found([(1, refused()), (2, Ok(proven(2)))]);
+    assert!(result.is_ok(), "{result:?}");
+    let rounds = (0..20).flat_map(|_| [(1, refused()), (2, Err("nobody there"))]);
+    let (result, world) = joined_by_found(rounds);
+    assert_eq!(result, Err(JoinError::Refused { reason: "the token is not valid here".to_owned() }));
+    assert!(*world.now.lock().unwrap() > Duration::from_secs(3));
 }

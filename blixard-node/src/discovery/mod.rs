@@ -4,12 +4,20 @@
 //! What a source means and whom to ask next is decided in [`blixard_core::discovery`]. No source
 //! here makes anyone a member: that is the cluster's to say.
 
+pub mod address;
+mod announced;
+pub mod files;
+pub mod finder;
 pub mod join;
-pub mod refresh;
+mod program;
 pub mod registry;
+pub mod source;
 pub mod sources;
+#[cfg(test)]
+mod testing;
+mod url;
 
-use crate::platform::{Clock, Platform, RandomSource, Spawner, Transport};
+use crate::platform::{Announcer, Clock, Platform, RandomSource, Spawner, Transport};
 
 /// The seams that finding and joining a cluster takes: less than a [`Platform`], so that a node can
 /// join before it has a container runtime.
@@ -23,6 +31,8 @@ pub struct Seams<'a> {
     pub spawner: &'a dyn Spawner,
     /// Links.
     pub transport: &'a dyn Transport,
+    /// The local network.
+    pub announcer: &'a dyn Announcer,
 }
 
 impl<'a> From<&'a Platform> for Seams<'a> {
@@ -32,6 +42,7 @@ impl<'a> From<&'a Platform> for Seams<'a> {
             rng: &*platform.rng,
             spawner: &*platform.spawner,
             transport: &*platform.transport,
+            announcer: &*platform.announcer,
         }
     }
 }

@@ -5,10 +5,41 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use blixard_core::api::token::Secret;
 use blixard_core::discovery::file::Registry;
+use blixard_core::wire::Peer;
+
+use crate::daemon::Error;
+use crate::node::Membership;
+use crate::platform::{Platform, Transport};
 
 /// The registry file's name in the data directory.
 pub const REGISTRY_FILE: &str = "node-registry.json";
+
+/// What this node says of itself.
+pub(crate) fn own(token: Option<Secret>, membership: &Membership, platform: &Platform) -> Registry {
+    let Membership { node, cluster, .. } = *membership;
+    Registry { node, peer: own_peer(&*platform.transport), cluster, token }
+}
+
+/// Whom others link to who link to this node.
+pub(crate) fn own_peer(transport: &dyn Transport) -> Peer {
+    Peer { key: transport.key(), addresses: transport.addresses(), relay_url: None }
+}
+
+/// Writes the registry file of this node.
+///
+/// # Errors
+/// When it cannot be written, in words.
+pub(crate) fn write_own(
+    data_dir: &Path,
+    token: Option<Secret>,
+    membership: &Membership,
+    platform: &Platform,
+) -> Result<(), Error> {
+    write(data_dir, &own(token, membership, platform))
+        .map_err(|error| format!("cannot write {}: {error}", data_dir.join(REGISTRY_FILE).display()).into())
+}
 
 /// Replaces the registry file in `data_dir` with one of `registry`, all at once. Only its owner
 /// may read it: it holds the join token. Blocks on the disk.

@@ -2,6 +2,7 @@
 //! runs the actions.
 
 pub mod agent;
+pub mod announce;
 pub(crate) mod batch;
 pub(crate) mod beats;
 pub(crate) mod heartbeat;

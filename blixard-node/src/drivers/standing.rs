@@ -38,6 +38,7 @@ pub(crate) async fn run(
         // A member is known by its key; what this token admits to, it has.
         token: TokenId([0; 8]),
         secret: String::new(),
+        proof: None,
         facts,
     };
     let mut turn = 0;

@@ -225,6 +225,7 @@ pub(super) fn platform(id: NodeId, directory: &Path, links: &Links) -> (Platform
         spawner: Arc::clone(&spawner) as Arc<dyn Spawner>,
         disk: Arc::new(LinuxDisk::new(directory)),
         transport,
+        announcer: Arc::new(Silence),
         containers: Arc::new(NoContainers),
     };
     (platform, spawner)

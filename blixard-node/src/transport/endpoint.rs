@@ -224,13 +224,18 @@ pub(super) fn remote_address(connection: &Connection) -> Option<SocketAddr> {
     selected.or_else(|| paths.iter().find_map(ip))
 }
 
+/// The round trip of the path in use.
+pub(super) fn round_trip(connection: &Connection) -> Option<Duration> {
+    connection.paths().iter().find(|path| path.is_selected()).map(|path| path.rtt())
+}
+
 /// An IPv4 address, if this is one in IPv6's clothing.
 pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// An error and everything under it, on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

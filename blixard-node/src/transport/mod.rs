@@ -38,6 +38,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use self::endpoint::Listener;
+pub(crate) use self::endpoint::chain;
 pub use self::endpoint::{BindError, public_key};
 use self::link::{CallFault, LANE_BYTES_MAX, Link};
 use self::shared::Shared;
@@ -108,6 +109,10 @@ impl Transport for IrohTransport {
 
     fn hint(&self, key: NodeKey, addresses: &[SocketAddr]) {
         self.shared.hint(key, addresses);
+    }
+
+    fn links(&self) -> BTreeMap<NodeId, crate::platform::Link> {
+        self.shared.link_states()
     }
 
     fn heed_twice(&self, twice: BTreeMap<NodeId, Twice>) {

@@ -4,12 +4,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use blixard_core::api::discovery::LinkState;
 use blixard_core::discovery::dial::{Dial, FAILURES_OPEN};
 use blixard_core::id::{NodeId, NodeKey};
+use blixard_core::time::Mono;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::endpoint::ALPN_MEMBER;
+use super::endpoint::{ALPN_MEMBER, remote_address, round_trip};
 use super::hello;
 use super::link::{CloseCode, Link};
 use super::shared::{REMOVED, Shared};
@@ -69,6 +71,27 @@ impl Slot {
     /// The link, when it is up.
     pub(super) fn link(&self) -> Option<Arc<Link>> {
         self.state.borrow().link.clone()
+    }
+
+    /// How the link is, for people.
+    pub(super) fn describe(&self, now: Mono) -> crate::platform::Link {
+        let state = self.state.borrow();
+        let failures = state.dial.failures();
+        let circuit = match &state.link {
+            Some(_) => LinkState::Connected,
+            None if state.dial.is_open(now) => LinkState::Open,
+            None if failures >= FAILURES_OPEN => LinkState::HalfOpen,
+            None => LinkState::Connecting,
+        };
+        let connection = state.link.as_ref().map(|link| link.connection());
+        crate::platform::Link {
+            state: Some(circuit),
+            address: connection.and_then(remote_address),
+            rtt: connection.and_then(round_trip),
+            failures,
+            error: (failures > 0).then(|| state.error.clone()),
+            addresses: Vec::new(),
+        }
     }
 
     /// The link, or, once a dial that was under way or is now made has failed, why there is none.

@@ -160,6 +160,17 @@ impl Shared {
         self.listener.close().await;
     }
 
+    /// How the link to each member is.
+    pub(super) fn link_states(&self) -> BTreeMap<NodeId, crate::platform::Link> {
+        let now = self.now();
+        let members = self.members();
+        let state = |slot: &Slot| crate::platform::Link {
+            addresses: members.book.addresses(slot.key).to_vec(),
+            ..slot.describe(now)
+        };
+        members.slots.iter().map(|(node, slot)| (*node, state(slot))).collect()
+    }
+
     /// Takes in where someone may be, from outside the cluster's own state.
     pub(super) fn hint(&self, key: NodeKey, addresses: &[SocketAddr]) {
         let mut members = self.members();

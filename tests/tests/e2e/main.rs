@@ -6,6 +6,7 @@
 mod adoption;
 mod containers;
 mod data;
+mod discovery;
 mod disk;
 mod documents;
 mod durability;

@@ -18,9 +18,18 @@ pub(super) struct DaemonArgs {
     /// Where other nodes reach this one, when that is not --bind (repeatable)
     #[arg(long, value_name = "IP:PORT")]
     advertise: Vec<String>,
-    /// A member's node-registry.json, a file that holds a ticket, or - for a ticket on standard input (repeatable)
-    #[arg(long, value_name = "FILE|@FILE|-")]
+    /// How to find the cluster: a member's node-registry.json or its http(s) URL, HOST:PORT of a member,
+    /// mdns (whoever announces itself on the local network), exec:PROGRAM that prints members, @FILE that
+    /// holds a ticket, or - for one on standard input (repeatable)
+    #[arg(long, visible_alias = "source", value_name = "FILE|URL|HOST:PORT|mdns|exec:PROGRAM|@FILE|-")]
     join: Vec<String>,
+    /// Whether, or on which interfaces, the local network is told of this node and its containers by mDNS
+    /// [default: on the interfaces that links come to]
+    #[arg(long, value_name = "on|off|INTERFACES")]
+    announce: Option<String>,
+    /// A file that holds the token to join by, where --join alone has none; - for standard input
+    #[arg(long, value_name = "FILE|-")]
+    token_file: Option<PathBuf>,
     /// Make a new cluster although there are others to join: on one of several equal machines
     #[arg(long)]
     bootstrap: bool,
@@ -68,6 +77,9 @@ impl DaemonArgs {
             bind: self.bind,
             advertise: self.advertise,
             join: self.join,
+            token_file: self.token_file,
+            join_token: None,
+            announce: self.announce,
             bootstrap: self.bootstrap,
             data_dir: connection.data_dir().map(Into::into),
             http: self.http,

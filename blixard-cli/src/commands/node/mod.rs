@@ -34,7 +34,7 @@ use crate::render::{self, text};
     args_conflicts_with_subcommands = true,
     subcommand_help_heading = "Questions to a running node",
     override_usage = "blixard node [OPTIONS]      run this machine's node (the daemon)\n       blixard node <COMMAND>      ask a running node about the cluster's nodes",
-    after_help = "Example:\n  blixard node --id 1 --bind 10.77.0.1:7001                              the first node\n  blixard node --id 2 --bind 10.77.0.2:7001 --join node-registry.json    a second one\n  blixard node ls                                                        from either\n\nEnvironment (flags win):\n  BLIXARD_NODE_REGISTRIES   registry files, separated by commas, like --join\n  BLIXARD_JOIN              a ticket, like --join -\n  HTTP_PORT                 like --http\n  NAME                      like --name\n  BLIXARD_LOG               like --log"
+    after_help = "Example:\n  blixard node --id 1 --bind 10.77.0.1:7001                              the first node\n  blixard node --id 2 --bind 10.77.0.2:7001 --join node-registry.json    a second one\n  blixard node --join 10.77.0.1:7001 --token-file token                  by address\n  blixard node --join mdns --token-file token                            by mDNS\n  blixard node ls                                                        from either\n\nEnvironment (flags win):\n  BLIXARD_NODE_REGISTRIES   registry files, separated by commas, like --join\n  BLIXARD_JOIN              a ticket, like --join -\n  BLIXARD_JOIN_TOKEN        a token to join by, like --token-file -\n  HTTP_PORT                 like --http\n  NAME                      like --name\n  BLIXARD_LOG               like --log"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]

@@ -15,7 +15,7 @@ use blixard_core::time::UtcMs;
 use blixard_core::wire::{Channel, Peer};
 use blixard_node::disk::LinuxDisk;
 use blixard_node::linux::{LinuxClock, LinuxRandom, LinuxSpawner};
-use blixard_node::platform::{Clock, Duplex, Inbound, Platform, RandomSource, Transport};
+use blixard_node::platform::{Clock, Duplex, Inbound, Platform, RandomSource, Silence, Transport};
 use blixard_node::raft::{RaftConfig, RaftNode};
 use blixard_node::transport::IrohTransport;
 use bytes::Bytes;
@@ -93,6 +93,7 @@ async fn members(directory: &std::path::Path) -> Result<Vec<RaftNode>> {
             spawner: Arc::new(LinuxSpawner::new(Handle::current())),
             disk: Arc::new(LinuxDisk::new(folder)),
             transport,
+            announcer: Arc::new(Silence),
             containers: Arc::new(NoContainers),
         });
     }

@@ -1,0 +1,106 @@
+//! One source of members: something to look at again and again that names them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use blixard_core::discovery::contact::Contact;
+use blixard_core::discovery::file::{FILE_BYTES_MAX, FileError};
+use blixard_core::discovery::ticket::TicketError;
+
+use super::Seams;
+use crate::platform::Spawner;
+
+/// Where a node learns of others. Each is looked at on a schedule of its own, by
+/// [`super::finder::Finder`], which merges what they say.
+#[async_trait]
+pub trait Source: Send + Sync + 'static {
+    /// What it is, for people: without any secret in it.
+    fn name(&self) -> String;
+
+    /// Whether it is there. A node with such a source joins and never founds a cluster by itself,
+    /// whatever the source says.
+    fn is_there(&self) -> bool {
+        true
+    }
+
+    /// The shortest time between two looks: a look at a file costs nothing, one at a server does.
+    fn pause(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Whom it names now.
+    ///
+    /// # Errors
+    /// Why it cannot be used now; it is tried again.
+    async fn look(&self, seams: Seams<'_>) -> Result<Vec<Contact>, SourceError>;
+}
+
+/// Why a source cannot be used now. It is tried again; a node with such a source never bootstraps.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SourceError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {error}{}", path.display(), hint(error))]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        error: Arc<io::Error>,
+    },
+    /// The file is far larger than any registry.
+    #[error("{} is larger than {FILE_BYTES_MAX} bytes: it is not a registry file", path.display())]
+    TooLarge {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// What it says is not what it should be.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file that should hold a ticket holds none.
+    #[error("{} holds no ticket: `blixard cluster token create` on a member prints one", named(path))]
+    NoTicket {
+        /// Which file; `-` is standard input.
+        path: PathBuf,
+    },
+    /// What a file holds is no ticket.
+    #[error("{}: {error}", path.display())]
+    Ticket {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        error: TicketError,
+    },
+    /// Something else than a file does not answer as it should.
+    #[error("{name}: {reason}")]
+    Silent {
+        /// The source.
+        name: String,
+        /// What is wrong, and what to try.
+        reason: String,
+    },
+}
+
+fn named(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => " (a node writes it when it has started; check the path)",
+        _ => "",
+    }
+}
+
+/// Runs `work`, which blocks on the disk, off the async threads; nothing when the node ends first.
+pub(super) async fn blocking<T: Send + 'static>(
+    spawner: &dyn Spawner,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let result = Arc::new(Mutex::new(None));
+    let into = Arc::clone(&result);
+    let work = move || *into.lock().unwrap_or_else(PoisonError::into_inner) = Some(work());
+    spawner.run_blocking(Box::new(work)).await;
+    result.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
