@@ -173,6 +173,10 @@ hex_id!(
     NodeKey, 32, "node key"
 );
 hex_id!(
+    /// Stands for all that a volume held at one time.
+    VolumeRoot, 32, "root of a volume"
+);
+hex_id!(
     /// The public half of a join token. The secret half is kept only as a hash.
     TokenId, 8, "token id"
 );

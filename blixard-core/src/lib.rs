@@ -20,4 +20,5 @@ pub mod security;
 pub mod spec;
 pub mod text;
 pub mod time;
+pub mod volume;
 pub mod wire;

@@ -147,6 +147,22 @@ pub const SERVICE_VERSIONS_MAX: usize = 5;
 pub const SERVICES_MAX: usize = 10_000;
 /// The most replicas one service may ask for.
 pub const REPLICAS_PER_SERVICE_MAX: u32 = 1_000;
+/// The most volumes a cluster holds.
+pub const VOLUMES_MAX: usize = 10_000;
+/// The most names in a volume: files, directories and links. Each takes about 200 bytes of memory on a node
+/// that holds it.
+pub const VOLUME_FILES_MAX: u64 = 1_000_000;
+/// The most bytes of all files of a volume, holes too: of each 4 KiB a node that holds it keeps a hash of
+/// 16 bytes in memory while it compares.
+pub const VOLUME_BYTES_MAX: u64 = 64 << 30;
+/// The largest index of a volume's content written down or sent, in bytes.
+pub const VOLUME_INDEX_BYTES_MAX: usize = 512 << 20;
+/// The most volumes of one report; a node with more sends several.
+pub const REPORT_VOLUMES_MAX: usize = 256;
+/// How long a copy that follows may take to answer or send the next piece before it is given up.
+pub const VOLUME_STALL: Duration = Duration::from_secs(60);
+/// How often a primary copy is looked through for changes.
+pub const VOLUME_SCAN: Duration = Duration::from_secs(2);
 /// The most members, voters and learners together.
 pub const NODES_MAX: usize = 250;
 /// The most tokens kept; expired and used-up ones make room.
