@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::args::Connection;
 use crate::commands::{
     chirp, cluster, completion, config, cp, discover, events, exec, image, inspect, kill, logs, man, node,
-    port, ps, restart, run, service, stop, system, version, wait,
+    port, ps, restart, run, service, stop, system, version, volume, wait,
 };
 
 /// Runs containers on a few machines and keeps them running.
@@ -42,6 +42,7 @@ pub(crate) enum Command {
     Events(events::Args),
     Service(service::Args),
     Image(image::Args),
+    Volume(volume::Args),
     System(system::Args),
     Node(Box<node::Args>),
     Cluster(cluster::Args),
@@ -152,6 +153,11 @@ mod tests {
         check("blixard peer ls");
         check("blixard node --join mdns --token-file /t --announce off");
         check("blixard node --source exec:/bin/members --announce eth0,wlan0");
+        check("blixard volume ls -o json");
+        check("blixard volume inspect pgdata");
+        check("blixard volume sync pgdata --wait --copies 2 --timeout 5");
+        check("blixard volume sync pgdata --accept-deletes");
+        check("blixard volume rm pgdata cache");
     }
 
     #[test]

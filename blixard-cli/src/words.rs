@@ -62,7 +62,7 @@ const ELSEWHERE: [(&[&str], &str); 33] = [
         "`blixard service scale NAME N`, or change the bundle and `blixard run FILE.bun`",
     ),
     (&["validate", "lint", "check", "plan", "diff", "convert"], "`blixard config FILE.bun`"),
-    (&["volume", "volumes"], "volumes are paths of nodes, named in bundles: `blixard config FILE.bun`"),
+    (&["volumes"], "`blixard volume ls`"),
     (&["network", "networks"], "each node has one container network: `blixard node ls -o json` shows it"),
     (
         &["secret", "secrets"],

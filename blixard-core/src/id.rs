@@ -61,7 +61,25 @@ macro_rules! display_number {
         }
     )+};
 }
-display_number!(NodeId, ReplicaId);
+display_number!(NodeId, ReplicaId, VolumeId);
+
+/// A volume, numbered by `apply` in the order in which they are made. Never reused.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+#[serde(transparent)]
+pub struct VolumeId(pub u64);
 
 /// Why a piece of text is not an identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +93,14 @@ pub enum IdError {
         what: &'static str,
         /// How many digits it has.
         digits: usize,
+    },
+    /// The text cannot be a volume's name.
+    #[error(
+        "`{text}` is not a volume name: use 1 to 63 letters, digits, `_`, `.` and hyphens, starting with a letter or digit"
+    )]
+    VolumeName {
+        /// The offending text.
+        text: String,
     },
     /// The text cannot be a service's name.
     #[error(
@@ -222,6 +248,50 @@ impl From<ServiceName> for String {
 }
 
 impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A volume's name, as compose files write them: 1 to 63 letters, digits, `_`, `.` and hyphens.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String)]
+pub struct VolumeName(String);
+
+impl VolumeName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for VolumeName {
+    type Error = IdError;
+
+    fn try_from(text: String) -> Result<Self, IdError> {
+        let fits = (1..=63).contains(&text.len())
+            && text.starts_with(|first: char| first.is_ascii_alphanumeric())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+        if fits { Ok(Self(text)) } else { Err(IdError::VolumeName { text }) }
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        text.to_owned().try_into()
+    }
+}
+
+impl From<VolumeName> for String {
+    fn from(name: VolumeName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for VolumeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

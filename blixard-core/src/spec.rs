@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::id::ServiceName;
+use crate::id::{ServiceName, VolumeName};
 use crate::limits::PIDS_LIMIT;
 use crate::security::SecuritySpec;
 
@@ -20,7 +20,7 @@ pub struct ServiceSpec {
     /// Which container ports are published.
     #[serde(default)]
     pub ports: Vec<PortSpec>,
-    /// Host paths bound into the container.
+    /// What of outside is in the container: host paths and volumes.
     #[serde(default)]
     pub volumes: Vec<MountSpec>,
     /// Environment variables added to the image's own.
@@ -67,15 +67,23 @@ impl ServiceSpec {
     /// those that a missing field has: specifications stored before go on without.
     pub fn completed(mut self) -> Self {
         self.limits.pids.get_or_insert(PIDS_LIMIT);
-        for volume in &mut self.volumes {
-            volume.checked = true;
+        for mount in &mut self.volumes {
+            mount.checked |= mount.kind == MountKind::HostPath;
         }
         self
     }
 
     /// Whether its replicas can only run where its host paths are: on the node it was submitted on.
     pub fn is_pinned(&self) -> bool {
-        !self.volumes.is_empty()
+        self.volumes.iter().any(|mount| mount.kind == MountKind::HostPath)
+    }
+
+    /// The volumes that its containers mount, in the bundle's order.
+    pub fn mounted_volumes(&self) -> impl Iterator<Item = &VolumeName> {
+        self.volumes.iter().filter_map(|mount| match &mount.kind {
+            MountKind::HostPath => None,
+            MountKind::Volume(name) => Some(name),
+        })
     }
 
     /// Whether `other` differs in the bounds of replicas and in nothing that a container depends on.
@@ -166,10 +174,11 @@ pub fn is_host_address(address: Ipv4Addr) -> bool {
     !(address.is_unspecified() || address.is_multicast() || address.is_broadcast())
 }
 
-/// One host path bound into the container. It pins the replicas to the submitting node.
+/// Something of outside that is in the container: a host path, which pins the replicas to the node that the
+/// service was submitted on, or a volume, which follows them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MountSpec {
-    /// An absolute path on the host.
+    /// An absolute path on the host; of a volume, its name.
     pub source: String,
     /// An absolute path in the container.
     pub target: String,
@@ -180,6 +189,38 @@ pub struct MountSpec {
     /// feature level, which sets it where a specification is submitted.
     #[serde(default, skip_serializing_if = "is_false")]
     pub checked: bool,
+    /// What it is. Of the second feature level.
+    #[serde(default, skip_serializing_if = "MountKind::is_host_path")]
+    pub kind: MountKind,
+}
+
+impl MountSpec {
+    /// A host path as a bundle names it.
+    pub fn host_path(source: String, target: String, read_only: bool) -> Self {
+        Self { source, target, read_only, checked: false, kind: MountKind::HostPath }
+    }
+
+    /// A volume.
+    pub fn volume(name: VolumeName, target: String, read_only: bool) -> Self {
+        Self { source: name.to_string(), target, read_only, checked: false, kind: MountKind::Volume(name) }
+    }
+}
+
+/// What a mount is of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountKind {
+    /// A path of the host.
+    #[default]
+    HostPath,
+    /// A volume of the cluster.
+    Volume(VolumeName),
+}
+
+impl MountKind {
+    fn is_host_path(&self) -> bool {
+        *self == Self::HostPath
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::node::NodeFacts;
 use crate::cluster::snapshot;
+use crate::cluster::volume::{VolumeStatus, VolumeVersion};
 use crate::cluster::{Actor, Outcome, ReplicaStatus, Write};
 use crate::discovery::copies::Twice;
-use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, TokenId};
+use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, TokenId, VolumeId, VolumeRoot};
 use crate::time::UtcMs;
 
 /// The version of this protocol; part of the link's ALPN, so different ones never meet.
@@ -38,11 +39,13 @@ pub enum Channel {
     Addresses = 8,
     /// A member's notice to the leader that its daemon stops for a while.
     Hold = 9,
+    /// A version of a volume, as a stream. Of the second feature level.
+    Volume = 10,
 }
 
 impl Channel {
     /// Every channel, in the order of their bytes.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Raft,
         Self::Snapshot,
         Self::Heartbeat,
@@ -52,6 +55,7 @@ impl Channel {
         Self::Join,
         Self::Addresses,
         Self::Hold,
+        Self::Volume,
     ];
 
     /// The channel a byte stands for.
@@ -140,6 +144,9 @@ pub struct Heartbeat {
     pub statuses: BTreeMap<ReplicaId, ReplicaStatus>,
     /// Counts the sender's reports; the ack names the one it covers.
     pub generation: u64,
+    /// What the sender holds of volumes, where that is to be told.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<VolumeId, VolumeStatus>,
     /// Nodes that run twice, as the sender sees itself. Heeded where there are no statuses.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub twice: BTreeMap<NodeId, Twice>,
@@ -208,6 +215,29 @@ pub struct ImageRequest {
     /// The digest it must have, when known.
     #[serde(default)]
     pub digest: Option<String>,
+}
+
+/// What a member that follows a volume asks its primary for: the newest version. The stream begins with it;
+/// the primary answers a [`VolumeAnswer`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRequest {
+    /// Which.
+    pub volume: VolumeId,
+    /// Its epoch, as the asker knows it.
+    pub epoch: u64,
+    /// What the asker holds: the root of its tree.
+    pub base: VolumeRoot,
+}
+
+/// The answer to a [`VolumeRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeAnswer {
+    /// That tree is not known: the index of it is to follow.
+    NeedsIndex,
+    /// Steps follow that make this version of it.
+    Version(VolumeVersion),
+    /// Not now, and why.
+    Refused(String),
 }
 
 /// Why bytes are not a message.

@@ -11,16 +11,18 @@ use blixard_core::api;
 use blixard_core::api::exec::{ExecRequest, Frame};
 use blixard_core::api::token::Secret;
 use blixard_core::bundle;
+use blixard_core::cluster::volume::{VersionId, VolumeCopy, VolumeStatus, VolumeVersion};
 use blixard_core::cluster::{Actor, ClusterState, Write, snapshot};
 use blixard_core::discovery::announce::{self, Heard};
 use blixard_core::discovery::book::AddressesMessage;
 use blixard_core::discovery::file::{self, Registry};
 use blixard_core::discovery::target::JoinTarget;
 use blixard_core::discovery::ticket::Ticket;
-use blixard_core::id::{ClusterId, NodeId, NodeKey, RequestId, TokenId};
+use blixard_core::id::{ClusterId, NodeId, NodeKey, RequestId, TokenId, VolumeId, VolumeRoot};
 use blixard_core::image_reference::ImageReference;
 use blixard_core::text::printable;
 use blixard_core::time::UtcMs;
+use blixard_core::volume::{Attributes, Index, Step, TreePath};
 use blixard_core::wire::{self, Peer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -47,6 +49,10 @@ const TARGETS: &[Target] = &[
     Target { name: "peer: hold", seeds: holds, decode: message::<wire::HoldRequest> },
     Target { name: "peer: image request", seeds: image_requests, decode: message::<wire::ImageRequest> },
     Target { name: "peer: addresses", seeds: addresses, decode: message::<AddressesMessage> },
+    Target { name: "peer: volume request", seeds: volume_requests, decode: message::<wire::VolumeRequest> },
+    Target { name: "peer: volume answer", seeds: volume_answers, decode: message::<wire::VolumeAnswer> },
+    Target { name: "peer: step of a volume", seeds: volume_steps, decode: message::<Step> },
+    Target { name: "peer: index of a volume", seeds: volume_indexes, decode: message::<Index> },
     Target { name: "exec frame", seeds: frames, decode: frame },
     Target { name: "API: submission", seeds: submissions, decode: body::<api::service::SubmitRequest> },
     Target { name: "API: scale", seeds: scales, decode: body::<api::service::ScaleRequest> },
@@ -281,7 +287,16 @@ fn beats() -> Vec<Vec<u8>> {
     let state = golden();
     let facts = state.nodes.values().next().expect("a node").facts.clone();
     let statuses = state.replicas.iter().map(|(id, replica)| (*id, replica.status.clone())).collect();
-    encoded(&[wire::Heartbeat { boot: 7, facts, statuses, generation: 3, twice: Default::default() }])
+    let copy = VolumeCopy { version: Some(volume_version()), trouble: Some("full".to_owned()) };
+    let volumes = [(VolumeId(1), VolumeStatus { epoch: 2, copy })].into();
+    encoded(&[wire::Heartbeat {
+        boot: 7,
+        facts,
+        statuses,
+        generation: 3,
+        volumes,
+        twice: Default::default(),
+    }])
 }
 
 fn acks() -> Vec<Vec<u8>> {
@@ -329,6 +344,51 @@ fn image_requests() -> Vec<Vec<u8>> {
 
 fn addresses() -> Vec<Vec<u8>> {
     encoded(&[AddressesMessage { members: [(peer().key, peer().addresses)].into() }])
+}
+
+fn volume_version() -> VolumeVersion {
+    let id = VersionId { epoch: 2, seq: 9 };
+    VolumeVersion { id, root: VolumeRoot([7; 32]), files: 3, bytes: 4_100, at: UtcMs(1_700_000_000_000) }
+}
+
+fn volume_requests() -> Vec<Vec<u8>> {
+    encoded(&[wire::VolumeRequest { volume: VolumeId(1), epoch: 2, base: VolumeRoot([7; 32]) }])
+}
+
+fn volume_answers() -> Vec<Vec<u8>> {
+    encoded(&[
+        wire::VolumeAnswer::NeedsIndex,
+        wire::VolumeAnswer::Version(volume_version()),
+        wire::VolumeAnswer::Refused("no such volume".to_owned()),
+    ])
+}
+
+fn volume_step_list() -> Vec<Step> {
+    let path = |text: &str| TreePath::new(text.as_bytes()).expect("a path");
+    let attributes = Attributes { mode: 0o644, uid: 1, gid: 2, mtime_ns: -3 };
+    vec![
+        Step::Directory { path: path("d") },
+        Step::File { path: path("d/f"), size: 4_100 },
+        Step::Write { path: path("d/f"), leaf: 1, content: b"tail".to_vec() },
+        Step::Symlink { path: path("l"), target: b"../x".to_vec() },
+        Step::Link { path: path("h"), to: path("d/f") },
+        Step::Set { path: Some(path("d/f")), attributes },
+        Step::Set { path: None, attributes },
+        Step::Stash { path: path("d/f"), slot: 0 },
+        Step::Remove { path: path("l") },
+        Step::Restore { slot: 0, path: path("m") },
+        Step::Resize { path: path("m"), size: 1 },
+    ]
+}
+
+fn volume_steps() -> Vec<Vec<u8>> {
+    encoded(&volume_step_list())
+}
+
+fn volume_indexes() -> Vec<Vec<u8>> {
+    let mut advance = Index::empty().advance();
+    volume_step_list().iter().for_each(|step| advance.step(step).expect("it fits"));
+    encoded(&[Index::empty(), advance.into_index()])
 }
 
 fn frames() -> Vec<Vec<u8>> {

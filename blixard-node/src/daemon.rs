@@ -48,6 +48,7 @@ use crate::raft::{self, OpenError, RaftConfig};
 use crate::runtime::images::Registries;
 use crate::runtime::{ContainerdChoice, ContainerdRuntime, RuntimeConfig};
 use crate::transport::IrohTransport;
+use crate::volumes::LinuxVolumes;
 
 /// Why the daemon ended, or could not begin; its source says more.
 pub type Error = Box<dyn StdError + Send + Sync>;
@@ -279,6 +280,7 @@ async fn build(config: &NodeConfig, apart: &Handle) -> Result<Built, Error> {
         transport,
         announcer,
         containers: runtime.clone(),
+        volumes: Arc::new(LinuxVolumes::new(&config.data_dir)),
     };
     Ok(Built { platform, runtime, identity, sources, token, bind, facts, own, tls })
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use blixard_core::cluster::level::SECOND_LEVEL;
 use blixard_core::cluster::{Actor, ClusterState, Command, Outcome, Refusal};
 use blixard_core::discovery::copies::{Sighting, Start, Twice};
 use blixard_core::discovery::proof::{Joining, is_proof};
@@ -26,6 +27,7 @@ use crate::attempts::Attempts;
 use crate::context::NodeContext;
 use crate::drivers::batch::{Input, ReportNumber};
 use crate::drivers::peers::peers_of;
+use crate::drivers::volumes;
 use crate::handle::NodeHandle;
 use crate::platform::{ContainerRuntime, Duplex, Inbound};
 use crate::raft::ProposeError;
@@ -56,7 +58,20 @@ impl Dispatch {
         if !status.is_leader(self.shared.id) {
             return Err("not the leader".to_owned());
         }
-        if !beat.statuses.is_empty() {
+        if !beat.volumes.is_empty() {
+            if beat.volumes.len() > limits::REPORT_VOLUMES_MAX {
+                let max = limits::REPORT_VOLUMES_MAX;
+                return Err(format!("a report has at most {max} volumes, not {}", beat.volumes.len()));
+            }
+            if !self.shared.state().knows(SECOND_LEVEL) {
+                return Err("the cluster knows no volumes yet".to_owned());
+            }
+            for text in beat.volumes.values_mut().filter_map(|status| status.copy.trouble.as_mut()) {
+                text::cut(text);
+            }
+            let told = Command::Volumes { node: from, statuses: beat.volumes };
+            self.shared.propose_here(told).await.map_err(|error| error.to_string())?;
+        } else if !beat.statuses.is_empty() {
             let (reply, answer) = oneshot::channel();
             let number = ReportNumber { boot: beat.boot, generation: beat.generation };
             let report = Input::Report { node: from, number, statuses: beat.statuses, reply };
@@ -267,7 +282,7 @@ impl Inbound for Dispatch {
             }
             // A call on it asks for nothing but an answer: the transport exchanges addresses itself.
             Channel::Addresses => Ok(Bytes::new()),
-            Channel::Snapshot | Channel::Api | Channel::Image | Channel::Join => {
+            Channel::Snapshot | Channel::Api | Channel::Image | Channel::Volume | Channel::Join => {
                 Err("not a message channel".to_owned())
             }
         }
@@ -314,6 +329,10 @@ impl Inbound for Dispatch {
                     }
                 };
                 self.context().apart("image-peer", sending).await;
+            }
+            Channel::Volume => {
+                let sending = volumes::serve(self.shared.clone(), from, header, stream);
+                self.context().apart("volume-peer", sending).await;
             }
             Channel::Raft
             | Channel::Heartbeat

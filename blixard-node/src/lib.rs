@@ -37,4 +37,5 @@ mod shared;
 mod telemetry;
 pub mod transport;
 pub mod tree;
+mod volumes;
 pub mod watch;

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::context::NodeContext;
 use crate::drivers::agent::{AgentDriver, AgentInput, feed};
 use crate::drivers::heartbeat::{self, Outbox};
-use crate::drivers::{leader, membership, peers, standing};
+use crate::drivers::{leader, membership, peers, standing, volumes};
 use crate::handle::NodeHandle;
 use crate::images::Members;
 use crate::inbound::Dispatch;
@@ -135,6 +135,7 @@ async fn start(
     context.spawn("membership", membership::run(shared.clone()));
     context.spawn("beats", heartbeat::beats(shared.clone(), settings.boot, settings.facts.clone()));
     context.spawn("reports", heartbeat::reports(shared.clone(), settings.boot, outbox.clone()));
+    context.spawn("volumes", volumes::run(context.clone(), shared.clone()));
     context.spawn("agent", run_agent(context.clone(), shared.clone(), outbox));
     if let Some(founding) = founding {
         context.spawn("found", found(shared.clone(), founding, settings.facts));

@@ -10,7 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::discovery::copies::{Start, Twice};
-use blixard_core::id::{ClusterId, ContainerId, NodeId, NodeKey, ReplicaId, ServiceName};
+use blixard_core::id::{
+    ClusterId, ContainerId, NodeId, NodeKey, ReplicaId, ServiceName, VolumeId, VolumeName,
+};
 use blixard_core::spec::{MountSpec, PortSpec, ServiceSpec};
 use blixard_core::text::one_line;
 use blixard_core::time::{Mono, UtcMs};
@@ -21,8 +23,10 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 mod neighbours;
+mod volumes;
 
 pub use self::neighbours::{Announcer, Link, LinkError, Silence};
+pub use self::volumes::{StepSink, StepSource, VolumeError, VolumeStore};
 
 /// All seams of one node. Cloning shares them.
 #[derive(Clone)]
@@ -41,6 +45,8 @@ pub struct Platform {
     pub announcer: Arc<dyn Announcer>,
     /// Containers, their images and their logs.
     pub containers: Arc<dyn ContainerRuntime>,
+    /// What the machine holds of volumes.
+    pub volumes: Arc<dyn VolumeStore>,
 }
 
 /// A node's clocks.
@@ -273,6 +279,8 @@ pub struct ContainerConfig {
     pub version: u64,
     /// What runs.
     pub spec: Arc<ServiceSpec>,
+    /// The volumes that it mounts, whose primary copies are here.
+    pub volumes: BTreeMap<VolumeName, VolumeId>,
 }
 
 /// What is known of a started container.

@@ -26,7 +26,7 @@ use blixard_node::formation::{self, Wish};
 use blixard_node::handle::NodeHandle;
 use blixard_node::identity::Identity;
 use blixard_node::node::{Node, NodeSettings};
-use blixard_node::platform::{Platform, Spawner, Transport};
+use blixard_node::platform::{Platform, Spawner, Transport, VolumeStore};
 use blixard_node::raft::RaftConfig;
 use tokio::sync::oneshot;
 
@@ -70,6 +70,11 @@ pub struct Machine {
     /// Whether its node has been up since.
     joined: Arc<AtomicBool>,
 }
+
+/// What a machine holds of volumes: none, since nothing in a history asks for one.
+struct SimVolumes;
+
+impl VolumeStore for SimVolumes {}
 
 /// One life of the daemon.
 #[derive(Clone)]
@@ -387,6 +392,7 @@ impl Starting {
                 machine: self.number,
             }),
             containers: Arc::new(self.containers),
+            volumes: Arc::new(SimVolumes),
         };
         let context = NodeContext::new(&platform);
         transport.set_context(context.clone());

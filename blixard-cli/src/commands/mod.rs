@@ -23,6 +23,7 @@ pub(crate) mod service;
 pub(crate) mod stop;
 pub(crate) mod system;
 pub(crate) mod version;
+pub(crate) mod volume;
 pub(crate) mod wait;
 
 use std::process::ExitCode;
@@ -56,6 +57,7 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Service(args) => ask(node, async |client| service::service(client, args).await),
         Command::Image(args) => ask(node, async |client| image::image(client, args).await),
         Command::System(args) => ask(node, async |client| system::system(client, args).await),
+        Command::Volume(args) => ask(node, async |client| volume::volume(client, args).await),
         Command::Chirp(args) => chirp::run(args),
         Command::Discover(args) => ask(node, async |client| discover::discover(client, args).await),
         Command::Peer(args) => ask(node, async |client| discover::peer(client, args).await),

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::Assignment;
+use super::{Assignment, MountedVolume};
 use crate::cluster::{ClusterState, Replica};
-use crate::id::{NodeId, ReplicaId};
+use crate::id::{NodeId, ReplicaId, VolumeName};
+use crate::spec::ServiceSpec;
 
 /// The replicas of `node`, each with what it runs and what it has to wait for.
 ///
@@ -19,10 +20,11 @@ fn assignment(state: &ClusterState, replica: &Replica) -> Option<Assignment> {
     let kept = service.spec_of(replica.version);
     let blocked = match kept {
         None => Some(format!("version {} of `{}` is no longer kept", replica.version, replica.service)),
-        Some(_) => waits_for(state, replica),
+        Some(spec) => waits_for(state, replica).or_else(|| elsewhere(state, spec, replica.node)),
     };
     let spec = kept.unwrap_or(&service.current().spec);
     Some(Assignment {
+        volumes: volumes(state, spec),
         stop_timeout_s: replica.stop_timeout_s.unwrap_or(spec.stop_timeout_s),
         spec: spec.clone(),
         slot: replica.slot,
@@ -30,6 +32,24 @@ fn assignment(state: &ClusterState, replica: &Replica) -> Option<Assignment> {
         desired: replica.desired,
         blocked,
         status: replica.status.clone(),
+    })
+}
+
+fn volumes(state: &ClusterState, spec: &ServiceSpec) -> BTreeMap<VolumeName, MountedVolume> {
+    let mounted = spec.mounted_volumes().filter_map(|name| {
+        let volume = state.volumes.get(name)?;
+        let fresh = volume.version.is_none();
+        Some((name.clone(), MountedVolume { id: volume.id, epoch: volume.epoch, fresh }))
+    });
+    mounted.collect()
+}
+
+/// Why a replica cannot start on `node`: a volume that it mounts is written to elsewhere.
+fn elsewhere(state: &ClusterState, spec: &ServiceSpec, node: NodeId) -> Option<String> {
+    spec.mounted_volumes().find_map(|name| match state.volumes.get(name)?.primary {
+        Some(primary) if primary == node => None,
+        Some(primary) => Some(format!("volume `{name}` has its primary copy on node {primary}")),
+        None => Some(format!("volume `{name}` has no primary copy")),
     })
 }
 

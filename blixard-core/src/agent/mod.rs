@@ -33,7 +33,7 @@ pub use self::ready::Ready;
 use self::replica::Replica;
 use crate::cluster::ReplicaStatus;
 use crate::cluster::replica::Desired;
-use crate::id::{ContainerId, ReplicaId};
+use crate::id::{ContainerId, ReplicaId, VolumeId, VolumeName};
 use crate::spec::ServiceSpec;
 use crate::time::Mono;
 
@@ -50,10 +50,23 @@ pub struct Assignment {
     pub desired: Desired,
     /// How long its process may take to end once it was asked to, in seconds.
     pub stop_timeout_s: u32,
-    /// Whether a replica that must be gone first still is not.
+    /// Whether a replica that must be gone first still is not, or a volume is elsewhere.
     pub blocked: Option<String>,
+    /// The volumes that it mounts.
+    pub volumes: BTreeMap<VolumeName, MountedVolume>,
     /// What the state has of its status: where a restarted agent goes on from.
     pub status: ReplicaStatus,
+}
+
+/// A volume that a replica mounts, whose primary copy is on its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountedVolume {
+    /// Which.
+    pub id: VolumeId,
+    /// The epoch since which its primary copy is here.
+    pub epoch: u64,
+    /// Whether nothing of it was published yet: only then does it begin empty.
+    pub fresh: bool,
 }
 
 /// A container of this node, as its runtime has it.
@@ -184,6 +197,8 @@ pub enum Action {
         version: u64,
         /// What it runs.
         spec: Arc<ServiceSpec>,
+        /// The volumes that it mounts.
+        volumes: BTreeMap<VolumeName, VolumeId>,
     },
     /// Stop a container gracefully and remove everything of it. Answers `Removed` or
     /// `RemoveFailed`.
@@ -243,6 +258,13 @@ pub enum Prerequisite {
         reference: String,
         /// Its digest, when resolved.
         digest: Option<String>,
+    },
+    /// The primary copy of a volume, to be written to.
+    Volume {
+        /// Its name, for people.
+        name: VolumeName,
+        /// Which, and since when.
+        volume: MountedVolume,
     },
 }
 

@@ -13,10 +13,10 @@ use std::time::Duration;
 use self::removal::Removal;
 use super::backoff::Backoff;
 use super::health::{Health, Verdict, probe_port};
-use super::{Action, Assignment, Observed, ObservedState, Prerequisite};
+use super::{Action, Assignment, MountedVolume, Observed, ObservedState, Prerequisite};
 use crate::cluster::replica::{Desired, PULL_FAILED, START_FAILED, out_of_memory};
 use crate::cluster::{Phase, ReplicaStatus};
-use crate::id::ReplicaId;
+use crate::id::{ReplicaId, VolumeName};
 use crate::limits::{RESTART_RESET_AFTER, START_FAILURES_MAX, STARTS_MAX};
 use crate::spec::{NetworkMode, RestartPolicy, ServiceSpec};
 use crate::time::{Mono, UtcMs};
@@ -71,12 +71,12 @@ enum Busy {
 }
 
 /// How far the preparation of the next start is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Preparation {
     /// How many of the replica's prerequisites are here, in their order.
     here: usize,
-    /// Whether the next of them was asked for.
-    waiting: bool,
+    /// What was asked for and is waited for.
+    waiting: Option<Prerequisite>,
 }
 
 /// One replica.
@@ -144,6 +144,10 @@ impl Replica {
                 self.settled = false;
             }
         }
+        let volumes = |assignment: &Option<Assignment>| assignment.as_ref().map(|own| own.volumes.clone());
+        if volumes(&self.assignment) != volumes(&assignment) {
+            self.preparation.here = 0;
+        }
         self.assignment = assignment;
     }
 
@@ -191,7 +195,7 @@ impl Replica {
 
     /// Whether it waits for `need`.
     pub(super) fn waits_for(&self, need: &Prerequisite) -> bool {
-        self.preparation.waiting && self.prerequisites().get(self.preparation.here) == Some(need)
+        self.preparation.waiting.as_ref() == Some(need)
     }
 
     /// The status, when it is not the one last told, or with `always`.
@@ -229,7 +233,12 @@ impl Replica {
     fn prerequisites(&self) -> Vec<Prerequisite> {
         let Some(own) = &self.assignment else { return Vec::new() };
         let image = &own.spec.image;
-        vec![Prerequisite::Image { reference: image.reference.clone(), digest: image.digest.clone() }]
+        let image = Prerequisite::Image { reference: image.reference.clone(), digest: image.digest.clone() };
+        let volume = |(name, volume): (&VolumeName, &MountedVolume)| Prerequisite::Volume {
+            name: name.clone(),
+            volume: *volume,
+        };
+        std::iter::once(image).chain(own.volumes.iter().map(volume)).collect()
     }
 
     fn should_go(&self) -> bool {
@@ -252,8 +261,12 @@ impl Replica {
 impl Replica {
     /// What it waits for is here, or why not.
     pub(super) fn prepared(&mut self, at: At, need: &Prerequisite, result: Result<(), &str>) {
-        self.preparation.waiting = false;
+        self.preparation.waiting = None;
         match result {
+            // What is needed may have changed meanwhile.
+            Ok(()) if self.prerequisites().get(self.preparation.here) != Some(need) => {
+                self.preparation = Preparation::default();
+            }
             Ok(()) => {
                 self.preparation.here += 1;
                 self.pulls.reset();
@@ -263,7 +276,8 @@ impl Replica {
                 let again = at.utc.after(self.pulls.fail(at.now));
                 if !self.should_go() {
                     let failed = match need {
-                        Prerequisite::Image { .. } => PULL_FAILED,
+                        Prerequisite::Image { .. } => PULL_FAILED.to_owned(),
+                        Prerequisite::Volume { name, .. } => format!("volume `{name}` is not ready: "),
                     };
                     self.status.message = format!("{failed}{error}; trying again at {again}");
                 }
@@ -530,14 +544,14 @@ impl Replica {
         if !self.pulls.is_over(at.now) || !self.starts.is_over(at.now) {
             return;
         }
-        if self.preparation.waiting {
+        if self.preparation.waiting.is_some() {
             return;
         }
         if let Some(need) = self.prerequisites().into_iter().nth(self.preparation.here) {
             if self.status.phase < Phase::Pulling {
                 self.enter(Phase::Pulling, at, String::new());
             }
-            self.preparation.waiting = true;
+            self.preparation.waiting = Some(need.clone());
             if !shared.preparing.values().any(|other| *other == need) {
                 shared.preparing.insert(id, need.clone());
                 shared.actions.push(Action::Prepare { replica: id, need });
@@ -553,8 +567,9 @@ impl Replica {
         let attempt = self.status.attempt;
         shared.starts += 1;
         self.busy = Some(Busy::Starting(attempt));
-        let Assignment { slot, version, spec, .. } = own;
-        shared.actions.push(Action::Start { replica: id, attempt, slot, version, spec });
+        let Assignment { slot, version, spec, volumes, .. } = own;
+        let volumes = volumes.into_iter().map(|(name, volume)| (name, volume.id)).collect();
+        shared.actions.push(Action::Start { replica: id, attempt, slot, version, spec, volumes });
     }
 
     fn probe(&mut self, id: ReplicaId, at: At, shared: &mut Shared<'_>) {

@@ -42,6 +42,7 @@ pub(super) fn spec(policy: RestartPolicy, maximum_retry_count: Option<u32>) -> S
 
 pub(super) fn assignment(spec: ServiceSpec) -> Assignment {
     Assignment {
+        volumes: BTreeMap::new(),
         stop_timeout_s: spec.stop_timeout_s,
         spec: Arc::new(spec),
         slot: 0,

@@ -11,6 +11,7 @@ pub mod node;
 pub mod replica;
 pub mod service;
 pub mod token;
+pub mod volume;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -17,8 +17,8 @@ use crate::image_reference::is_digest;
 use crate::limits::{BUNDLE_BYTES_MAX, BUNDLE_FAULTS_MAX, BUNDLE_NODES_MAX, SPEC_BYTES_MAX};
 use crate::security::{CAPABILITIES, SecuritySpec};
 use crate::spec::{
-    HealthSpec, ImageSpec, MountSpec, PlacementSpec, PortSpec, ReplicaBounds, Reservations, ResourceLimits,
-    RestartPolicy, RestartSpec, ServiceSpec,
+    HealthSpec, ImageSpec, MountKind, MountSpec, PlacementSpec, PortSpec, ReplicaBounds, Reservations,
+    ResourceLimits, RestartPolicy, RestartSpec, ServiceSpec,
 };
 use crate::text::printable;
 
@@ -239,9 +239,21 @@ impl Check {
     fn volumes(&mut self, volumes: &[MountSpec]) {
         let mut targets = volumes::Targets::default();
         for (at, volume) in volumes.iter().enumerate() {
-            let MountSpec { source, target, read_only: _, checked: _ } = volume;
+            let MountSpec { source, target, read_only: _, checked: _, kind } = volume;
             let path = |key: &str| format!("volumes[{at}].{key}");
-            self.path(&path("source"), source, |text| volumes::host_path(text, None));
+            match kind {
+                MountKind::HostPath => {
+                    self.path(&path("source"), source, |text| volumes::host_path(text, None));
+                }
+                MountKind::Volume(name) => {
+                    let named = |text: &str| volumes::volume_name(text).map(|name| name.to_string());
+                    self.path(&path("source"), source, named);
+                    if source != name.as_str() {
+                        let fault = format!("names volume `{name}`, and its source is `{}`", shorten(source));
+                        self.fault(&path("kind"), Fault::new(fault));
+                    }
+                }
+            }
             self.path(&path("target"), target, volumes::target);
             if let Err(fault) = targets.take(target, || format!("is `{}`", path("target"))) {
                 self.fault(&path("target"), fault);

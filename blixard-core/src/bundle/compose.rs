@@ -231,10 +231,17 @@ fn volumes(out: &mut Out, entries: &Entries) {
             ),
             _ => continue,
         };
+        let is_volume = source.parse::<crate::id::VolumeName>().is_ok();
         let is_path = source.starts_with(['/', '.']);
-        if !is_path || !target.starts_with('/') {
+        if !(is_path || is_volume) || !target.starts_with('/') {
             let volume = if source.is_empty() { target } else { source };
-            out.unsaid("volumes", &format!("`{}` is no path: name a directory of the node", shorten(volume)));
+            out.unsaid(
+                "volumes",
+                &format!(
+                    "`{}` has no name: write one, and the cluster keeps it as a volume",
+                    shorten(volume)
+                ),
+            );
             continue;
         }
         let mode = if read_only { ", mode: ro" } else { "" };

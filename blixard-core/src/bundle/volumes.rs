@@ -1,11 +1,12 @@
-//! `volumes`: host paths bound into the container.
+//! `volumes`: host paths and volumes of the cluster in the container.
 
 use std::collections::BTreeMap;
 
 use super::diagnostic::{Fault, shorten};
 use super::walk::{Section, Walk};
+use crate::id::VolumeName;
 use crate::limits::PATH_BYTES_MAX;
-use crate::spec::MountSpec;
+use crate::spec::{MountKind, MountSpec};
 use crate::text::is_unseen;
 
 const EXAMPLE: &str = "[{source: /srv/web, target: /usr/share/nginx/html, mode: ro}]";
@@ -20,7 +21,7 @@ pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, base_dir: Option<&st
         else {
             continue;
         };
-        let source = walk.required(&section, "source", |text| host_path(text, base_dir));
+        let source = walk.required(&section, "source", |text| source(text, base_dir));
         let target = walk.required(&section, "target", target);
         let read_only = walk.key(&section, "mode", mode).unwrap_or(false);
         if let (Some(target), Some(field)) = (&target, section.get("target"))
@@ -29,12 +30,16 @@ pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, base_dir: Option<&st
             walk.fail(&field, fault);
         }
         if let (Some(source), Some(target)) = (source, target) {
-            volumes.push(MountSpec { source, target, read_only, checked: false });
+            volumes.push(match source {
+                Source::HostPath(path) => MountSpec::host_path(path, target, read_only),
+                Source::Volume(name) => MountSpec::volume(name, target, read_only),
+            });
         }
     }
-    if !volumes.is_empty() {
-        let message = "`volumes`: a volume is a plain host bind for now: it pins the replicas to the node the bundle is submitted on";
-        walk.warn(field.key, Fault::new(message));
+    if volumes.iter().any(|mount| mount.kind == MountKind::HostPath) {
+        let message = "`volumes`: a path is a plain bind: it pins the replicas to the node that the bundle is submitted on";
+        let hint = "a bare name, `source: data`, is a volume that the cluster keeps and copies";
+        walk.warn(field.key, Fault::new(message).hint(hint));
     }
     volumes
 }
@@ -62,6 +67,28 @@ fn mode(text: &str) -> Result<bool, Fault> {
         "rw" => Ok(false),
         other => Err(Fault::new(format!("takes ro or rw, not `{}`", shorten(other)))),
     }
+}
+
+/// What a mount is of, as a bundle says it.
+pub(super) enum Source {
+    HostPath(String),
+    Volume(VolumeName),
+}
+
+/// A name without a `/` is a volume's; paths are absolute or begin with `./` or `../`.
+fn source(text: &str, base_dir: Option<&str>) -> Result<Source, Fault> {
+    if text.contains('/') || text.starts_with(['~', '.']) || text.is_empty() {
+        return host_path(text, base_dir).map(Source::HostPath);
+    }
+    volume_name(text).map(Source::Volume)
+}
+
+pub(super) fn volume_name(text: &str) -> Result<VolumeName, Fault> {
+    check_path(text)?;
+    text.parse().map_err(|_| {
+        Fault::new(format!("is `{}`, which is neither a path nor a volume's name", shorten(text)))
+            .hint("name a volume by 1 to 63 letters, digits, `_`, `.` and hyphens, or write `./DIRECTORY`")
+    })
 }
 
 pub(super) fn host_path(text: &str, base_dir: Option<&str>) -> Result<String, Fault> {

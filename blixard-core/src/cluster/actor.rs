@@ -9,6 +9,7 @@ use super::event::EventId;
 use super::node::{Token, TokenScope};
 use super::{ClusterState, Refusal, Write};
 use crate::id::{NodeId, ServiceName, TokenId};
+use crate::spec::ServiceSpec;
 use crate::text::printable;
 use crate::time::UtcMs;
 
@@ -131,7 +132,8 @@ impl Write {
             | Self::Remove { .. }
             | Self::Rollback { .. }
             | Self::StopReplica { .. }
-            | Self::Replace { .. } => Right::Write,
+            | Self::Replace { .. }
+            | Self::RemoveVolume { .. } => Right::Write,
             Self::SetAvailability { .. }
             | Self::RemoveNode { .. }
             | Self::AddToken { .. }
@@ -154,7 +156,8 @@ impl Write {
             Self::SetAvailability { .. }
             | Self::RemoveNode { .. }
             | Self::AddToken { .. }
-            | Self::RemoveToken { .. } => None,
+            | Self::RemoveToken { .. }
+            | Self::RemoveVolume { .. } => None,
         }
     }
 
@@ -183,6 +186,7 @@ impl Write {
                 format!("add token {id} of scope {}", format!("{:?}", token.scope).to_lowercase())
             }
             Self::RemoveToken { id } => format!("revoke token {id}"),
+            Self::RemoveVolume { volume } => format!("remove volume {volume}"),
         }
     }
 }
@@ -202,7 +206,11 @@ impl ClusterState {
                 let token = self.tokens.get(id).filter(|token| token.lasts(self.time));
                 let token = token
                     .ok_or_else(|| Refusal::denied(format!("the token `{id}` was revoked or has expired")))?;
-                token.check(*id, write.needs(), write.service(self))
+                token.check(*id, write.needs(), write.service(self))?;
+                match write {
+                    Write::Submit { spec, .. } => token.check_volumes(*id, spec),
+                    _ => Ok(()),
+                }
             }
         }
     }
@@ -212,6 +220,18 @@ impl Token {
     /// Whether it is valid at `now`.
     pub fn lasts(&self, now: UtcMs) -> bool {
         self.expires_at.is_none_or(|end| end > now)
+    }
+
+    /// Checks that a service of its holder mounts no volume of others: a token that is for some services is
+    /// for volumes whose names begin alike.
+    fn check_volumes(&self, id: TokenId, spec: &ServiceSpec) -> Result<(), Refusal> {
+        let Some(prefix) = &self.services else { return Ok(()) };
+        match spec.mounted_volumes().find(|name| !name.as_str().starts_with(prefix)) {
+            Some(name) => Err(Refusal::denied(format!(
+                "the token `{id}` is for what begins with `{prefix}`, and the volume `{name}` does not"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Checks that it lets its holder do what takes `right`, to `service` where it is about one.
@@ -242,7 +262,7 @@ impl Token {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::testing::{Cluster, assert_refused, facts, join_token, name, spec};
+    use crate::cluster::testing::{Cluster, assert_refused, facts, join_token, mounting, name, spec};
     use crate::cluster::{Command, EventKind, Outcome};
     use crate::id::RequestId;
 
@@ -253,6 +273,23 @@ mod tests {
         let token = Token { scope, services: services.map(str::to_owned), ..join_token() };
         cluster.write(Write::AddToken { id: ID, token });
         cluster
+    }
+
+    #[test]
+    fn a_token_for_some_services_mounts_volumes_of_theirs_alone() {
+        let mut cluster = cluster(TokenScope::Write, Some("web-"));
+        let submit = |volume: &str| {
+            let spec = mounting(volume, spec("web-a", 1, 1));
+            Write::Submit { spec: spec.into(), origin: NodeId(1) }
+        };
+        let by_token = Actor::Token { id: ID };
+        assert_refused(
+            by(&mut cluster, 1, by_token.clone(), submit("pgdata")),
+            "the volume `pgdata` does not",
+        );
+        assert!(cluster.state.volumes.is_empty());
+        by(&mut cluster, 2, by_token, submit("web-data"));
+        assert_eq!(cluster.state.volumes.len(), 1);
     }
 
     fn by(cluster: &mut Cluster, n: u8, by: Actor, write: Write) -> Outcome {

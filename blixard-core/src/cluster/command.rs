@@ -11,7 +11,10 @@ use super::actor::Actor;
 use super::level::FIRST_LEVEL;
 use super::node::{Availability, NodeFacts, NodeStatus, Token};
 use super::replica::{Desired, ReplicaStatus};
-use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, ServiceName, TokenId};
+use super::volume::VolumeStatus;
+use crate::id::{
+    ClusterId, NodeId, NodeKey, ReplicaId, RequestId, ServiceName, TokenId, VolumeId, VolumeName,
+};
 use crate::spec::ServiceSpec;
 use crate::time::UtcMs;
 
@@ -119,6 +122,13 @@ pub enum Command {
     },
     /// What the leader plans.
     Plan(Plan),
+    /// What a node holds of volumes. Of the second feature level.
+    Volumes {
+        /// The node.
+        node: NodeId,
+        /// Of each that it tells of.
+        statuses: BTreeMap<VolumeId, VolumeStatus>,
+    },
     /// Raises the feature level, once every member knows it.
     Level {
         /// The new level.
@@ -211,6 +221,11 @@ pub enum Write {
         /// Its public half.
         id: TokenId,
     },
+    /// Removes a volume and every copy of it. Of the second feature level.
+    RemoveVolume {
+        /// Which.
+        volume: VolumeName,
+    },
 }
 
 /// What the leader wants changed, made from the state at one index.
@@ -296,6 +311,20 @@ pub enum PlanStep {
     ForgetService {
         /// The service.
         service: ServiceName,
+    },
+    /// Has a node hold a copy of a volume.
+    AddVolumeCopy {
+        /// Which.
+        volume: VolumeName,
+        /// Where.
+        node: NodeId,
+    },
+    /// Makes a node's copy the primary one, where the primary is lost. Refused when another holds more.
+    PromoteVolume {
+        /// Which.
+        volume: VolumeName,
+        /// Where.
+        node: NodeId,
     },
 }
 

@@ -69,4 +69,6 @@ pub enum EventKind {
     ReplicaRemoved,
     /// A slot cannot be filled, and why.
     SlotPending,
+    /// A volume was made or removed, or where it is has changed. Of the second feature level.
+    VolumeChanged,
 }

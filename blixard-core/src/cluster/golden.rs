@@ -66,12 +66,7 @@ fn spec() -> Arc<ServiceSpec> {
             PortSpec { container_port: 80, host_port: Some(8_080), protocol: Protocol::Tcp, host_ip: None },
             PortSpec { container_port: 53, host_port: None, protocol: Protocol::Udp, host_ip: None },
         ],
-        volumes: vec![MountSpec {
-            source: "/a".to_owned(),
-            target: "/b".to_owned(),
-            read_only: true,
-            checked: false,
-        }],
+        volumes: vec![MountSpec::host_path("/a".to_owned(), "/b".to_owned(), true)],
         environment: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
         healthcheck: Some(HealthSpec {
             path: "/healthz".to_owned(),
@@ -276,6 +271,8 @@ fn state() -> ClusterState {
         requests_from: UtcMs(7),
         events: events(),
         audit: Vector::new(),
+        volumes: OrdMap::new(),
+        next_volume: super::first_volume(),
         index: Index::default(),
     };
     state.reindex();

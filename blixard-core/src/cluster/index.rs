@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
-use super::{ClusterState, Desired, Replica};
-use crate::id::{NodeId, ReplicaId, ServiceName};
+use super::{ClusterState, Desired, Replica, Volume};
+use crate::id::{NodeId, ReplicaId, ServiceName, VolumeId, VolumeName};
 use crate::limits;
 use crate::spec::{NetworkMode, Protocol, Reservations, ServiceSpec};
 
@@ -23,9 +23,15 @@ pub struct Index {
     reserved: OrdMap<NodeId, Reservations>,
     version_rows: OrdMap<(ServiceName, u64), u32>,
     ports: OrdMap<(u16, Protocol), ServiceName>,
+    volumes: OrdMap<VolumeId, VolumeName>,
 }
 
 impl Index {
+    /// The name of a volume.
+    pub(super) fn volume_name(&self, id: VolumeId) -> Option<&VolumeName> {
+        self.volumes.get(&id)
+    }
+
     fn add(&mut self, id: ReplicaId, row: &Replica, reservations: Reservations) {
         self.by_service.insert((row.service.clone(), row.slot, id));
         self.by_node.insert((row.node, id));
@@ -153,6 +159,7 @@ impl ClusterState {
                 index.ports.insert(claim, name.clone());
             }
         }
+        index.volumes = self.volumes.iter().map(|(name, volume)| (volume.id, name.clone())).collect();
         self.index = index;
     }
 
@@ -173,6 +180,17 @@ impl ClusterState {
             self.settle_versions(&row.service);
         }
         Some(row)
+    }
+
+    pub(super) fn insert_volume(&mut self, name: VolumeName, volume: Volume) {
+        self.index.volumes.insert(volume.id, name.clone());
+        self.volumes.insert(name, volume);
+    }
+
+    pub(super) fn drop_volume(&mut self, name: &VolumeName) {
+        if let Some(volume) = self.volumes.remove(name) {
+            self.index.volumes.remove(&volume.id);
+        }
     }
 
     /// Lowers `desired`; answers whether that changed it.

@@ -12,7 +12,9 @@
 use super::command::{Command, Plan, PlanStep, Refusal, Write};
 use super::node::{NodeFacts, Token, TokenScope};
 use super::{ClusterState, ReplicaStatus};
-use crate::spec::{HealthSpec, ImageSpec, MountSpec, PortSpec, RestartPolicy, RestartSpec, ServiceSpec};
+use crate::spec::{
+    HealthSpec, ImageSpec, MountKind, MountSpec, PortSpec, RestartPolicy, RestartSpec, ServiceSpec,
+};
 
 /// The feature level of the first release.
 pub const FIRST_LEVEL: u16 = 1;
@@ -71,6 +73,7 @@ impl Command {
             }
             Self::Report { node: _, statuses } => highest(statuses.values().map(ReplicaStatus::level)),
             Self::Plan(Plan { steps }) => highest(steps.iter().map(PlanStep::level)),
+            Self::Volumes { node: _, statuses: _ } => SECOND_LEVEL,
             Self::Level { level } => *level,
         }
     }
@@ -91,7 +94,7 @@ impl Write {
                 if timeout_s.is_some() { SECOND_LEVEL } else { FIRST_LEVEL }
             }
             Self::Rollback { service: _, version: _ } => SECOND_LEVEL,
-            Self::Replace { replica: _ } => SECOND_LEVEL,
+            Self::Replace { replica: _ } | Self::RemoveVolume { volume: _ } => SECOND_LEVEL,
             Self::AddToken { id: _, token } => token.level(),
         }
     }
@@ -108,7 +111,9 @@ impl PlanStep {
             | Self::Backoff { service: _, slot: _, failures: _, not_before: _ }
             | Self::Pending { service: _, slot: _, reason: _ }
             | Self::ForgetService { service: _ } => FIRST_LEVEL,
-            Self::PlaceOlder { service: _, slot: _, version: _, node: _, after: _ } => SECOND_LEVEL,
+            Self::PlaceOlder { service: _, slot: _, version: _, node: _, after: _ }
+            | Self::AddVolumeCopy { volume: _, node: _ }
+            | Self::PromoteVolume { volume: _, node: _ } => SECOND_LEVEL,
         }
     }
 }
@@ -197,17 +202,17 @@ impl ServiceSpec {
         } = self;
         let ports = highest(ports.iter().map(PortSpec::level));
         let healthcheck = healthcheck.as_ref().map_or(FIRST_LEVEL, HealthSpec::level);
-        let checked = volumes.iter().any(MountSpec::is_checked);
-        let second = min_healthy_ms.is_some() || !security.is_default() || checked;
+        let mounts = volumes.iter().any(MountSpec::is_of_second_level);
+        let second = min_healthy_ms.is_some() || !security.is_default() || mounts;
         let own = if second { SECOND_LEVEL } else { FIRST_LEVEL };
         highest([image.level(), ports, healthcheck, restart.level(), own].into_iter())
     }
 }
 
 impl MountSpec {
-    fn is_checked(&self) -> bool {
-        let Self { source: _, target: _, read_only: _, checked } = self;
-        *checked
+    fn is_of_second_level(&self) -> bool {
+        let Self { source: _, target: _, read_only: _, checked, kind } = self;
+        *checked || *kind != MountKind::HostPath
     }
 }
 
@@ -256,7 +261,8 @@ mod tests {
 
     use super::*;
     use crate::cluster::testing::{
-        Cluster, START, bootstrap, desire, facts, join, join_token, place, publishing, spec, status,
+        Cluster, START, bootstrap, desire, facts, join, join_token, mounting, place, publishing, spec,
+        status, with_volume,
     };
     use crate::cluster::{Desired, Entry, Phase};
     use crate::id::{NodeId, ReplicaId, RequestId, TokenId};
@@ -320,6 +326,8 @@ mod tests {
         check(&restart(RestartPolicy::OnFailure), FIRST_LEVEL);
         check(&restart(RestartPolicy::Never), SECOND_LEVEL);
         check(&|spec| spec.min_healthy_ms = Some(0), SECOND_LEVEL);
+        check(&|spec| spec.volumes = with_volume(spec.clone()).volumes, FIRST_LEVEL);
+        check(&|spec| spec.volumes = mounting("data", spec.clone()).volumes, SECOND_LEVEL);
         let published = |host_ip: Option<[u8; 4]>| {
             move |spec: &mut ServiceSpec| {
                 *spec = publishing(spec.clone(), &[80]);

@@ -27,6 +27,7 @@ mod subnet;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod volume;
 
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,10 @@ pub use self::node::{Availability, Node, NodeStatus, Token};
 pub use self::replica::{Desired, Phase, Replica, ReplicaStatus};
 pub use self::service::{Service, ServiceVersion};
 pub use self::subnet::SubnetRange;
-use crate::id::{ClusterId, NodeId, NodeKey, ReplicaId, RequestId, ServiceName, TokenId};
+pub use self::volume::Volume;
+use crate::id::{
+    ClusterId, NodeId, NodeKey, ReplicaId, RequestId, ServiceName, TokenId, VolumeId, VolumeName,
+};
 use crate::limits;
 use crate::time::UtcMs;
 
@@ -90,6 +94,12 @@ pub struct ClusterState {
     /// second feature level.
     #[serde(default, skip_serializing_if = "Vector::is_empty", deserialize_with = "table::list")]
     pub audit: Vector<AuditRecord>,
+    /// The volumes. Of the second feature level.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty", deserialize_with = "table::map")]
+    pub volumes: OrdMap<VolumeName, Volume>,
+    /// The number the next volume gets. Of the second feature level.
+    #[serde(default = "first_volume", skip_serializing_if = "is_first_volume")]
+    pub next_volume: VolumeId,
     /// What the tables above say, by other keys. Rebuilt when decoded.
     #[serde(skip)]
     pub index: Index,
@@ -115,6 +125,8 @@ impl ClusterState {
             requests_from: UtcMs(0),
             events: Vector::new(),
             audit: Vector::new(),
+            volumes: OrdMap::new(),
+            next_volume: first_volume(),
             index: Index::default(),
         }
     }
@@ -140,6 +152,15 @@ impl ClusterState {
     pub fn stamp(&self, now: UtcMs) -> UtcMs {
         now.max(self.time)
     }
+}
+
+fn first_volume() -> VolumeId {
+    VolumeId(1)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_first_volume(id: &VolumeId) -> bool {
+    *id == first_volume()
 }
 
 impl Default for ClusterState {

@@ -13,8 +13,9 @@ use super::node::NodeFacts;
 use super::replica::Phase;
 use super::snapshot::{decode_entry, decode_state, digest, encode_entry, encode_state};
 use super::testing::{
-    START, bootstrap, facts, join, join_token, name, needing, publishing, spec, status, with_volume,
+    START, bootstrap, facts, join, join_token, mounting, name, needing, publishing, spec, status, with_volume,
 };
+use super::volume::{VersionId, VolumeCopy, VolumeRoot, VolumeStatus, VolumeVersion};
 use super::*;
 use crate::spec::{NetworkMode, Reservations, ServiceSpec};
 
@@ -117,6 +118,9 @@ fn specs() -> impl Strategy<Value = ServiceSpec> {
             if kind & 6 == 2 {
                 spec = with_volume(spec);
             }
+            if kind & 6 == 6 {
+                spec = mounting("data", spec);
+            }
             if kind & 6 == 4 { needing(spec, &[needed]) } else { spec }
         },
     )
@@ -183,7 +187,26 @@ fn plan_step() -> impl Strategy<Value = PlanStep> {
             |(service, slot, reason)| PlanStep::Pending { service, slot, reason: reason.map(str::to_owned) }
         ),
         service().prop_map(|service| PlanStep::ForgetService { service }),
+        node().prop_map(|node| PlanStep::AddVolumeCopy { volume: data(), node }),
+        node().prop_map(|node| PlanStep::PromoteVolume { volume: data(), node }),
     ]
+}
+
+fn data() -> VolumeName {
+    "data".parse().expect("a name")
+}
+
+/// What a node may tell of a volume, true or not.
+fn volumes_told() -> impl Strategy<Value = Command> {
+    let version = (0..4_u64, 0..4_u64, 0..3_u8);
+    (node(), 0..4_u64, proptest::option::of(version), 1..3_u64).prop_map(|(node, epoch, version, id)| {
+        let version = version.map(|(epoch, seq, root)| {
+            let (id, root) = (VersionId { epoch, seq }, VolumeRoot([root; 32]));
+            VolumeVersion { id, root, files: 1, bytes: 1, at: START }
+        });
+        let copy = VolumeCopy { version, trouble: None };
+        Command::Volumes { node, statuses: BTreeMap::from([(VolumeId(id), VolumeStatus { epoch, copy })]) }
+    })
 }
 
 fn node_facts() -> impl Strategy<Value = NodeFacts> {
@@ -216,6 +239,7 @@ fn command() -> impl Strategy<Value = Command> {
         ),
         4 => proptest::collection::vec(plan_step(), 0..5).prop_map(|steps| Command::Plan(Plan { steps })),
         1 => (0..=LEVEL).prop_map(|level| Command::Level { level }),
+        3 => volumes_told(),
     ]
 }
 
@@ -289,6 +313,6 @@ fn histories_reach_what_they_are_to_test() {
             followed += state.replicas.values().filter(|row| row.after.is_some()).count();
         }
     }
-    assert_eq!(kinds.len(), 11, "{kinds:?}");
+    assert_eq!(kinds.len(), 12, "{kinds:?}");
     assert!(final_phases > 0 && followed > 0);
 }

@@ -89,9 +89,13 @@ pub(super) fn marked(mark: u32, spec: ServiceSpec) -> ServiceSpec {
 }
 
 pub(super) fn with_volume(spec: ServiceSpec) -> ServiceSpec {
-    let volume =
-        MountSpec { source: "/srv".to_owned(), target: "/data".to_owned(), read_only: false, checked: false };
+    let volume = MountSpec::host_path("/srv".to_owned(), "/data".to_owned(), false);
     ServiceSpec { volumes: vec![volume], ..spec }
+}
+
+pub(super) fn mounting(volume: &str, spec: ServiceSpec) -> ServiceSpec {
+    let name = volume.parse().expect("a test names volumes well");
+    ServiceSpec { volumes: vec![MountSpec::volume(name, "/data".to_owned(), false)], ..spec }
 }
 
 pub(super) fn needing(spec: ServiceSpec, names: &[&str]) -> ServiceSpec {

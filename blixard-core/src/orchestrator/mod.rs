@@ -33,6 +33,7 @@ mod service;
 mod slot;
 #[cfg(test)]
 pub(crate) mod tests;
+mod volumes;
 
 use std::collections::BTreeMap;
 
@@ -70,6 +71,9 @@ pub fn plan_for(
     let mut draft = Draft::new(state, usage, observations, now);
     let mut found: BTreeMap<ServiceName, Findings> = BTreeMap::new();
     let mut queue: Vec<ServiceName> = services.into_iter().collect();
+    for volume in volumes::plan(&mut draft) {
+        queue.extend(state.services_mounting(&volume).cloned());
+    }
     queue.sort();
     queue.dedup();
     for _ in 0..PASSES_MAX {
@@ -85,6 +89,8 @@ pub fn plan_for(
         let waits = found.iter().filter(|(_, findings)| !findings.waits.is_empty());
         queue = waits.map(|(name, _)| name.clone()).collect();
     }
+    // Where replicas were placed first, volumes are now.
+    volumes::plan(&mut draft);
     for (name, findings) in &found {
         record_waits(&mut draft, name, findings);
     }

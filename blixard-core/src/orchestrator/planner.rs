@@ -145,6 +145,12 @@ impl Planner {
         };
         self.dirty.extend(changed);
         self.dirty.extend(dependents);
+        for change in seen.volumes.diff(&state.volumes) {
+            let (DiffItem::Add(name, _)
+            | DiffItem::Remove(name, _)
+            | DiffItem::Update { new: (name, _), .. }) = change;
+            self.dirty.extend(state.services_mounting(name).cloned());
+        }
     }
 
     /// Marks the services that have replicas on nodes that changed; answers whether any did.
@@ -183,11 +189,13 @@ fn gives_room(step: &PlanStep) -> bool {
         PlanStep::SetDesired { .. }
         | PlanStep::SetLost { .. }
         | PlanStep::Forget { .. }
-        | PlanStep::ForgetService { .. } => true,
+        | PlanStep::ForgetService { .. }
+        | PlanStep::PromoteVolume { .. } => true,
         PlanStep::Place { .. }
         | PlanStep::PlaceOlder { .. }
         | PlanStep::Backoff { .. }
-        | PlanStep::Pending { .. } => false,
+        | PlanStep::Pending { .. }
+        | PlanStep::AddVolumeCopy { .. } => false,
     }
 }
 
@@ -202,5 +210,7 @@ fn step_service(state: &ClusterState, step: &PlanStep) -> Option<ServiceName> {
         PlanStep::SetDesired { replica, .. }
         | PlanStep::SetLost { replica, .. }
         | PlanStep::Forget { replica } => state.replicas.get(replica).map(|row| row.service.clone()),
+        // Volumes are planned whatever is marked.
+        PlanStep::AddVolumeCopy { .. } | PlanStep::PromoteVolume { .. } => None,
     }
 }

@@ -102,7 +102,7 @@ fn destination(
     let request = Request {
         service: &replica.service,
         spec: service.spec(),
-        origin: service.origin,
+        home: state.home_of(service.spec(), service.origin),
         network_held: Default::default(),
     };
     scheduler::choose(&state.nodes, &beside, &request).ok()

@@ -12,13 +12,14 @@ use crate::cluster::replica::Desired;
 use crate::cluster::{Availability, NodeStatus, Phase, PlanStep, Replica};
 use crate::limits::RESTART_RESET_AFTER;
 use crate::readiness::{Readiness, has_arrived, is_proven, serves};
+use crate::spec::ServiceSpec;
 use crate::time::UtcMs;
 
 type Rule = fn(&Slot<'_>, &mut Pass) -> Vec<PlanStep>;
 
 /// The rules, in order.
-pub(super) const RULES: [Rule; 8] =
-    [forget, surplus, failed, superseded, lose, returned, retire, backoff_over];
+pub(super) const RULES: [Rule; 9] =
+    [forget, surplus, failed, superseded, misplaced, lose, returned, retire, backoff_over];
 
 /// A row goes when nothing of it is left on its node, or when its node is no member any more. A
 /// replica told to stop on a node that is down stays until the node says that it is gone, unless its
@@ -89,6 +90,19 @@ fn superseded(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
         }
         _ => Vec::new(),
     }
+}
+
+/// A replica stops where the primary copy of a volume that it mounts is elsewhere now: what it writes there
+/// is no part of the volume any more, also when its node returns.
+fn misplaced(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
+    let state = slot.draft.state();
+    let away = |replica: &Replica| {
+        let mounted = slot.draft.spec_of(replica).into_iter().flat_map(ServiceSpec::mounted_volumes);
+        let mut primaries = mounted.filter_map(|name| state.volumes.get(name)?.primary);
+        primaries.any(|primary| primary != replica.node)
+    };
+    let running = slot.rows.iter().filter(|(_, replica)| replica.desired != Desired::Stop);
+    running.filter(|(_, replica)| away(replica)).map(|&(id, _)| set_desired(id, Desired::Stop)).collect()
 }
 
 /// A counting replica on a node that is down is lost, unless the node announced that it would be

@@ -102,7 +102,7 @@ impl<'a> Slot<'a> {
         Request {
             service: self.name,
             spec,
-            origin: self.service.origin,
+            home: self.draft.state().home_of(spec, self.service.origin),
             network_held: self.network_held(spec),
         }
     }

@@ -19,6 +19,7 @@ pub(crate) use self::explain::Named;
 pub use self::filter::label;
 pub use self::usage::{Claim, NodeUsage, Used};
 use crate::cluster::Node;
+use crate::cluster::volume::Home;
 use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::spec::ServiceSpec;
 
@@ -29,18 +30,11 @@ pub struct Request<'a> {
     pub service: &'a ServiceName,
     /// What it runs.
     pub spec: &'a ServiceSpec,
-    /// The node its host paths are on; matters only when it is pinned.
-    pub origin: NodeId,
+    /// Where what it mounts is.
+    pub home: Home,
     /// Nodes on which another replica of the service is in the way, and which: one of the two is
     /// on the node's own network.
     pub network_held: BTreeMap<NodeId, ReplicaId>,
-}
-
-impl Request<'_> {
-    /// Whether only the origin can run it.
-    fn pinned(&self) -> bool {
-        self.spec.is_pinned()
-    }
 }
 
 /// Why no node takes a replica: one sentence for people, without a full stop.
@@ -57,14 +51,10 @@ pub fn choose(
     usage: &NodeUsage,
     request: &Request<'_>,
 ) -> Result<NodeId, NoFit> {
-    if request.pinned() {
-        return match nodes.get(&request.origin) {
-            None => Err(NoFit(explain::pinned_to_stranger(request.origin))),
-            Some(node) => match filter::misfit(request, node, usage.node(request.origin), request.origin) {
-                None => Ok(request.origin),
-                Some(misfit) => Err(NoFit(explain::pinned(request.origin, node, &misfit))),
-            },
-        };
+    match &request.home {
+        Home::Nowhere(why) => return Err(NoFit(why.clone())),
+        Home::At(home) => return at_home(nodes, usage, request, *home),
+        Home::Anywhere => {}
     }
     let mut fitting = Vec::new();
     let mut misfits = Vec::new();
@@ -77,9 +67,27 @@ pub fn choose(
     rank::best(&fitting, nodes, usage, request).ok_or_else(|| NoFit(explain::none_fits(&misfits)))
 }
 
+/// The node that what is mounted is on, if it takes `request`.
+fn at_home(
+    nodes: &OrdMap<NodeId, Node>,
+    usage: &NodeUsage,
+    request: &Request<'_>,
+    home: NodeId,
+) -> Result<NodeId, NoFit> {
+    let Some(node) = nodes.get(&home) else { return Err(NoFit(explain::pinned_to_stranger(home))) };
+    match filter::misfit(request, node, usage.node(home), home) {
+        None => Ok(home),
+        Some(misfit) => Err(NoFit(explain::pinned(home, node, &misfit))),
+    }
+}
+
 /// Whether `node` itself takes `request`, whatever the others would.
 pub fn fits(nodes: &OrdMap<NodeId, Node>, usage: &NodeUsage, request: &Request<'_>, node: NodeId) -> bool {
-    let allowed = !request.pinned() || request.origin == node;
+    let allowed = match request.home {
+        Home::Anywhere => true,
+        Home::At(home) => home == node,
+        Home::Nowhere(_) => false,
+    };
     allowed
         && nodes.get(&node).is_some_and(|row| filter::misfit(request, row, usage.node(node), node).is_none())
 }

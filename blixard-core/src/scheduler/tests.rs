@@ -6,8 +6,8 @@ use crate::spec::{Constraint, ConstraintOperator, PortSpec, Reservations, Servic
 
 /// Where one more replica of `asked`, submitted on node 1, goes, or why nowhere.
 fn place(world: &World, asked: &ServiceSpec) -> Result<u64, String> {
-    let request =
-        Request { service: &asked.name, spec: asked, origin: NodeId(1), network_held: Default::default() };
+    let home = world.state.home_of(asked, NodeId(1));
+    let request = Request { service: &asked.name, spec: asked, home, network_held: Default::default() };
     let usage = NodeUsage::of(&world.state);
     let choice = choose(&world.state.nodes, &usage, &request);
     if let Ok(node) = choice {

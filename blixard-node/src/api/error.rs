@@ -120,6 +120,7 @@ fn list_hint(what: &str) -> &'static str {
         "service" => "`blixard service ls` lists the services",
         "replica" => "`blixard ps -a` lists the containers",
         "node" => "`blixard node ls` lists the nodes",
+        "volume" => "`blixard volume ls` lists the volumes",
         "token" => "`blixard cluster token ls` lists the tokens",
         _ => "",
     }

@@ -34,6 +34,7 @@ mod socket_user;
 mod tls;
 mod tokens;
 pub mod views;
+mod volumes;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -94,6 +95,9 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .route("/v1/tokens", get(tokens::list).post(tokens::add))
         .route("/v1/tokens/rotate", post(tokens::rotate))
         .route("/v1/tokens/{id}", delete(tokens::remove))
+        .route("/v1/volumes", get(volumes::list))
+        .route("/v1/volumes/{name}", get(volumes::inspect).delete(volumes::remove))
+        .route("/v1/volumes/{name}/sync", post(volumes::sync))
         .route("/v1/audit", get(audit::list))
         .route_layer(from_fn_with_state(api.clone(), rights::check))
         .fallback(async || ApiError::not_found("there is no such path", "see GET /v1/openapi.json"))

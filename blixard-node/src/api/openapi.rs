@@ -11,6 +11,7 @@ use utoipa::{Modify, OpenApi};
 
 use super::{
     audit, discovery, ended, events, exec, files, images, logs, nodes, removal, replicas, services, tokens,
+    volumes,
 };
 
 /// Whether an operation can be answered so.
@@ -142,6 +143,10 @@ fn error(description: &str) -> openapi::Response {
         tokens::add,
         tokens::rotate,
         tokens::remove,
+        volumes::list,
+        volumes::inspect,
+        volumes::remove,
+        volumes::sync,
     )
 )]
 struct Document;

@@ -95,6 +95,7 @@ fn need(method: &Method, pattern: &str) -> Need {
         "/v1/images" | "/v1/images/prune" | "/v1/images/pull" | "/v1/images/import" | "/v1/system/df" => {
             (changing, All)
         }
+        pattern if pattern.starts_with("/v1/volumes") => (changing, All),
         _ => (Right::Admin, All),
     };
     Need { right, about }
@@ -237,6 +238,9 @@ mod tests {
         check(Method::GET, "/v1/images", Read, All);
         check(Method::POST, "/v1/images/prune", Write, All);
         check(Method::GET, "/v1/audit", Read, All);
+        check(Method::GET, "/v1/volumes", Read, All);
+        check(Method::POST, "/v1/volumes/{name}/sync", Write, All);
+        check(Method::DELETE, "/v1/volumes/{name}", Write, All);
         check(Method::GET, "/v1/what/comes/later", Admin, All);
     }
 }

@@ -87,7 +87,7 @@ fn check(spec: &ServiceSpec) -> Result<(), ApiError> {
 /// Refuses volumes whose sources are not on this node, where the service's replicas are to run, or
 /// which it gives to no container.
 async fn check_volumes(api: &Api, spec: &ServiceSpec) -> Result<(), ApiError> {
-    if spec.volumes.is_empty() {
+    if !spec.is_pinned() {
         return Ok(());
     }
     let containers = &api.handle.platform.containers;

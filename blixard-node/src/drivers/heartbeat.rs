@@ -72,7 +72,8 @@ pub(crate) async fn beats(shared: Shared, boot: u64, facts: NodeFacts) {
             Some(leader) => {
                 let twice = shared.copies.for_leader(shared.platform.clock.now());
                 let (facts, statuses) = (facts.clone(), BTreeMap::new());
-                let beat = Heartbeat { boot, facts, statuses, generation: 0, twice };
+                let volumes = BTreeMap::new();
+                let beat = Heartbeat { boot, facts, statuses, generation: 0, volumes, twice };
                 let request = Bytes::from(wire::encode(&beat));
                 let call = shared.platform.transport.call(
                     leader,
@@ -167,7 +168,8 @@ async fn send(shared: &Shared, number: ReportNumber, statuses: &BTreeMap<Replica
             let Some(node) = shared.state().nodes.get(&shared.id).cloned() else { return false };
             let ReportNumber { boot, generation } = number;
             let (facts, statuses) = (node.facts, statuses.clone());
-            let beat = Heartbeat { boot, facts, statuses, generation, twice: BTreeMap::new() };
+            let (volumes, twice) = (BTreeMap::new(), BTreeMap::new());
+            let beat = Heartbeat { boot, facts, statuses, generation, volumes, twice };
             let request = Bytes::from(wire::encode(&beat));
             let answer = shared.platform.transport.call(leader, Channel::Heartbeat, request, REPORT_DEADLINE);
             let bytes = tokio::select! {

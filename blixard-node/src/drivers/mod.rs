@@ -10,3 +10,4 @@ pub mod leader;
 pub(crate) mod membership;
 pub(crate) mod peers;
 pub(crate) mod standing;
+pub(crate) mod volumes;

@@ -227,9 +227,14 @@ pub(super) fn platform(id: NodeId, directory: &Path, links: &Links) -> (Platform
         transport,
         announcer: Arc::new(Silence),
         containers: Arc::new(NoContainers),
+        volumes: Arc::new(NoVolumes),
     };
     (platform, spawner)
 }
+
+struct NoVolumes;
+
+impl VolumeStore for NoVolumes {}
 
 struct NoContainers;
 

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,6 +33,11 @@ pub(crate) struct ContainerFiles {
 impl Files {
     pub(crate) fn new(data: PathBuf) -> Self {
         Self { data, told_no_servers: Arc::default() }
+    }
+
+    /// The node's data directory.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
     }
 
     /// Where generated files of all containers are.

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use blixard_core::spec::MountSpec;
+use blixard_core::spec::{MountKind, MountSpec};
 
 use super::client::disk;
 use crate::platform::RuntimeError;
@@ -42,7 +42,7 @@ impl HostPaths {
             let real = real_path(Path::new(&volume.source)).ok()?;
             Some(why(&volume.source, &real, &self.refusal(volume, &real)?))
         };
-        volumes.iter().filter_map(why).collect()
+        volumes.iter().filter(|mount| mount.kind == MountKind::HostPath).filter_map(why).collect()
     }
 
     /// Where a volume's source really is, links resolved: that is what is checked, and what is to be
@@ -153,7 +153,7 @@ mod tests {
 
     fn volume(source: &Path, read_only: bool, checked: bool) -> MountSpec {
         let source = source.to_str().expect("UTF-8").to_owned();
-        MountSpec { source, target: "/t".into(), read_only, checked }
+        MountSpec { checked, ..MountSpec::host_path(source, "/t".into(), read_only) }
     }
 
     #[test]

@@ -416,12 +416,7 @@ mod tests {
 
     #[test]
     fn volumes_mount_outer_first_and_may_replace_generated_files() {
-        let volume = |target: &str| MountSpec {
-            source: "/s".into(),
-            target: target.into(),
-            read_only: true,
-            checked: false,
-        };
+        let volume = |target: &str| MountSpec::host_path("/s".into(), target.into(), true);
         let volumes = vec![volume("/data/in/ner"), volume("/data"), volume("/etc/hosts")];
         let spec = spec(&ServiceSpec { volumes, ..service() }, IMAGE).expect("spec");
         let mounts = spec.mounts().as_ref().expect("mounts");

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blixard_core::id::ContainerId;
-use blixard_core::spec::{MountSpec, NetworkMode};
+use blixard_core::id::{ContainerId, VolumeName};
+use blixard_core::spec::{MountKind, MountSpec, NetworkMode};
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
 use containerd_client::services::v1::{Container, CreateContainerRequest, CreateTaskRequest, StartRequest};
@@ -29,6 +29,7 @@ use super::runc::Unrunnable;
 use super::spec;
 use super::user::{self, ResolvedUser};
 use crate::platform::{ContainerConfig, RuntimeError, Started};
+use crate::volumes;
 
 const RUNTIME: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -185,6 +186,7 @@ impl Containers {
         let wanted = config.spec.security.user.as_ref().unwrap_or(&image.config.user).clone();
         let (files, id, hostname) = (self.files.clone(), id.clone(), hostname.to_owned());
         let (config, rootfs) = (config.clone(), Rootfs::from_mounts(rootfs));
+        let data = self.files.data().to_path_buf();
         let (address, host_paths) = (lease.map(|lease| lease.address), self.host_paths.clone());
         let work = move || {
             let user = user::in_rootfs(&wanted, rootfs.as_ref())?;
@@ -193,7 +195,11 @@ impl Containers {
                     "the volume's source {missing} is not on this node: make the file or directory first"
                 )));
             }
-            let sources = config.spec.volumes.iter().map(|volume| host_paths.source_of(volume));
+            let source = |mount: &MountSpec| match &mount.kind {
+                MountKind::HostPath => host_paths.source_of(mount),
+                MountKind::Volume(name) => volume_source(&data, &config, name),
+            };
+            let sources = config.spec.volumes.iter().map(source);
             let sources: Vec<PathBuf> = sources.collect::<Result<_, _>>()?;
             super::logs::prune_attempts(&files.replica_logs(config.replica), LOGS_PER_REPLICA_MAX)
                 .map_err(|error| disk("remove old logs", &error))?;
@@ -311,9 +317,22 @@ impl Containers {
     }
 }
 
+/// The primary copy of a volume, which was prepared before.
+fn volume_source(data: &Path, config: &ContainerConfig, name: &VolumeName) -> Result<PathBuf, RuntimeError> {
+    let missing = || RuntimeError::Unavailable(format!("volume `{name}` is not on this node"));
+    let id = config.volumes.get(name).ok_or_else(missing)?;
+    let live = volumes::live(data, *id);
+    // A directory itself: it is made here, and nobody else has a link in its place.
+    match live.symlink_metadata() {
+        Ok(found) if found.is_dir() => Ok(live),
+        _ => Err(missing()),
+    }
+}
+
 /// The sources of volumes that are not on this machine.
 pub(super) fn missing_sources(volumes: &[MountSpec]) -> Vec<String> {
-    let missing = volumes.iter().filter(|volume| !Path::new(&volume.source).exists());
+    let paths = volumes.iter().filter(|mount| mount.kind == MountKind::HostPath);
+    let missing = paths.filter(|mount| !Path::new(&mount.source).exists());
     missing.map(|volume| volume.source.clone()).collect()
 }
 
@@ -392,11 +411,9 @@ mod tests {
     #[test]
     fn volumes_need_their_sources() {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let volume = |name: &str| blixard_core::spec::MountSpec {
-            source: directory.path().join(name).to_string_lossy().into_owned(),
-            target: "/x".into(),
-            read_only: true,
-            checked: false,
+        let volume = |name: &str| {
+            let source = directory.path().join(name).to_string_lossy().into_owned();
+            blixard_core::spec::MountSpec::host_path(source, "/x".into(), true)
         };
         std::fs::write(directory.path().join("there"), "").expect("file");
         let missing = missing_sources(&[volume("there"), volume(""), volume("typo.conf")]);

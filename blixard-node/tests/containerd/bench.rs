@@ -195,7 +195,14 @@ pub(crate) fn config(replica: u64, spec: serde_json::Value) -> ContainerConfig {
         full[key] = value.clone();
     }
     let spec: ServiceSpec = serde_json::from_value(full).expect("service");
-    ContainerConfig { replica: ReplicaId(replica), attempt: 1, slot: 3, version: 1, spec: Arc::new(spec) }
+    ContainerConfig {
+        replica: ReplicaId(replica),
+        attempt: 1,
+        slot: 3,
+        version: 1,
+        spec: Arc::new(spec),
+        volumes: Default::default(),
+    }
 }
 
 pub(crate) fn script(replica: u64, script: &str) -> ContainerConfig {

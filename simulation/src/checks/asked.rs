@@ -138,7 +138,14 @@ mod tests {
         asked.submitted(spec("one", "run"));
         let check = |spec: ServiceSpec| {
             let spec = Arc::new(spec);
-            let config = ContainerConfig { replica: ReplicaId(1), attempt: 0, slot: 0, version: 1, spec };
+            let config = ContainerConfig {
+                replica: ReplicaId(1),
+                attempt: 0,
+                slot: 0,
+                version: 1,
+                spec,
+                volumes: Default::default(),
+            };
             asked.started(Some(NodeId(1)), &config).is_ok()
         };
         assert!(check(spec("one", "run")));

@@ -23,3 +23,4 @@ mod snapshot;
 mod soak;
 mod software;
 mod updates;
+mod volumes;

@@ -115,7 +115,7 @@ prop_compose! {
             ports,
             volumes: volumes
                 .into_iter()
-                .map(|(target, (source, read_only))| MountSpec { source, target, read_only, checked: false })
+                .map(|(target, (source, read_only))| MountSpec::host_path(source, target, read_only))
                 .collect(),
             environment,
             healthcheck,
@@ -222,8 +222,7 @@ fn spoil(spec: &mut ServiceSpec, what: usize, text: String, number: u64) {
     let short = number as u16;
     let port =
         PortSpec { container_port: short, host_port: Some(short), protocol: Protocol::Tcp, host_ip: None };
-    let volume =
-        MountSpec { source: "/a".to_owned(), target: "/b".to_owned(), read_only: false, checked: false };
+    let volume = MountSpec::host_path("/a".to_owned(), "/b".to_owned(), false);
     let health = HealthSpec { path: "/".to_owned(), interval_ms: 1_000, timeout_ms: 1_000, retries: 3 };
     match what {
         0 => spec.image.reference = text,

@@ -157,6 +157,10 @@ fn values_mean_what_other_readers_of_yaml_might_take_otherwise() {
         s.limits == ResourceLimits::default()
     });
     check("volumes: [{source: ./data, target: /data}]", |s| s.volumes[0].source == "/srv/bundles/data");
+    check("volumes: [{source: db_data.1, target: /data, mode: ro}]", |s| {
+        let name = "db_data.1".parse().expect("a name");
+        s.volumes == [crate::spec::MountSpec::volume(name, "/data".to_owned(), true)] && !s.is_pinned()
+    });
     check("volumes: [{source: ../x//y/., target: /data/}]", |s| {
         s.volumes[0].source == "/srv/x/y" && s.volumes[0].target == "/data" && !s.volumes[0].read_only
     });
@@ -303,6 +307,11 @@ fn a_specification_from_elsewhere_is_held_to_the_readers_rules() {
         volume,
         |s| s.volumes[0].source = "/srv/../etc".into(),
         "`volumes[0].source` is `/srv/../etc`, which stands",
+    );
+    refuse(
+        "volumes: [{source: data, target: /b}]",
+        |s| s.volumes[0].source = "other".into(),
+        "volume `data`",
     );
     refuse(volume, |s| s.volumes[0].target = "/".into(), "`volumes[0].target` cannot be `/`");
     refuse(volume, |s| s.volumes[0].target = "/a/..".into(), "without `..`");

@@ -167,6 +167,7 @@ impl ClusterState {
         for replica in replicas {
             self.drop_replica(replica, "its node was removed");
         }
+        self.leave_volumes(id);
         if let Some(node) = self.nodes.remove(&id) {
             self.removed_nodes.insert(id, node.key);
             let message = format!("node {id} ({}) was removed", node.facts.name);

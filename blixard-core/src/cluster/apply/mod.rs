@@ -15,6 +15,7 @@ mod request;
 mod service;
 mod submission;
 mod token;
+mod volume;
 
 use super::level::SECOND_LEVEL;
 use super::{Actor, ClusterState, Command, Entry, Event, EventId, EventKind, Outcome, Refusal, Write};
@@ -84,6 +85,7 @@ impl ClusterState {
             }
             Command::Report { node, statuses } => self.report(*node, statuses),
             Command::Plan(plan) => Ok(self.plan(plan)),
+            Command::Volumes { node, statuses } => self.report_volumes(*node, statuses),
             Command::Level { level } => self.raise_level(*level),
         };
         answer.unwrap_or_else(Outcome::Refused)
@@ -103,6 +105,7 @@ impl ClusterState {
             Write::RemoveNode { node, force } => self.remove_node(*node, *force),
             Write::AddToken { id, token } => self.add_token(*id, token),
             Write::RemoveToken { id } => self.remove_token(*id),
+            Write::RemoveVolume { volume } => self.remove_volume(volume),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::plan::Step;
 use crate::cluster::index::claims;
+use crate::cluster::volume::Home;
 use crate::cluster::{
     Availability, ClusterState, Desired, EventKind, Node, NodeStatus, Replica, ReplicaStatus,
 };
@@ -38,6 +39,10 @@ impl ClusterState {
             created_at: self.time,
         };
         self.insert_replica(id, row);
+        let spec = self.services.get(service).and_then(|service| service.spec_of(version)).cloned();
+        if let Some(spec) = spec {
+            self.settle_volumes(&spec, node);
+        }
         self.clear_pending(service, slot);
         self.tell_replica(EventKind::ReplicaPlaced, id, &format!("is placed, version {version}"));
         Ok(())
@@ -60,6 +65,13 @@ impl ClusterState {
         let node = self.placeable(node_id)?;
         if spec.is_pinned() && node_id != service.origin {
             return Err(format!("the host volumes of `{name}` are on node {}", service.origin));
+        }
+        match self.home_of(spec, service.origin) {
+            Home::Nowhere(why) => return Err(why),
+            Home::At(home) if home != node_id => {
+                return Err(format!("what `{name}` mounts is on node {home}"));
+            }
+            Home::At(_) | Home::Anywhere => {}
         }
         self.check_fits(node_id, node, spec)?;
         let after = self.check_after(placement, after)?;

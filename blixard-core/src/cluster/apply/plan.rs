@@ -50,6 +50,8 @@ impl ClusterState {
                 self.set_pending(service, *slot, reason.as_deref())
             }
             PlanStep::ForgetService { service } => self.forget_service(service),
+            PlanStep::AddVolumeCopy { volume, node } => self.add_copy(volume, *node),
+            PlanStep::PromoteVolume { volume, node } => self.promote(volume, *node),
         }
     }
 

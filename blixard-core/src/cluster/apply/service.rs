@@ -32,6 +32,7 @@ impl ClusterState {
     }
 
     fn create_service(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Outcome {
+        self.make_volumes(spec);
         let first = ServiceVersion::new(1, Arc::clone(spec), self.time);
         let service = Service {
             versions: vector![first],
@@ -80,6 +81,7 @@ impl ClusterState {
         rollback_of: Option<u64>,
     ) -> Outcome {
         let (name, now) = (&spec.name, self.time);
+        self.make_volumes(spec);
         let origin = self.origin_after(name, origin);
         let (mut version, mut kind, mut told) = (0, EventKind::ServiceChanged, String::new());
         if let Some(service) = self.services.get_mut(name) {

@@ -30,6 +30,7 @@ pub(super) fn check(state: &ClusterState, spec: &ServiceSpec, origin: NodeId) ->
     check_bounds(state, spec)?;
     check_ports(state, spec)?;
     check_origin(state, spec, origin)?;
+    state.check_volumes(spec)?;
     check_cycle(state, spec)?;
     check_spec(state, spec)
 }

@@ -54,6 +54,8 @@ pub fn check(state: &ClusterState) -> Result<(), Violation> {
         requests_agree,
         events_are_bounded_and_ordered,
         kept_slots_are_wanted,
+        volumes_are_where_members_are,
+        copies_hold_what_was_published,
         index_agrees,
     );
     Ok(())
@@ -72,6 +74,7 @@ pub fn check_step(before: &ClusterState, after: &ClusterState) -> Result<(), Vio
         members_keep_their_keys,
         versions_only_rise,
         events_go_on,
+        volumes_go_forward,
     );
     Ok(())
 }

@@ -175,3 +175,36 @@ pub(super) fn index_agrees(state: &ClusterState) -> Check {
         format!("it is {:?}, the tables give {:?}", state.index, rebuilt.index)
     })
 }
+
+/// The primary copy and every other are on members, and numbers are given out in order. Shows a member
+/// removed that a volume still counts on.
+pub(super) fn volumes_are_where_members_are(state: &ClusterState) -> Check {
+    for (name, volume) in &state.volumes {
+        let strangers = volume.copies.keys().find(|node| !state.nodes.contains_key(*node));
+        ensure(strangers.is_none(), || format!("volume `{name}` has a copy on node {strangers:?}"))?;
+        ensure(volume.primary.is_none_or(|node| volume.copies.contains_key(&node)), || {
+            format!("the primary of volume `{name}`, node {:?}, is none of its copies", volume.primary)
+        })?;
+        ensure(volume.id < state.next_volume, || {
+            format!("volume `{name}` is {}, the next is {}", volume.id, state.next_volume)
+        })?;
+    }
+    Ok(())
+}
+
+/// No copy is ahead of what was published, and two of one version have one root. Shows a copy that would
+/// be promoted with what no primary ever had.
+pub(super) fn copies_hold_what_was_published(state: &ClusterState) -> Check {
+    for (name, volume) in &state.volumes {
+        ensure(volume.version.is_none_or(|version| version.id.epoch <= volume.epoch), || {
+            format!("volume `{name}` has version {:?} in epoch {}", volume.version, volume.epoch)
+        })?;
+        for (node, held) in volume.copies.iter().filter_map(|(node, copy)| Some((node, copy.version?))) {
+            let published = volume.version.is_some_and(|newest| newest.id > held.id || newest == held);
+            ensure(published, || {
+                format!("node {node} holds {held:?} of volume `{name}`: {:?}", volume.version)
+            })?;
+        }
+    }
+    Ok(())
+}

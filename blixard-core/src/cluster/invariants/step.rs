@@ -129,3 +129,26 @@ pub(super) fn events_go_on(before: &ClusterState, after: &ClusterState) -> Check
     let mut new = after.events.iter().skip(stayed);
     ensure(new.all(|event| event.id.index == after.applied), || "an event of no entry".to_owned())
 }
+
+/// The epoch of a volume only rises, and so does its version within an epoch; in one epoch it has one
+/// primary. Shows two writers, or a version taken back.
+pub(super) fn volumes_go_forward(before: &ClusterState, after: &ClusterState) -> Check {
+    for (name, old) in &before.volumes {
+        let Some(new) = after.volumes.get(name).filter(|new| new.id == old.id) else { continue };
+        ensure(old.epoch <= new.epoch, || {
+            format!("volume `{name}` went from epoch {} to {}", old.epoch, new.epoch)
+        })?;
+        let same = old.epoch == new.epoch;
+        let version = |volume: &crate::cluster::Volume| volume.version.map(|version| version.id);
+        ensure(!same || version(old) <= version(new), || {
+            format!("volume `{name}` went from {:?} to {:?}", old.version, new.version)
+        })?;
+        ensure(!same || new.primary.is_none() || old.primary == new.primary, || {
+            format!(
+                "volume `{name}` has two primaries in epoch {}: {:?}, {:?}",
+                old.epoch, old.primary, new.primary
+            )
+        })?;
+    }
+    Ok(())
+}

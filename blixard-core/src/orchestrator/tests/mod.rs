@@ -6,4 +6,5 @@ mod nodes;
 mod random;
 mod replacing;
 mod updates;
+mod volumes;
 pub(crate) mod world;

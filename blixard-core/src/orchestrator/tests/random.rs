@@ -50,7 +50,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         Just(Phase::Gone),
     ];
     prop_oneof![
-        4 => (service(), 0_u8..6, 1_u32..5, 0_u64..700, proptest::option::of(service()), node()).prop_map(
+        4 => (service(), 0_u8..7, 1_u32..5, 0_u64..700, proptest::option::of(service()), node()).prop_map(
             |(service, shape, max, memory, depends, origin)| Happening::Submit {
                 service, shape, max, memory, depends, origin
             }
@@ -79,6 +79,7 @@ fn shaped(service: usize, shape: u8, max: u32, mib: u64, depends: Option<usize>)
             1 => spec.volumes = volume(true),
             2 => spec.volumes = volume(false),
             3 => probe(spec),
+            6 => spec.volumes = mounted("data"),
             4 => {
                 spec.network = NetworkMode::Host;
                 spec.ports = vec![crate::spec::PortSpec {

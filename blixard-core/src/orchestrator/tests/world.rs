@@ -68,7 +68,12 @@ pub(crate) fn memory(mib: u64) -> Reservations {
 }
 
 pub(crate) fn volume(read_only: bool) -> Vec<MountSpec> {
-    vec![MountSpec { source: "/srv".to_owned(), target: "/data".to_owned(), read_only, checked: false }]
+    vec![MountSpec::host_path("/srv".to_owned(), "/data".to_owned(), read_only)]
+}
+
+/// A volume of the cluster, written to.
+pub(crate) fn mounted(volume: &str) -> Vec<MountSpec> {
+    vec![MountSpec::volume(volume.parse().expect("a name"), "/data".to_owned(), false)]
 }
 
 /// Has a health check ask a port of the container.
@@ -315,6 +320,8 @@ pub(crate) fn show(plan: &Plan, now: UtcMs) -> String {
             }
             PlanStep::Pending { service, slot, reason: None } => format!("filled {service}/{slot}"),
             PlanStep::ForgetService { service } => format!("forget {service}"),
+            PlanStep::AddVolumeCopy { volume, node } => format!("copy {volume} on {node}"),
+            PlanStep::PromoteVolume { volume, node } => format!("promote {volume} on {node}"),
         };
         writeln!(text, "{line}").expect("writing to a string cannot fail");
     }

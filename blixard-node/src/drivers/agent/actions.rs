@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::agent::{Action, Event, Prerequisite, probe_port};
+use blixard_core::agent::{Action, Event, MountedVolume, Prerequisite, probe_port};
 use blixard_core::id::ReplicaId;
 use blixard_core::limits::{PULLS_MAX, RUNTIME_DEADLINE, START_DEADLINE};
 use blixard_core::spec::ServiceSpec;
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::Pulls;
 use super::images::{ImageSource, Images};
+use crate::context::NodeContext;
 use crate::platform::{Clock, ContainerConfig, Platform, RuntimeError};
 
 /// How much longer than its grace a stop may take: the kill, the network, the snapshot.
@@ -67,8 +68,9 @@ impl Doing {
                 Ok(()) => Event::Prepared { replica },
                 Err(error) => Event::PrepareFailed { replica, error },
             },
-            Action::Start { replica, attempt, slot, version, spec } => {
-                return Some(self.start(ContainerConfig { replica, attempt, slot, version, spec }).await);
+            Action::Start { replica, attempt, slot, version, spec, volumes } => {
+                let config = ContainerConfig { replica, attempt, slot, version, spec, volumes };
+                return Some(self.start(config).await);
             }
             Action::Remove { replica, attempt, timeout } => {
                 match self.remove(replica, attempt, timeout).await {
@@ -94,6 +96,12 @@ impl Doing {
         match need {
             Prerequisite::Image { reference, digest } => {
                 self.images.ensure(replica, &reference, digest.as_deref()).await
+            }
+            Prerequisite::Volume { name: _, volume } => {
+                let store = Arc::clone(&self.platform.volumes);
+                let MountedVolume { id, epoch, fresh } = volume;
+                let preparing = move || store.prepare(id, epoch, fresh);
+                NodeContext::new(&self.platform).blocking(preparing).await.map_err(|error| error.to_string())
             }
         }
     }

@@ -9,13 +9,18 @@ use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId};
 use blixard_node::platform::{
     ContainerConfig, ContainerInfo, ContainerRuntime, ExecConfig, ExecSession, ImageInfo, LogLine, LogQuery,
-    OnProgress, RuntimeError, RuntimeEvent, Started,
+    OnProgress, RuntimeError, RuntimeEvent, Started, VolumeStore,
 };
 use futures_util::Stream;
 use tokio::io::AsyncRead;
 
 /// No containers: Raft asks for none.
 pub(crate) struct NoContainers;
+
+/// A store that keeps no volumes.
+pub(crate) struct NoVolumes;
+
+impl VolumeStore for NoVolumes {}
 
 #[async_trait]
 impl ContainerRuntime for NoContainers {

@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::load::Load;
-use crate::no_containers::NoContainers;
+use crate::no_containers::{NoContainers, NoVolumes};
 use crate::report::{Figure, Section};
 use crate::sample::Samples;
 use crate::{Plan, api, disk};
@@ -95,6 +95,7 @@ async fn members(directory: &std::path::Path) -> Result<Vec<RaftNode>> {
             transport,
             announcer: Arc::new(Silence),
             containers: Arc::new(NoContainers),
+            volumes: Arc::new(NoVolumes),
         });
     }
     let mut members = Vec::new();
