@@ -263,12 +263,14 @@ mod tests {
         let long = "a".repeat(63);
         let mut cluster = Cluster::of(1);
         let mut wide = spec(&long, 1, 1);
-        wide.image.reference = "r".repeat(300);
+        wide.image.reference = format!("{}:{}", "r".repeat(220), "t".repeat(120));
         cluster.submit(wide);
         cluster.planned(vec![place(&long, 0, 1, 1)]);
         let replica = cluster.state.replicas_on(NodeId(1)).next().unwrap().0;
         cluster.report(1, replica.0, status(0, Phase::Running));
-        for said in containers(&cluster.state, CLUSTER, NodeId(1)) {
+        let announced = containers(&cluster.state, CLUSTER, NodeId(1));
+        assert_eq!(announced.len(), 1);
+        for said in announced {
             assert_eq!(said.name.len(), NAME_BYTES_MAX);
             assert!(said.texts.iter().all(|(key, value)| key.len() + 1 + value.len() <= TEXT_BYTES_MAX));
         }
