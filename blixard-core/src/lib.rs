@@ -15,6 +15,7 @@ pub mod image_reference;
 pub mod limits;
 pub mod orchestrator;
 pub mod readiness;
+pub mod route;
 pub mod scheduler;
 pub mod security;
 pub mod spec;

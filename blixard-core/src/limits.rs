@@ -94,6 +94,14 @@ pub const PROBE_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// The longest wait for the first probe of a container after its start.
 pub const PROBE_FIRST_MAX: Duration = Duration::from_secs(1);
 
+/// Connections that one node leads to another's containers at a time. Links have streams for twice as many,
+/// so that none waits for the others.
+pub const ROUTED_CONNECTIONS_MAX: usize = 512;
+/// How many endpoints are tried for a connection.
+pub const ROUTE_TRIES: usize = 3;
+/// How long an endpoint has to take a connection.
+pub const ROUTE_DEADLINE: Duration = Duration::from_secs(3);
+
 /// Logs that one node reads at a time, followed or not. Each holds a chunk of the log and what its
 /// connection buffers, about half a megabyte, when whoever asked does not take it.
 pub const LOG_READERS_MAX: usize = 256;

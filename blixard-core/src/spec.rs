@@ -166,6 +166,42 @@ pub struct PortSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub host_ip: Option<Ipv4Addr>,
+    /// Which nodes answer on `host_port`.
+    #[serde(default, skip_serializing_if = "Publish::is_default")]
+    pub publish: Publish,
+}
+
+impl PortSpec {
+    /// Whether every member answers on its `host_port`, rather than the nodes that run a replica.
+    pub fn is_everywhere(&self) -> bool {
+        self.publish == Publish::Cluster && self.host_ip.is_none()
+    }
+}
+
+/// Which nodes answer on a published port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Publish {
+    /// Every member: one that runs no replica leads connections to one that does.
+    #[default]
+    Cluster,
+    /// Those that run a replica.
+    Node,
+}
+
+impl Publish {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::fmt::Display for Publish {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "cluster",
+            Self::Node => "node",
+        })
+    }
 }
 
 /// Whether a port can be published on `address`: one that a single host has. (0.0.0.0 is all of them,

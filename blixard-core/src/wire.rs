@@ -41,11 +41,13 @@ pub enum Channel {
     Hold = 9,
     /// A version of a volume, as a stream. Of the second feature level.
     Volume = 10,
+    /// A connection to a published port, as a stream of its bytes.
+    Route = 11,
 }
 
 impl Channel {
     /// Every channel, in the order of their bytes.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Raft,
         Self::Snapshot,
         Self::Heartbeat,
@@ -56,6 +58,7 @@ impl Channel {
         Self::Addresses,
         Self::Hold,
         Self::Volume,
+        Self::Route,
     ];
 
     /// The channel a byte stands for.
@@ -74,6 +77,16 @@ pub struct Peer {
     /// Its relay, when it has one.
     #[serde(default)]
     pub relay_url: Option<String>,
+}
+
+/// Which container a connection is for. The answer is one byte, 1 when it took it; then follow the bytes of
+/// the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteRequest {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// A published port of it, inside the container.
+    pub container_port: u16,
 }
 
 /// A stranger's wish to become a member, or a member's to be told its id again.

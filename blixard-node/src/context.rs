@@ -65,16 +65,20 @@ impl NodeContext {
         self.spawner.spawn(name, task);
     }
 
+    /// Starts a task, which serves others, apart from the node's own tasks.
+    pub fn spawn_apart(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawner.spawn_apart(name, Box::pin(self.run(task)));
+    }
+
     /// Runs `task`, which serves others, apart from the node's own tasks, and waits for its end. When
     /// this is dropped the task goes on.
     pub async fn apart(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let (done, ended) = oneshot::channel();
-        let task = self.run(async move {
+        self.spawn_apart(name, async move {
             task.await;
             // Nobody waits any more when whoever did was dropped.
             done.send(()).ok();
         });
-        self.spawner.spawn_apart(name, Box::pin(task));
         // It ends without a word when the node does.
         ended.await.ok();
     }

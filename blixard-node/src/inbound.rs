@@ -31,6 +31,7 @@ use crate::drivers::volumes;
 use crate::handle::NodeHandle;
 use crate::platform::{ContainerRuntime, Duplex, Inbound};
 use crate::raft::ProposeError;
+use crate::route::{self, Relays};
 use crate::shared::{Shared, hold_command};
 
 /// How far this member may be behind when a joiner's token is looked up.
@@ -40,11 +41,12 @@ const CATCH_UP: Duration = Duration::from_secs(1);
 pub(crate) struct Dispatch {
     shared: Shared,
     attempts: Attempts,
+    relays: Relays,
 }
 
 impl Dispatch {
     pub(crate) fn new(shared: Shared) -> Arc<Self> {
-        Arc::new(Self { shared, attempts: Attempts::default() })
+        Arc::new(Self { shared, attempts: Attempts::default(), relays: Relays::default() })
     }
 
     async fn heartbeat(&self, from: NodeId, mut beat: Heartbeat) -> Result<HeartbeatAck, String> {
@@ -282,9 +284,12 @@ impl Inbound for Dispatch {
             }
             // A call on it asks for nothing but an answer: the transport exchanges addresses itself.
             Channel::Addresses => Ok(Bytes::new()),
-            Channel::Snapshot | Channel::Api | Channel::Image | Channel::Volume | Channel::Join => {
-                Err("not a message channel".to_owned())
-            }
+            Channel::Snapshot
+            | Channel::Api
+            | Channel::Image
+            | Channel::Volume
+            | Channel::Join
+            | Channel::Route => Err("not a message channel".to_owned()),
         }
     }
 
@@ -333,6 +338,10 @@ impl Inbound for Dispatch {
             Channel::Volume => {
                 let sending = volumes::serve(self.shared.clone(), from, header, stream);
                 self.context().apart("volume-peer", sending).await;
+            }
+            Channel::Route => {
+                let serving = route::serve(self.shared.clone(), from, header, stream, self.relays.clone());
+                self.context().apart("route-peer", serving).await;
             }
             Channel::Raft
             | Channel::Heartbeat

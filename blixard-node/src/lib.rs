@@ -31,6 +31,7 @@ mod own_token;
 pub mod platform;
 pub mod purge;
 pub mod raft;
+mod route;
 pub mod runtime;
 mod seldom;
 mod shared;

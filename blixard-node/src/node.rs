@@ -25,6 +25,7 @@ use crate::images::Members;
 use crate::inbound::Dispatch;
 use crate::platform::Platform;
 use crate::raft::{OpenError, ProposeError, RaftConfig, RaftNode, check_log};
+use crate::route;
 use crate::shared::Shared;
 use crate::watch;
 
@@ -137,6 +138,7 @@ async fn start(
     context.spawn("reports", heartbeat::reports(shared.clone(), settings.boot, outbox.clone()));
     context.spawn("volumes", volumes::run(context.clone(), shared.clone()));
     context.spawn("agent", run_agent(context.clone(), shared.clone(), outbox));
+    context.spawn_apart("routes", route::run(shared.clone()));
     if let Some(founding) = founding {
         context.spawn("found", found(shared.clone(), founding, settings.facts));
     }

@@ -23,9 +23,11 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 mod neighbours;
+mod routing;
 mod volumes;
 
 pub use self::neighbours::{Announcer, Link, LinkError, Silence};
+pub use self::routing::{Listener, Routing};
 pub use self::volumes::{StepSink, StepSource, VolumeError, VolumeStore};
 
 /// All seams of one node. Cloning shares them.
@@ -441,7 +443,7 @@ pub enum RuntimeEvent {
 /// The containers of one node. Every method may be called again after an unknown outcome: what is
 /// already so is success.
 #[async_trait]
-pub trait ContainerRuntime: Send + Sync + 'static {
+pub trait ContainerRuntime: Routing {
     /// Says which cluster and node the containers belong to, and which /24 they get addresses
     /// from. Called once, before any other method, when both are known.
     async fn attach(&self, cluster: ClusterId, node: NodeId, subnet: Ipv4Addr) -> Result<(), RuntimeError>;

@@ -88,7 +88,13 @@ fn container(letter: char) -> ContainerId {
 }
 
 fn published(container_port: u16, host_port: u16) -> Vec<PortSpec> {
-    vec![PortSpec { container_port, host_port: Some(host_port), protocol: Protocol::Tcp, host_ip: None }]
+    vec![PortSpec {
+        container_port,
+        host_port: Some(host_port),
+        protocol: Protocol::Tcp,
+        host_ip: None,
+        publish: Default::default(),
+    }]
 }
 
 /// A listener in the container's namespace that answers each connection with `word`.
@@ -213,7 +219,13 @@ fn datagrams() -> UdpSocket {
 }
 
 fn published_udp(container_port: u16, host_port: u16) -> Vec<PortSpec> {
-    vec![PortSpec { container_port, host_port: Some(host_port), protocol: Protocol::Udp, host_ip: None }]
+    vec![PortSpec {
+        container_port,
+        host_port: Some(host_port),
+        protocol: Protocol::Udp,
+        host_ip: None,
+        publish: Default::default(),
+    }]
 }
 
 fn forwards(interface: &str) -> bool {

@@ -11,8 +11,8 @@ use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
 use blixard_core::spec::{RestartPolicy, ServiceSpec};
 use blixard_node::platform::{
-    ContainerConfig, ContainerInfo, ContainerRuntime, DiskUsage, ExecConfig, ExecSession, ImageInfo, LogLine,
-    LogQuery, OnProgress, PullProgress, RuntimeError, RuntimeEvent, Started,
+    ContainerConfig, ContainerInfo, ContainerRuntime, DiskUsage, Duplex, ExecConfig, ExecSession, ImageInfo,
+    LogLine, LogQuery, OnProgress, PullProgress, RuntimeError, RuntimeEvent, Started,
 };
 use futures_util::Stream as FutureStream;
 use sha2::{Digest, Sha256};
@@ -23,6 +23,8 @@ use crate::checks::Checks;
 use crate::checks::restarts::Restarts;
 use crate::random::Stream;
 use crate::trace::Trace;
+
+mod routing;
 
 /// How long a call takes at most that takes long, in milliseconds: longer than a question may.
 const SLOW_MS_MAX: u64 = 15_000;
@@ -45,6 +47,8 @@ struct Inner {
     containers: BTreeMap<(ReplicaId, u32), Container>,
     /// Whom published ports lead to.
     published: BTreeSet<(ReplicaId, u32)>,
+    /// The ports that the daemon takes connections on.
+    listening: BTreeMap<u16, mpsc::UnboundedSender<Box<dyn Duplex>>>,
     images: BTreeSet<String>,
     subscriber: Option<mpsc::UnboundedSender<RuntimeEvent>>,
     next_pid: u32,
@@ -126,6 +130,7 @@ impl SimContainers {
             subnet: Ipv4Addr::UNSPECIFIED,
             containers: BTreeMap::new(),
             published: BTreeSet::new(),
+            listening: BTreeMap::new(),
             images: BTreeSet::new(),
             subscriber: None,
             next_pid: 100,

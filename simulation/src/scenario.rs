@@ -7,7 +7,7 @@ use std::time::Duration;
 use blixard_core::cluster::ClusterState;
 use blixard_node::raft::RaftConfig;
 
-use crate::checks::{Violation, acknowledged, members_agree_who_votes, settled};
+use crate::checks::{Violation, acknowledged, any_node_answers, members_agree_who_votes, settled};
 use crate::clients::{CLIENTS, Clients, Done};
 use crate::containers::ContainerCounts;
 use crate::disk::Loss;
@@ -214,6 +214,9 @@ impl History {
         world.checks.settled(&world, &state);
         if let Err(why) = acknowledged(&state, &self.done.expected) {
             return world.checks.violated("acknowledged_writes_stay", why);
+        }
+        if let Err(why) = any_node_answers(&world, &state).await {
+            return world.checks.violated("any_node_answers", why);
         }
         if let Err(why) = rests(&world, &state).await {
             return world.checks.violated("rests", why);

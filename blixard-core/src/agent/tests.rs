@@ -23,7 +23,13 @@ pub(super) fn spec(policy: RestartPolicy, maximum_retry_count: Option<u32>) -> S
     ServiceSpec {
         name: "web".parse().expect("a valid name"),
         image: ImageSpec { reference: "nginx".to_owned(), digest: None, command: None, workdir: None },
-        ports: vec![PortSpec { container_port: 80, host_port: None, protocol: Protocol::Tcp, host_ip: None }],
+        ports: vec![PortSpec {
+            container_port: 80,
+            host_port: None,
+            protocol: Protocol::Tcp,
+            host_ip: None,
+            publish: Default::default(),
+        }],
         volumes: Vec::new(),
         environment: BTreeMap::new(),
         healthcheck: None,

@@ -223,7 +223,7 @@ impl Check {
     fn ports(&mut self, spec: &ServiceSpec, ports: &[PortSpec]) {
         let mut taken = ports::Taken::default();
         for (at, port) in ports.iter().enumerate() {
-            let PortSpec { container_port, host_port, protocol: _, host_ip } = port;
+            let PortSpec { container_port, host_port, protocol: _, host_ip, publish: _ } = port;
             let path = |key: &str| format!("ports[{at}].{key}");
             self.reads(&path("container_port"), &container_port.to_string(), container_port, number::port);
             if let Some(host_port) = host_port {

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::diagnostic::{Fault, shorten};
 use super::number;
 use super::walk::{Section, Walk};
-use crate::spec::{NetworkMode, PortSpec, Protocol, is_host_address};
+use crate::spec::{NetworkMode, PortSpec, Protocol, Publish, is_host_address};
 
 const EXAMPLE: &str = "[{container_port: 80, host_port: 8080}]";
 
@@ -15,7 +15,7 @@ pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, network: NetworkMode
     let mut ports = Vec::new();
     let mut taken = Taken::default();
     for item in walk.list(&field, EXAMPLE) {
-        let keys = ["container_port", "host_port", "host_ip", "protocol"];
+        let keys = ["container_port", "host_port", "host_ip", "protocol", "publish"];
         let Some(section) = walk.section(&item, &keys, "{container_port: 80, host_port: 8080}") else {
             continue;
         };
@@ -23,8 +23,9 @@ pub(super) fn read(walk: &mut Walk<'_>, root: &Section<'_>, network: NetworkMode
         let host_port = walk.key(&section, "host_port", number::port);
         let host_ip = walk.key(&section, "host_ip", host_ip).flatten();
         let protocol = walk.key(&section, "protocol", protocol).unwrap_or_default();
+        let publish = walk.key(&section, "publish", publish).unwrap_or_default();
         let Some(container_port) = container_port else { continue };
-        let port = PortSpec { container_port, host_port, protocol, host_ip };
+        let port = PortSpec { container_port, host_port, protocol, host_ip, publish };
         for (key, fault) in taken.check(&port, network, |key| match section.get(key) {
             Some(field) => format!("line {}", field.node.place.line),
             None => section.path_of(key),
@@ -52,12 +53,17 @@ impl Taken {
         network: NetworkMode,
         said: impl FnOnce(&str) -> String,
     ) -> Vec<(&'static str, Fault)> {
-        let PortSpec { container_port, host_port, protocol, host_ip } = *port;
+        let PortSpec { container_port, host_port, protocol, host_ip, publish } = *port;
         let mut faults: Vec<_> = host_ip
             .and_then(|_| unmapped(host_port, network))
             .map(|fault| ("host_ip", fault))
             .into_iter()
             .collect();
+        if publish == Publish::Node
+            && let Some(fault) = unmapped(host_port, network)
+        {
+            faults.push(("publish", fault));
+        }
         let (claimed, key) = match (network, host_port) {
             (NetworkMode::Host, Some(mapped)) if mapped != container_port => {
                 let message = format!("is {mapped}, but on the host's network the port is {container_port}");
@@ -80,11 +86,11 @@ impl Taken {
     }
 }
 
-/// Why an address of the host has no meaning for a port.
+/// Why an address of the host, or which nodes answer, has no meaning for a port.
 fn unmapped(host_port: Option<u16>, network: NetworkMode) -> Option<Fault> {
     if network == NetworkMode::Host {
         let fault = Fault::new("has no meaning on the host's network: the program says where it listens");
-        return Some(fault.hint("leave host_ip out, or use network: bridge"));
+        return Some(fault.hint("leave it out, or use network: bridge"));
     }
     let fault = || Fault::new("needs a host_port: the port is not published without one");
     host_port.is_none().then(fault)
@@ -101,6 +107,14 @@ pub(super) fn host_ip(text: &str) -> Result<Option<Ipv4Addr>, Fault> {
             Err(fault("an IPv4 address").hint("published ports do not answer on IPv6"))
         }
         Err(_) => Err(fault("an IPv4 address such as 127.0.0.1")),
+    }
+}
+
+fn publish(text: &str) -> Result<Publish, Fault> {
+    match text {
+        "cluster" => Ok(Publish::Cluster),
+        "node" => Ok(Publish::Node),
+        other => Err(Fault::new(format!("takes cluster or node, not `{}`", shorten(other)))),
     }
 }
 

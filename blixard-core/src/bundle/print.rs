@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::duration;
-use crate::spec::{NetworkMode, Reservations, ResourceLimits, RestartPolicy, ServiceSpec};
+use crate::spec::{NetworkMode, Publish, Reservations, ResourceLimits, RestartPolicy, ServiceSpec};
 use crate::text::is_unseen;
 
 /// Writes `spec` as a bundle, which reads back as the same specification. The digest that the image
@@ -107,6 +107,9 @@ fn ports(out: &mut Printer, spec: &ServiceSpec) {
             out.entry(2, "host_ip", &host_ip.to_string());
         }
         out.entry(2, "protocol", &port.protocol.to_string());
+        if port.publish != Publish::default() {
+            out.entry(2, "publish", &port.publish.to_string());
+        }
     }
 }
 

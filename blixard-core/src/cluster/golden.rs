@@ -63,8 +63,20 @@ fn spec() -> Arc<ServiceSpec> {
             workdir: Some("/srv".to_owned()),
         },
         ports: vec![
-            PortSpec { container_port: 80, host_port: Some(8_080), protocol: Protocol::Tcp, host_ip: None },
-            PortSpec { container_port: 53, host_port: None, protocol: Protocol::Udp, host_ip: None },
+            PortSpec {
+                container_port: 80,
+                host_port: Some(8_080),
+                protocol: Protocol::Tcp,
+                host_ip: None,
+                publish: Default::default(),
+            },
+            PortSpec {
+                container_port: 53,
+                host_port: None,
+                protocol: Protocol::Udp,
+                host_ip: None,
+                publish: Default::default(),
+            },
         ],
         volumes: vec![MountSpec::host_path("/a".to_owned(), "/b".to_owned(), true)],
         environment: BTreeMap::from([("A".to_owned(), "1".to_owned())]),

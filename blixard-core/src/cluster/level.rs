@@ -13,7 +13,7 @@ use super::command::{Command, Plan, PlanStep, Refusal, Write};
 use super::node::{NodeFacts, Token, TokenScope};
 use super::{ClusterState, ReplicaStatus};
 use crate::spec::{
-    HealthSpec, ImageSpec, MountKind, MountSpec, PortSpec, RestartPolicy, RestartSpec, ServiceSpec,
+    HealthSpec, ImageSpec, MountKind, MountSpec, PortSpec, Publish, RestartPolicy, RestartSpec, ServiceSpec,
 };
 
 /// The feature level of the first release.
@@ -225,8 +225,8 @@ impl ImageSpec {
 
 impl PortSpec {
     fn level(&self) -> u16 {
-        let Self { container_port: _, host_port: _, protocol: _, host_ip } = self;
-        if host_ip.is_some() { SECOND_LEVEL } else { FIRST_LEVEL }
+        let Self { container_port: _, host_port: _, protocol: _, host_ip, publish } = self;
+        if host_ip.is_some() || *publish != Publish::Cluster { SECOND_LEVEL } else { FIRST_LEVEL }
     }
 }
 

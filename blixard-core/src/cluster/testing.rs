@@ -79,6 +79,7 @@ pub(crate) fn publishing(spec: ServiceSpec, ports: &[u16]) -> ServiceSpec {
         host_port: Some(*host_port),
         protocol: Protocol::Tcp,
         host_ip: None,
+        publish: Default::default(),
     };
     ServiceSpec { ports: ports.iter().map(port).collect(), ..spec }
 }

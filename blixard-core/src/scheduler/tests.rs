@@ -127,7 +127,13 @@ fn port_that_something_else_holds_is_avoided() {
     let mut world = World::new(2);
     world.node(1).facts.reserved_ports = vec![80];
     let ports = |host_port| {
-        vec![PortSpec { container_port: 8080, host_port, protocol: Default::default(), host_ip: None }]
+        vec![PortSpec {
+            container_port: 8080,
+            host_port,
+            protocol: Default::default(),
+            host_ip: None,
+            publish: Default::default(),
+        }]
     };
     assert_eq!(place(&world, &spec("web", |spec| spec.ports = ports(Some(80)))), Ok(2));
     assert_eq!(place(&world, &spec("web", |spec| spec.ports = ports(None))), Ok(1));

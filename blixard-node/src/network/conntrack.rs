@@ -83,6 +83,11 @@ impl Flow {
         remembered.map_or(Duration::ZERO, |left| established.saturating_sub(left))
     }
 
+    /// Whether `client` made it to `address`, without translation.
+    pub(super) fn is_made_by(&self, client: Ipv4Addr, address: Ipv4Addr) -> bool {
+        *self.original.source.ip() == client && *self.original.destination.ip() == address
+    }
+
     /// Whether it was translated to `address`, rather than made to it.
     pub(super) fn is_translated_to(&self, address: Ipv4Addr) -> bool {
         *self.reply.source.ip() == address && *self.original.destination.ip() != address

@@ -311,6 +311,7 @@ mod tests {
                 host_port,
                 protocol,
                 host_ip: None,
+                publish: Default::default(),
             })
             .collect();
         Lease { netns_path: PathBuf::new(), address: Ipv4Addr::new(10, 210, 1, host), ports }

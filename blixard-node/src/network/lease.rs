@@ -174,6 +174,7 @@ mod tests {
             host_port: Some(8080),
             protocol: Default::default(),
             host_ip: Some(Ipv4Addr::LOCALHOST),
+            publish: Default::default(),
         }];
         let netns_path = PathBuf::from("/run/netns/a");
         let lease = Lease { netns_path, address: Ipv4Addr::new(10, 210, 3, 2), ports };

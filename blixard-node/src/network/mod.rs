@@ -161,6 +161,8 @@ struct State {
     leases: Leases,
     published: Published,
     held: HeldPorts,
+    /// Ports that the daemon takes connections on.
+    listening: BTreeSet<u16>,
     /// Whether everything was taken away, for good.
     purged: bool,
     /// What the loaded rules are made of; absent before the first were, or when they may be others.
@@ -194,7 +196,8 @@ impl ContainerNetwork {
                 tracing::warn!(container.id = id.short(), err = %error, "a published port is no longer ours");
             }
         }
-        let state = State { leases, published, held, purged: false, loaded: None };
+        let state =
+            State { leases, published, held, listening: BTreeSet::new(), purged: false, loaded: None };
         let network = Self { directory: directory.to_owned(), name, subnet, state: Mutex::new(state) };
         network.load_rules(&mut *network.state.lock().await).await?;
         Ok(network)
@@ -248,6 +251,36 @@ impl ContainerNetwork {
         self.load_rules(&mut state).await
     }
 
+    /// Takes connections to a TCP port of the node that no rule translates, also those of containers of the
+    /// node.
+    ///
+    /// # Errors
+    /// When another program has the port, or nftables refuses the rules.
+    pub async fn listen(&self, port: u16) -> Result<std::net::TcpListener, NetworkError> {
+        let mut state = self.state.lock().await;
+        let listener = state.held.listen(port).await?;
+        state.listening.insert(port);
+        self.load_rules(&mut state).await?;
+        Ok(listener)
+    }
+
+    /// Takes no more connections to a port that was listened on.
+    ///
+    /// # Errors
+    /// When nftables refuses the rules: containers go on being let through to the port.
+    pub async fn unlisten(&self, port: u16) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        state.held.unlisten(port);
+        state.listening.remove(&port);
+        self.load_rules(&mut state).await
+    }
+
+    /// The address of a container that published ports lead to.
+    pub async fn published_address_of(&self, id: &ContainerId) -> Option<Ipv4Addr> {
+        let state = self.state.lock().await;
+        state.published.containers.get(id).and_then(|id| state.leases.get(id)).map(|lease| lease.address)
+    }
+
     /// Takes a container out of the published ports. Its connections go on.
     ///
     /// # Errors
@@ -267,10 +300,11 @@ impl ContainerNetwork {
     /// When the kernel does not tell.
     pub async fn connections(&self, id: &ContainerId, idle: Duration) -> Result<usize, NetworkError> {
         let Some(address) = self.address_of(id).await else { return Ok(0) };
-        let established = conntrack::established_timeout();
+        let (established, gateway) = (conntrack::established_timeout(), first_host(self.subnet));
         let counts = move |flow: &conntrack::Flow| {
             let open = flow.protocol == Protocol::Tcp && flow.open && flow.silent_for(established) < idle;
-            open && flow.is_translated_to(address)
+            // Translated here, or led here by another node and made by the daemon.
+            open && (flow.is_translated_to(address) || flow.is_made_by(gateway, address))
         };
         conntrack::count(counts).await
     }
@@ -382,7 +416,9 @@ impl ContainerNetwork {
         // What a daemon that starts again finds is never less than what the rules lead to by then.
         state.published.save(&self.directory)?;
         let closed = forwarding::enable(&self.directory, &self.name)?;
-        let wanted = (targets, state.published.served.clone(), closed);
+        let listening = state.listening.iter().map(|port| (Protocol::Tcp, *port));
+        let served = state.published.served.iter().copied().chain(listening).collect();
+        let wanted = (targets, served, closed);
         if state.loaded.as_ref() == Some(&wanted) {
             return Ok(());
         }

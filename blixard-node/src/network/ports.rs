@@ -2,8 +2,8 @@
 //!
 //! Translation would silently take a port away from whoever listens on it. So each published port
 //! is bound first, which fails when it is taken, and stays bound, which makes others fail. A TCP
-//! socket is not left listening: while no container is there to translate to, the kernel refuses
-//! connections, where a listening socket would take them and never answer.
+//! socket listens only while connections that are not translated are led to another node: else the
+//! kernel refuses them, where a listening socket would take them and never answer.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -22,6 +22,8 @@ use super::NetworkError;
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How long after each try the next one comes.
 const PAUSE: Duration = Duration::from_millis(5);
+/// How many connections wait to be taken.
+const BACKLOG: i32 = 1024;
 
 /// The bound sockets and which containers want them.
 #[derive(Debug, Default)]
@@ -33,7 +35,15 @@ pub(super) struct HeldPorts {
 #[derive(Debug, Default)]
 struct Held {
     sockets: BTreeMap<Ipv4Addr, Socket>,
-    holders: Vec<(ContainerId, Ipv4Addr)>,
+    holders: Vec<(Holder, Ipv4Addr)>,
+}
+
+/// Who wants a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Holder {
+    Container(ContainerId),
+    /// The daemon, which listens on it.
+    Routes,
 }
 
 impl Held {
@@ -45,7 +55,7 @@ impl Held {
 /// A bound socket, kept for being bound.
 #[derive(Debug)]
 enum Socket {
-    Tcp(#[expect(dead_code, reason = "held, never read")] TcpListener),
+    Tcp(TcpListener),
     Udp(#[expect(dead_code, reason = "held, never read")] UdpSocket),
 }
 
@@ -57,13 +67,29 @@ impl Socket {
                 // obstacle, and listening for a moment, since that alone keeps out another that
                 // binds it likewise at the same time. What is not to be shared and was bound by
                 // its number stays bound when it listens no more.
-                let socket = TcpListener::bind(at)?;
-                set_socket_reuseaddr(&socket, false)?;
-                shutdown(&socket, Shutdown::Both)?;
-                Ok(Self::Tcp(socket))
+                let socket = Self::Tcp(TcpListener::bind(at)?);
+                socket.hold()?;
+                Ok(socket)
             }
             Protocol::Udp => UdpSocket::bind(at).map(Self::Udp),
         }
+    }
+
+    /// Keeps the port and takes no connections.
+    fn hold(&self) -> std::io::Result<()> {
+        let Self::Tcp(socket) = self else { return Ok(()) };
+        set_socket_reuseaddr(socket, false)?;
+        Ok(shutdown(socket, Shutdown::Both)?)
+    }
+
+    /// Takes connections; the listener that is returned is the same socket.
+    fn listen(&self) -> std::io::Result<TcpListener> {
+        let Self::Tcp(socket) = self else { return Err(ErrorKind::Unsupported.into()) };
+        // Connections that ended a moment ago are no obstacle.
+        set_socket_reuseaddr(socket, true)?;
+        rustix::net::listen(socket, BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        socket.try_clone()
     }
 }
 
@@ -73,7 +99,8 @@ impl HeldPorts {
         for port in ports {
             let Some(host_port) = port.host_port else { continue };
             let address = port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
-            if let Err(error) = self.hold_one(id, port.protocol, (address, host_port)).await {
+            let holder = Holder::Container(id.clone());
+            if let Err(error) = self.hold_one(holder, port.protocol, (address, host_port)).await {
                 self.release(id);
                 return Err(error);
             }
@@ -83,13 +110,13 @@ impl HeldPorts {
 
     async fn hold_one(
         &mut self,
-        id: &ContainerId,
+        holder: Holder,
         protocol: Protocol,
         at: (Ipv4Addr, u16),
     ) -> Result<(), NetworkError> {
         let (address, port) = at;
         let held = self.by_port.entry((protocol, port)).or_default();
-        held.holders.push((id.clone(), address));
+        held.holders.push((holder, address));
         if held.has(address) {
             return Ok(());
         }
@@ -121,10 +148,51 @@ impl HeldPorts {
         Ok(())
     }
 
+    /// Takes connections to a TCP port on every address, beside the containers that hold it.
+    pub(super) async fn listen(&mut self, port: u16) -> Result<TcpListener, NetworkError> {
+        let at = (Ipv4Addr::UNSPECIFIED, port);
+        self.unlisten(port);
+        let held = self.hold_one(Holder::Routes, Protocol::Tcp, at).await;
+        let listening = held.and_then(|()| {
+            let held = self.by_port.get(&(Protocol::Tcp, port));
+            let socket = held.and_then(|held| held.sockets.get(&at.0));
+            let listening = socket.map_or(Err(ErrorKind::AddrNotAvailable.into()), Socket::listen);
+            listening.map_err(|source| match source.kind() {
+                ErrorKind::AddrInUse => NetworkError::PortTaken { port, protocol: Protocol::Tcp },
+                _ => NetworkError::Io { what: format!("listen on port {port}"), source },
+            })
+        });
+        if listening.is_err() {
+            self.unlisten(port);
+        }
+        listening
+    }
+
+    /// Takes no more connections to a port. Containers that hold it go on to.
+    pub(super) fn unlisten(&mut self, port: u16) {
+        let Some(held) = self.by_port.get(&(Protocol::Tcp, port)) else { return };
+        if !held.holders.iter().any(|(holder, _)| *holder == Holder::Routes) {
+            return;
+        }
+        for socket in held.sockets.values() {
+            // One that listens on would be noticed by clients that are never answered.
+            if let Err(error) = socket.hold() {
+                tracing::warn!(port, err = %error, "a port goes on taking connections");
+            }
+        }
+        self.release_of(&Holder::Routes, |of| of == (Protocol::Tcp, port));
+    }
+
     /// Lets go of what only `id` wants.
     pub(super) fn release(&mut self, id: &ContainerId) {
+        self.release_of(&Holder::Container(id.clone()), |_| true);
+    }
+
+    fn release_of(&mut self, gone: &Holder, which: impl Fn((Protocol, u16)) -> bool) {
         self.by_port.retain(|(protocol, port), held| {
-            held.holders.retain(|(holder, _)| holder != id);
+            if which((*protocol, *port)) {
+                held.holders.retain(|(holder, _)| holder != gone);
+            }
             let wanted: Vec<Ipv4Addr> = held.holders.iter().map(|(_, address)| *address).collect();
             held.sockets.retain(|address, _| wanted.contains(address));
             for address in wanted {
@@ -153,6 +221,7 @@ mod tests {
             host_port: Some(host_port),
             protocol: Protocol::Tcp,
             host_ip: None,
+            publish: Default::default(),
         }]
     }
 

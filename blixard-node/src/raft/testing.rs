@@ -239,6 +239,21 @@ impl VolumeStore for NoVolumes {}
 struct NoContainers;
 
 #[async_trait]
+impl Routing for NoContainers {
+    async fn listen(&self, _: u16) -> Result<Box<dyn Listener>, RuntimeError> {
+        unreachable!("Raft runs no containers")
+    }
+
+    async fn unlisten(&self, _: u16) {
+        unreachable!("Raft runs no containers")
+    }
+
+    async fn dial(&self, _: ReplicaId, _: u32, _: u16) -> Result<Box<dyn Duplex>, RuntimeError> {
+        unreachable!("Raft runs no containers")
+    }
+}
+
+#[async_trait]
 impl ContainerRuntime for NoContainers {
     async fn attach(&self, _: ClusterId, _: NodeId, _: Ipv4Addr) -> Result<(), RuntimeError> {
         unreachable!("Raft runs no containers")

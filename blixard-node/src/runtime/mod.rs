@@ -39,6 +39,7 @@ mod record;
 mod remains;
 mod resolver;
 mod rootfs;
+mod routing;
 mod runc;
 mod seccomp;
 mod shims;

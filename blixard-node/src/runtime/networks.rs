@@ -59,6 +59,12 @@ pub trait Networks: Send + Sync + 'static {
     async fn withdraw(&self, id: &ContainerId) -> Result<(), RuntimeError>;
     /// How many connections to a container's published ports are open, but for those silent for `idle`.
     async fn connections(&self, id: &ContainerId, idle: Duration) -> Result<usize, RuntimeError>;
+    /// The address of a container that published ports lead to now.
+    async fn published_address_of(&self, id: &ContainerId) -> Option<Ipv4Addr>;
+    /// Takes connections to a TCP port of the node that are not translated to a container.
+    async fn listen(&self, port: u16) -> Result<std::net::TcpListener, RuntimeError>;
+    /// Takes no more of them.
+    async fn unlisten(&self, port: u16) -> Result<(), RuntimeError>;
     /// Removes all of a container's, also when it was never connected.
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError>;
     /// A container's address, when it has one.
@@ -132,6 +138,18 @@ impl Networks for Bridge {
         self.open()?.connections(id, idle).await.map_err(|error| failed(&error))
     }
 
+    async fn published_address_of(&self, id: &ContainerId) -> Option<Ipv4Addr> {
+        self.network.get()?.published_address_of(id).await
+    }
+
+    async fn listen(&self, port: u16) -> Result<std::net::TcpListener, RuntimeError> {
+        self.open()?.listen(port).await.map_err(|error| failed(&error))
+    }
+
+    async fn unlisten(&self, port: u16) -> Result<(), RuntimeError> {
+        self.open()?.unlisten(port).await.map_err(|error| failed(&error))
+    }
+
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         self.open()?.remove(id).await.map_err(|error| failed(&error))
     }
@@ -195,6 +213,18 @@ impl Networks for HostOnly {
 
     async fn connections(&self, _: &ContainerId, _: Duration) -> Result<usize, RuntimeError> {
         Ok(0)
+    }
+
+    async fn published_address_of(&self, _: &ContainerId) -> Option<Ipv4Addr> {
+        None
+    }
+
+    async fn listen(&self, _: u16) -> Result<std::net::TcpListener, RuntimeError> {
+        Err(RuntimeError::Unavailable("this node has no container network".to_owned()))
+    }
+
+    async fn unlisten(&self, _: u16) -> Result<(), RuntimeError> {
+        Ok(())
     }
 
     async fn remove(&self, _: &ContainerId) -> Result<(), RuntimeError> {

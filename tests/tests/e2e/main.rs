@@ -16,6 +16,7 @@ mod images;
 mod network;
 mod quorum;
 mod reboot;
+mod routing;
 mod run;
 mod security;
 mod service;

@@ -35,6 +35,7 @@ prop_compose! {
             host_port: (!bridge || host % 3 > 0).then_some(host),
             protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
             host_ip: (bridge && host % 5 == 1 && host % 3 > 0).then_some([127, 0, 0, 1].into()),
+            publish: if bridge && host % 7 == 1 && host % 3 > 0 { Publish::Node } else { Publish::Cluster },
         });
         (ports.collect(), network)
     }
@@ -220,8 +221,13 @@ fn number() -> impl Strategy<Value = u64> {
 /// Changes one thing of a specification, whatever comes of it.
 fn spoil(spec: &mut ServiceSpec, what: usize, text: String, number: u64) {
     let short = number as u16;
-    let port =
-        PortSpec { container_port: short, host_port: Some(short), protocol: Protocol::Tcp, host_ip: None };
+    let port = PortSpec {
+        container_port: short,
+        host_port: Some(short),
+        protocol: Protocol::Tcp,
+        host_ip: None,
+        publish: Default::default(),
+    };
     let volume = MountSpec::host_path("/a".to_owned(), "/b".to_owned(), false);
     let health = HealthSpec { path: "/".to_owned(), interval_ms: 1_000, timeout_ms: 1_000, retries: 3 };
     match what {

@@ -203,7 +203,13 @@ mod tests {
         check(publishing(api(), &[22]), Err("port 22 is in use on node 1 (one)"));
         check(publishing(api(), &[0]), Err("port 0"));
         check(publishing(spec_of_web(), &[81, 83]), Ok(()));
-        let port = PortSpec { container_port: 80, host_port: None, protocol: Protocol::Tcp, host_ip: None };
+        let port = PortSpec {
+            container_port: 80,
+            host_port: None,
+            protocol: Protocol::Tcp,
+            host_ip: None,
+            publish: Default::default(),
+        };
         check(ServiceSpec { ports: vec![port.clone()], ..api() }, Ok(()));
         let host = NetworkMode::Host;
         check(

@@ -87,6 +87,7 @@ fn shaped(service: usize, shape: u8, max: u32, mib: u64, depends: Option<usize>)
                     host_port: None,
                     protocol: Default::default(),
                     host_ip: None,
+                    publish: Default::default(),
                 }];
             }
             5 => {
@@ -95,6 +96,7 @@ fn shaped(service: usize, shape: u8, max: u32, mib: u64, depends: Option<usize>)
                     host_port: Some(8000 + u16::try_from(service).expect("few services")),
                     protocol: Default::default(),
                     host_ip: None,
+                    publish: Default::default(),
                 }];
             }
             _ => {}

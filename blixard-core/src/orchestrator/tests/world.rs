@@ -78,7 +78,13 @@ pub(crate) fn mounted(volume: &str) -> Vec<MountSpec> {
 
 /// Has a health check ask a port of the container.
 pub(crate) fn probe(spec: &mut ServiceSpec) {
-    let port = PortSpec { container_port: 80, host_port: None, protocol: Protocol::Tcp, host_ip: None };
+    let port = PortSpec {
+        container_port: 80,
+        host_port: None,
+        protocol: Protocol::Tcp,
+        host_ip: None,
+        publish: Default::default(),
+    };
     spec.ports.push(port);
     let check = HealthSpec { path: "/".to_owned(), interval_ms: 1000, timeout_ms: 1000, retries: 3 };
     spec.healthcheck = Some(check);

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId};
 use blixard_node::platform::{
-    ContainerConfig, ContainerInfo, ContainerRuntime, ExecConfig, ExecSession, ImageInfo, LogLine, LogQuery,
-    OnProgress, RuntimeError, RuntimeEvent, Started, VolumeStore,
+    ContainerConfig, ContainerInfo, ContainerRuntime, Duplex, ExecConfig, ExecSession, ImageInfo, Listener,
+    LogLine, LogQuery, OnProgress, Routing, RuntimeError, RuntimeEvent, Started, VolumeStore,
 };
 use futures_util::Stream;
 use tokio::io::AsyncRead;
@@ -21,6 +21,21 @@ pub(crate) struct NoContainers;
 pub(crate) struct NoVolumes;
 
 impl VolumeStore for NoVolumes {}
+
+#[async_trait]
+impl Routing for NoContainers {
+    async fn listen(&self, _: u16) -> Result<Box<dyn Listener>, RuntimeError> {
+        unreachable!("Raft runs no containers")
+    }
+
+    async fn unlisten(&self, _: u16) {
+        unreachable!("Raft runs no containers")
+    }
+
+    async fn dial(&self, _: ReplicaId, _: u32, _: u16) -> Result<Box<dyn Duplex>, RuntimeError> {
+        unreachable!("Raft runs no containers")
+    }
+}
 
 #[async_trait]
 impl ContainerRuntime for NoContainers {

@@ -1,0 +1,169 @@
+//! Where a connection to a published port goes on a node that has no ready replica of its service.
+//!
+//! On a node that has one the kernel translates, to the node's own replicas alone. Everywhere else the
+//! daemon takes the connection and hands it to a node that has one: so any member answers for any
+//! service. A port that is published on an address of one node, or by `publish: node`, is not led
+//! anywhere, nor are datagrams, nor the ports of services on the host's network.
+
+use std::collections::BTreeMap;
+
+use crate::cluster::{ClusterState, Service};
+use crate::id::{NodeId, ReplicaId};
+use crate::readiness::serves;
+use crate::spec::{NetworkMode, PortSpec, Protocol, ServiceSpec};
+
+/// A replica that takes connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The node it is on.
+    pub node: NodeId,
+    /// Which one.
+    pub replica: ReplicaId,
+    /// The port in its container.
+    pub container_port: u16,
+}
+
+/// The TCP ports that node `own` takes connections on for other nodes, each with the replicas that are
+/// ready, by their numbers. A port without a ready replica anywhere is not among them: connections to it
+/// are refused, as they are on the nodes of its service.
+pub fn routes(state: &ClusterState, own: NodeId) -> BTreeMap<u16, Vec<Endpoint>> {
+    let mut routes = BTreeMap::new();
+    for (name, service) in &state.services {
+        if !leads_anywhere(service) {
+            continue;
+        }
+        let ready: Vec<_> = state.replicas_of(name).filter(|(_, replica)| serves(state, replica)).collect();
+        for (id, replica) in &ready {
+            let Some(spec) = state.spec_of(replica) else { continue };
+            for (host_port, container_port) in led_ports(spec) {
+                let endpoint = Endpoint { node: replica.node, replica: *id, container_port };
+                routes.entry(host_port).or_insert_with(Vec::new).push(endpoint);
+            }
+        }
+    }
+    routes.retain(|_, endpoints: &mut Vec<Endpoint>| endpoints.iter().all(|endpoint| endpoint.node != own));
+    routes
+}
+
+/// The TCP ports of a service that are led on: on the node, and in the container.
+fn led_ports(spec: &ServiceSpec) -> impl Iterator<Item = (u16, u16)> + '_ {
+    let led = |port: &&PortSpec| port.protocol == Protocol::Tcp && port.is_everywhere();
+    let ports = spec.ports.iter().filter(led).filter(|_| spec.network == NetworkMode::Bridge);
+    ports.filter_map(|port| Some((port.host_port?, port.container_port)))
+}
+
+/// Which attempt of a replica a connection is for that another member leads to node `own`; none when it is
+/// no replica of that node, or its port is not one that is led on. What members say is not believed.
+pub fn led_to(state: &ClusterState, own: NodeId, replica: ReplicaId, container_port: u16) -> Option<u32> {
+    let row = state.replicas.get(&replica).filter(|row| row.node == own)?;
+    let is_led = led_ports(state.spec_of(row)?).any(|(_, port)| port == container_port);
+    is_led.then_some(row.status.attempt)
+}
+
+/// Whether any kept version of a service has a port that is led on: most services are told by their
+/// specification alone.
+fn leads_anywhere(service: &Service) -> bool {
+    service.versions.iter().any(|version| version.spec.ports.iter().any(|port| port.host_port.is_some()))
+}
+
+/// The order in which endpoints are tried for the `turn`-th connection to their port: round-robin over
+/// all, and at most `tries`.
+pub fn in_turn(endpoints: &[Endpoint], turn: usize, tries: usize) -> impl Iterator<Item = Endpoint> + '_ {
+    let first = turn.checked_rem(endpoints.len()).unwrap_or(0);
+    endpoints.iter().cycle().skip(first).take(endpoints.len().min(tries)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Desired, NodeStatus, Phase};
+    use crate::orchestrator::tests::world::{World, replicas, spec};
+    use crate::spec::Publish;
+
+    fn port(host_port: u16) -> PortSpec {
+        PortSpec {
+            container_port: 80,
+            host_port: Some(host_port),
+            protocol: Protocol::Tcp,
+            host_ip: None,
+            publish: Publish::Cluster,
+        }
+    }
+
+    /// Three nodes, and two replicas on nodes 1 and 2.
+    fn world(change: impl FnOnce(&mut ServiceSpec)) -> World {
+        let mut world = World::new(3);
+        let service = spec("web", |spec| {
+            spec.replicas = replicas(2);
+            spec.ports = vec![port(8080)];
+            change(spec);
+        });
+        world.submit(service).converge();
+        world
+    }
+
+    /// The nodes that connections to port 8080 of node `own` are led to.
+    fn nodes(world: &World, own: u64) -> Vec<u64> {
+        let routes = routes(&world.state, NodeId(own));
+        routes.get(&8080).into_iter().flatten().map(|endpoint| endpoint.node.0).collect()
+    }
+
+    #[test]
+    fn a_node_without_a_ready_replica_leads_to_all_that_are_ready_and_one_with_to_none() {
+        let mut world = world(|_| {});
+        assert_eq!(nodes(&world, 3), [1, 2]);
+        assert!(nodes(&world, 1).is_empty() && nodes(&world, 2).is_empty());
+        world.replica(1).desired = Desired::Retire;
+        assert_eq!(nodes(&world, 3), [1, 2], "it serves until its successor does");
+        world.replica(1).desired = Desired::Stop;
+        assert_eq!((nodes(&world, 3), nodes(&world, 1)), (vec![2], vec![2]));
+        world.replica(1).desired = Desired::Run;
+        world.phase(1, Phase::Waiting);
+        assert_eq!((nodes(&world, 3), nodes(&world, 1)), (vec![2], vec![2]));
+        world.node(2).status = NodeStatus::Unknown;
+        assert!(nodes(&world, 3).is_empty(), "none is known to be ready");
+    }
+
+    #[test]
+    fn what_belongs_to_one_node_is_not_led_anywhere() {
+        let check = |change: fn(&mut ServiceSpec)| assert!(nodes(&world(change), 3).is_empty());
+        check(|spec| spec.ports[0].publish = Publish::Node);
+        check(|spec| spec.ports[0].host_ip = Some([127, 0, 0, 1].into()));
+        check(|spec| spec.ports[0].protocol = Protocol::Udp);
+        check(|spec| spec.ports[0].host_port = None);
+        check(|spec| {
+            spec.network = NetworkMode::Host;
+            spec.ports[0].container_port = 8080;
+        });
+    }
+
+    #[test]
+    fn a_member_is_led_to_ports_of_this_node_that_are_published_everywhere() {
+        let led = |world: &World, own, replica, port| {
+            led_to(&world.state, NodeId(own), ReplicaId(replica), port).is_some()
+        };
+        let world_of = world(|_| {});
+        assert!(led(&world_of, 1, 1, 80));
+        assert!(!led(&world_of, 1, 1, 22), "no published port");
+        assert!(!led(&world_of, 1, 1, 8080), "the port in the container counts");
+        assert!(!led(&world_of, 2, 1, 80), "another node's");
+        assert!(!led(&world_of, 1, 9, 80), "nobody");
+        assert!(!led(&world(|spec| spec.ports[0].publish = Publish::Node), 1, 1, 80), "kept to its node");
+    }
+
+    #[test]
+    fn connections_take_endpoints_in_turn_and_go_on_to_the_next_where_one_fails() {
+        let endpoints = [1, 2, 3].map(|node| Endpoint {
+            node: NodeId(node),
+            replica: ReplicaId(node),
+            container_port: 80,
+        });
+        let order = |turn, tries| -> Vec<u64> {
+            in_turn(&endpoints, turn, tries).map(|endpoint| endpoint.node.0).collect()
+        };
+        assert_eq!(order(0, 3), [1, 2, 3]);
+        assert_eq!(order(4, 2), [2, 3]);
+        assert_eq!(order(usize::MAX, 9).len(), 3);
+        assert_eq!(in_turn(&[], 5, 3).count(), 0);
+    }
+}

@@ -1,0 +1,145 @@
+//! Leads connections to published ports from nodes that run no ready replica to nodes that do.
+//!
+//! Which ports, and to whom, is [`blixard_core::route`]'s to say. A node that has a ready replica
+//! translates in the kernel and is not asked. The node that is led to dials its own containers only, and
+//! only those that its agent has published: what is about to stop is refused before it is told to, and
+//! the connection goes to the next endpoint. Nothing was sent by then.
+
+mod relay;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use blixard_core::limits::ROUTE_TRIES;
+use blixard_core::route::{self, Endpoint};
+use blixard_core::time::Mono;
+
+pub(crate) use self::relay::{Relays, serve};
+use crate::context::NodeContext;
+use crate::platform::Listener;
+use crate::seldom::Seldom;
+use crate::shared::Shared;
+
+/// The shortest time between two looks at the state, which may change thousands of times a second.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How long a port that cannot be listened on is left alone.
+const RETRY: Duration = Duration::from_secs(2);
+/// How long nothing is accepted after it failed, as when descriptors have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where connections to a port go, for the task that takes them.
+type Endpoints = Arc<RwLock<Arc<[Endpoint]>>>;
+
+/// A port that is listened on.
+struct Port {
+    endpoints: Endpoints,
+    /// Ends the task that listens, when dropped.
+    _listening: tokio::sync::oneshot::Sender<()>,
+}
+
+/// The task: listens on the ports that are led on, for as long as the node runs.
+pub(crate) async fn run(shared: Shared) {
+    let mut routes = Routes::default();
+    let mut states = shared.watch_state();
+    loop {
+        let wanted = route::routes(&states.borrow_and_update().clone(), shared.id);
+        let retry = routes.become_what_is(wanted, &shared).await;
+        shared.wait(PAUSE).await;
+        // Cancel safe: both only watch.
+        tokio::select! {
+            biased;
+            changed = states.changed() => if changed.is_err() { return },
+            () = shared.wait(RETRY), if retry => {}
+        }
+    }
+}
+
+#[derive(Default)]
+struct Routes {
+    open: BTreeMap<u16, Port>,
+    /// Ports that another program has, until when they are left alone, and what was said of them.
+    taken: BTreeMap<u16, (Mono, Seldom)>,
+    relays: Relays,
+}
+
+impl Routes {
+    /// Opens, changes and closes ports; true when one could not be opened and is to be tried again.
+    async fn become_what_is(&mut self, wanted: BTreeMap<u16, Vec<Endpoint>>, shared: &Shared) -> bool {
+        let gone: Vec<u16> = self.open.keys().filter(|port| !wanted.contains_key(port)).copied().collect();
+        for port in gone {
+            // Its task ends by the drop; the socket closes when both have let go of it.
+            self.open.remove(&port);
+            shared.platform.containers.unlisten(port).await;
+        }
+        self.taken.retain(|port, _| wanted.contains_key(port));
+        for (number, endpoints) in wanted {
+            match self.open.get(&number) {
+                Some(port) => {
+                    let mut known = port.endpoints.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    if **known != endpoints {
+                        *known = endpoints.into();
+                    }
+                }
+                None => self.open(number, endpoints, shared).await,
+            }
+        }
+        !self.taken.is_empty()
+    }
+
+    async fn open(&mut self, number: u16, endpoints: Vec<Endpoint>, shared: &Shared) {
+        let now = shared.platform.clock.now();
+        if self.taken.get(&number).is_some_and(|(until, _)| now < *until) {
+            return;
+        }
+        match shared.platform.containers.listen(number).await {
+            Ok(listener) => {
+                self.taken.remove(&number);
+                let endpoints: Endpoints = Arc::new(RwLock::new(endpoints.into()));
+                let (listening, ended) = tokio::sync::oneshot::channel();
+                let task = accept(shared.clone(), listener, endpoints.clone(), self.relays.clone());
+                let task = async move {
+                    // Cancel safety: connections that were accepted have tasks of their own.
+                    tokio::select! {
+                        biased;
+                        _ = ended => {}
+                        () = task => {}
+                    }
+                };
+                NodeContext::new(&shared.platform).spawn_apart("route", task);
+                self.open.insert(number, Port { endpoints, _listening: listening });
+            }
+            Err(error) => {
+                let (until, said) = self.taken.entry(number).or_default();
+                *until = now + RETRY;
+                if let Some(left_out) = said.due(now) {
+                    tracing::warn!(port = number, err = %error, left_out, "this node does not answer on a published port; the others do");
+                }
+            }
+        }
+    }
+}
+
+/// Takes connections and gives each to a task of its own.
+async fn accept(shared: Shared, mut listener: Box<dyn Listener>, endpoints: Endpoints, relays: Relays) {
+    let turn = AtomicUsize::new(0);
+    let mut failing = Seldom::default();
+    loop {
+        match listener.accept().await {
+            Ok(client) => {
+                let endpoints = endpoints.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+                let turn = turn.fetch_add(1, Ordering::Relaxed);
+                let tried = route::in_turn(&endpoints, turn, ROUTE_TRIES).collect();
+                let relay = relay::relay(shared.clone(), client, tried, relays.clone());
+                NodeContext::new(&shared.platform).spawn_apart("routed connection", relay);
+            }
+            Err(error) => {
+                if let Some(left_out) = failing.due(shared.platform.clock.now()) {
+                    tracing::warn!(err = %error, left_out, "a connection to a published port was not taken");
+                }
+                shared.wait(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
