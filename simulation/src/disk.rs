@@ -7,7 +7,8 @@
 //!
 //! A process that dies keeps what it had written up to a drawn operation. A machine that loses
 //! power keeps the batches up to a drawn one whole, any subset of the drawn one, perhaps with a
-//! torn write, and nothing after it. A fuse ends the process inside a chosen operation.
+//! torn write, and nothing after it. A fuse ends the process inside a chosen operation. A disk that
+//! lies gives back other bytes of a file than it took.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -83,13 +84,17 @@ struct File {
     /// Not synced.
     open: Vec<Op>,
     locked: bool,
+    /// Whether each write stands for itself, so that a process that dies leaves all that it had written.
+    /// A database's mark is so, of which none is written before what it tells of is durable.
+    whole: bool,
     /// Which entries the durable bytes hold, when it is a member's log.
     held: Option<Held>,
 }
 
 impl File {
     fn new(name: &str) -> Self {
-        Self { held: (name == LOG_FILE).then(Held::default), ..Self::default() }
+        let (whole, held) = (name.ends_with(".mark"), (name == LOG_FILE).then(Held::default));
+        Self { whole, held, ..Self::default() }
     }
 
     fn keep(&mut self, op: &Op) {
@@ -125,7 +130,8 @@ impl File {
                 let ops: Vec<Op> = batches.into_iter().flatten().collect();
                 // More often than not the process dies when it writes nothing.
                 let all = random.chance(500);
-                let kept = if all { ops.len() } else { position(random.below(ops.len() as u64 + 1)) };
+                let kept =
+                    if all || self.whole { ops.len() } else { position(random.below(ops.len() as u64 + 1)) };
                 ops[..kept].iter().for_each(|op| op.apply(&mut self.durable));
             }
             Loss::Power => {
@@ -166,6 +172,8 @@ struct Inner {
     failing: u64,
     /// How many times slower than usual a flush is.
     slowness: u64,
+    /// Whether it gives back other bytes of some file than it took.
+    lies: bool,
 }
 
 impl SimDisk {
@@ -182,6 +190,7 @@ impl SimDisk {
             full: false,
             failing: 0,
             slowness: 1,
+            lies: false,
         };
         Self(Arc::new(Mutex::new(inner)))
     }
@@ -237,6 +246,27 @@ impl SimDisk {
         inner.files.clear();
         inner.committing = None;
         inner.fuse = None;
+        inner.lies = false;
+    }
+
+    /// From now on it gives back other bytes of a file, which no daemon has open, than it took. Says how
+    /// they differ; none when there is no such file.
+    pub fn lie(&self, name: &str, random: &mut damage::Random) -> Option<String> {
+        let mut inner = self.lock();
+        let File { held, durable, current, .. } = inner.files.get_mut(name)?;
+        // What was promised of it stays promised: it is looked at before.
+        if let Some(held) = held {
+            held.entry(0, durable);
+        }
+        let how = damage::file(durable, random);
+        current.clone_from(durable);
+        inner.lies = true;
+        Some(how)
+    }
+
+    /// Whether it may give back other bytes than it took.
+    pub fn lies(&self) -> bool {
+        self.lock().lies
     }
 
     /// What of a file a loss of power would keep for certain; absent when it was never made.

@@ -24,10 +24,11 @@ use blixard_node::discovery::sources::sources;
 use blixard_node::drivers::announce;
 use blixard_node::formation::{self, Wish};
 use blixard_node::handle::NodeHandle;
-use blixard_node::identity::Identity;
+use blixard_node::identity::{Identity, IdentityError};
 use blixard_node::node::{Node, NodeSettings};
 use blixard_node::platform::{Platform, Spawner, Transport, VolumeStore};
-use blixard_node::raft::RaftConfig;
+use blixard_node::raft::{self, RaftConfig};
+use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 
 use crate::checks::Checks;
@@ -69,6 +70,8 @@ pub struct Machine {
     rebirths: AtomicU64,
     /// Whether its node has been up since.
     joined: Arc<AtomicBool>,
+    /// Whether its disk lied, and its node has said so and ended for good.
+    given_up: AtomicBool,
 }
 
 /// What a machine holds of volumes: none, since nothing in a history asks for one.
@@ -170,6 +173,7 @@ impl Machine {
             lives: AtomicU64::new(0),
             rebirths: AtomicU64::new(0),
             joined: Arc::default(),
+            given_up: AtomicBool::new(false),
         }
     }
 
@@ -192,6 +196,16 @@ impl Machine {
         self.joined.load(Ordering::Relaxed)
     }
 
+    /// Whether its node has ended for good: an init system does not start it again.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// Its node has ended for good.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
     /// Another machine takes the place of this one: new disk, no containers, and a node that has
     /// to join. The daemon is killed.
     pub fn replace(&self) {
@@ -200,14 +214,16 @@ impl Machine {
         self.containers.wipe();
         self.rebirths.fetch_add(1, Ordering::Relaxed);
         self.joined.store(false, Ordering::Relaxed);
+        self.given_up.store(false, Ordering::Relaxed);
         self.trace.say(self.number, "another machine takes its place");
     }
 
     /// Starts the daemon, which joins by `targets` when it belongs to no cluster yet, or founds one
-    /// without any. `token` is what it has besides. Does nothing when a daemon runs or is still stopping.
+    /// without any. `token` is what it has besides. Does nothing when a daemon runs or is still stopping,
+    /// or has ended for good.
     pub fn start(&self, targets: Vec<JoinTarget>, token: Option<Secret>, on_up: OnUp) {
         let mut current = self.life();
-        if current.is_some() {
+        if current.is_some() || self.is_given_up() {
             return;
         }
         let number = self.lives.fetch_add(1, Ordering::Relaxed) + 1;
@@ -277,11 +293,12 @@ impl Machine {
         self.life().as_ref().map(|life| life.number)
     }
 
-    /// Why the daemon could not start, if it could not.
+    /// Why the daemon could not start or cannot go on, if that is so.
     pub fn failure(&self) -> Option<String> {
         self.with(|progress| match progress {
             Progress::Failed(why) => Some(why.clone()),
-            _ => None,
+            Progress::Up(up) => up.running.handle.unusable().now_or_never().map(|why| why.to_string()),
+            Progress::Starting | Progress::Ended => None,
         })
     }
 
@@ -406,9 +423,17 @@ impl Starting {
                 subnets: SubnetRange::default(),
                 own: Vec::new(),
             };
+            if identity.membership().is_none() && raft::has_log(&*platform.disk)? {
+                let reason = "it names no cluster, and raft.redb is a member's".to_owned();
+                return Err(IdentityError::Damaged { reason }.into());
+            }
             let membership = formation::form(&platform, &mut identity, &sources, &wish, &|_| ()).await?;
+            if identity.has_log() {
+                raft::check_log(&*platform.disk, membership.node)?;
+            }
             let settings = NodeSettings { facts, boot: identity.boots(), raft: self.raft };
             let node = Node::start(platform.clone(), membership.clone(), settings).await?;
+            identity.set_has_log()?;
             context.spawn("discovery", sources.run(platform.clone()));
             context.spawn("announce", announce::run(node.handle(), transport.addresses()[0].port()));
             let router = api::router(node.handle(), Access::Socket);

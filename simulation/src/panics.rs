@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::sync::Once;
 
+use blixard_node::raft::inspect;
+
 thread_local! {
     static FIRST: RefCell<Option<String>> = const { RefCell::new(None) };
 }
@@ -16,6 +18,10 @@ pub(crate) struct Panics(());
 pub(crate) fn watch() -> Panics {
     HOOK.call_once(|| {
         std::panic::set_hook(Box::new(|info| {
+            // What redb makes of a damaged file is an error to the node.
+            if inspect::is_guarded() {
+                return;
+            }
             FIRST.with_borrow_mut(|first| {
                 first.get_or_insert_with(|| info.to_string());
             });

@@ -111,7 +111,11 @@ impl World {
             if machine.has_died() || failure.is_some() {
                 machine.crash(Loss::Process);
             }
-            if let Some(why) = failure.filter(|why| !excused(why)) {
+            let Some(why) = failure else { continue };
+            if machine.disk.lies() && gives_up(&why) {
+                machine.give_up();
+                self.trace.say(machine.number, "daemon has ended for good");
+            } else if !excused(&why) {
                 self.checks.violated("daemons_start", format!("machine {}: {why}", machine.number));
             }
         }
@@ -125,6 +129,12 @@ impl World {
             }
         }
     }
+}
+
+/// Whether a daemon says in one line that its stores are no good, and what is to be done.
+fn gives_up(why: &str) -> bool {
+    let stores = ["damaged", "missing or empty"].into_iter().any(|what| why.contains(what));
+    stores && why.contains("node rm ") && why.contains("--force") && !why.contains('\n')
 }
 
 /// Whether a daemon may end with these words, which name what goes wrong.
@@ -146,5 +156,29 @@ async fn watch(running: Running, world: Weak<World>, checks: Arc<Checks>) {
             }
         }
         running.handle.state_after(state.applied, LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::id::NodeId;
+    use blixard_node::identity::IdentityError;
+    use blixard_node::raft::OpenError;
+
+    use super::gives_up;
+
+    #[test]
+    fn a_node_gives_up_only_in_a_line_that_says_what_to_do() {
+        let reason = || "its checksum differs".to_owned();
+        let damaged = OpenError::Damaged { file: "raft.redb", reason: reason(), node: NodeId(2) };
+        let lost = OpenError::Lost { file: "raft.redb", node: NodeId(2) };
+        for why in
+            [damaged.to_string(), lost.to_string(), IdentityError::Damaged { reason: reason() }.to_string()]
+        {
+            assert!(gives_up(&why), "{why}");
+            assert!(!gives_up(&why.replace("--force", "")), "{why}");
+            assert!(!gives_up(&format!("{why}\nstack backtrace:")));
+        }
+        assert!(!gives_up(&OpenError::Store("cannot open raft.redb".to_owned()).to_string()));
     }
 }

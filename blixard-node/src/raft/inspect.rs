@@ -15,7 +15,7 @@ use super::message::{Request, Response};
 use super::snapshot;
 use super::store::Backend;
 use super::types::LogEntry;
-use crate::database::io_error;
+use crate::database::{self, guarded, io_error};
 
 /// The file of a member's log.
 pub const LOG_FILE: &str = super::LOG_FILE;
@@ -173,13 +173,20 @@ fn read<K: redb::Key + 'static, V: redb::Value + 'static, T>(
     name: TableDefinition<'_, K, V>,
     work: impl FnOnce(&ReadOnlyTable<K, V>) -> io::Result<T>,
 ) -> io::Result<Option<T>> {
-    let database = redb::Database::builder().create_with_backend(Backend(file)).map_err(io_error)?;
-    let transaction = database.begin_read().map_err(io_error)?;
-    match transaction.open_table(name) {
-        Ok(table) => work(&table).map(Some),
-        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(error) => Err(io_error(error)),
-    }
+    guarded(|| {
+        let database = redb::Database::builder().create_with_backend(Backend(file)).map_err(io_error)?;
+        let transaction = database.begin_read().map_err(io_error)?;
+        match transaction.open_table(name) {
+            Ok(table) => work(&table).map(Some),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(io_error(error)),
+        }
+    })
+}
+
+/// Whether this thread is at work on a database: its panic becomes an error and is none of the daemon's.
+pub fn is_guarded() -> bool {
+    database::is_guarded()
 }
 
 #[cfg(test)]

@@ -85,6 +85,7 @@ impl Acting {
                 machine.disk.set_failing(0);
                 true
             }
+            Fault::LyingDisk => self.lie(self.any()).await,
             Fault::ClockJump => {
                 let skew = i64::try_from(self.random.below(120_000)).expect("small") - 60_000;
                 self.world().machine(self.any()).clock.set_skew_ms(skew);
@@ -137,7 +138,7 @@ impl Acting {
     }
 
     /// Keeps machines off until what `work` does is done.
-    async fn off<T>(&self, numbers: &[u64], work: impl Future<Output = T>) -> T {
+    pub(super) async fn off<T>(&self, numbers: &[u64], work: impl Future<Output = T>) -> T {
         for number in numbers {
             *self.shared.lock().off.entry(*number).or_default() += 1;
         }

@@ -45,6 +45,8 @@ pub enum Fault {
     FullDisk,
     /// Some of a disk's reads, writes and flushes fail.
     FailingDisk,
+    /// A disk gives back other bytes of a store than it took.
+    LyingDisk,
     /// A wall clock jumps.
     ClockJump,
     /// A machine's clocks run fast or slow.
@@ -77,7 +79,7 @@ pub enum Fault {
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::Kill,
         Self::KillLeader,
         Self::DieWriting,
@@ -99,6 +101,7 @@ impl Fault {
         Self::SlowDisk,
         Self::FullDisk,
         Self::FailingDisk,
+        Self::LyingDisk,
         Self::ClockJump,
         Self::ClockDrift,
         Self::ContainerExit,

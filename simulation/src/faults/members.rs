@@ -5,10 +5,18 @@ use std::time::Duration;
 
 use axum::body::Body;
 use blixard_core::id::NodeId;
+use blixard_node::identity::IDENTITY_FILE;
+use blixard_node::platform::RandomSource as _;
+use blixard_node::raft::inspect::{LOG_FILE, STATE_FILE};
 use http::{Method, Request};
 
 use super::Acting;
+use crate::checks::members_agree_who_votes;
 use crate::clients::call;
+use crate::disk::Loss;
+
+/// What a node has on its disk that must be as it was.
+const STORES: [&str; 4] = [LOG_FILE, LOG_FILE, STATE_FILE, IDENTITY_FILE];
 
 /// How long a node that was asked to leave, or removed, has until it is no member of Raft's
 /// configuration while other things go wrong.
@@ -89,6 +97,77 @@ impl Acting {
         false
     }
 
+    /// Has the disk of a machine give back other bytes of one of the node's stores than it took, once in a
+    /// history, while the cluster survives the loss of one voter. Its node opens as what it was, or says
+    /// what to do, which is then done: it is removed by force, and another joins in its place.
+    pub(super) async fn lie(&self, number: u64) -> bool {
+        let machine = self.world().machine(number);
+        {
+            let mut inner = self.shared.lock();
+            let is_well = machine.disk.is_well() && machine.has_joined();
+            if inner.lied || !inner.parting.is_empty() || !is_well || !self.survives_a_loss() {
+                return false;
+            }
+            inner.lied = true;
+            // No other goes from now on: two of three would be no quorum.
+            inner.parting.insert(number);
+        }
+        if self.random.chance(300) {
+            machine.stop().await;
+        } else {
+            // Not a loss of power: after one, a database whose last commit is damaged may be taken for
+            // one that never made it (docs/adr/0012-disks-lie.md).
+            machine.crash(Loss::Process);
+        }
+        let name = STORES[usize::try_from(self.random.below(STORES.len() as u64)).expect("small")];
+        let how = machine.disk.lie(name, &mut damage::Random::new(self.random.next_u64()));
+        let Some(how) = how else { return false };
+        self.world().trace.say(number, &format!("its disk lies: of {name}, {how}"));
+        self.off(&[number], self.last()).await;
+        let end = tokio::time::Instant::now() + PART_WITHIN;
+        // Nobody starts it again once things stop going wrong, until all is healed.
+        while !self.is_decided(number) && !self.shared.is_stopping() && tokio::time::Instant::now() < end {
+            tokio::time::sleep(LOOK).await;
+        }
+        if machine.is_given_up() {
+            // What is not done in time is done at the end.
+            self.replace_given_up(number, PART_WITHIN).await;
+        }
+        true
+    }
+
+    /// Whether a node has come up, or ended for good.
+    fn is_decided(&self, number: u64) -> bool {
+        let machine = self.world().machine(number);
+        self.world().reap();
+        machine.is_given_up() || machine.running().is_some()
+    }
+
+    /// Removes a node by force that has ended for good, and has another machine join in its place.
+    async fn replace_given_up(&self, number: u64, within: Duration) -> bool {
+        let node = self.world().machine(number).member();
+        let end = tokio::time::Instant::now() + within;
+        while !self.is_parting(node) {
+            if tokio::time::Instant::now() >= end {
+                return false;
+            }
+            if self.ask(Method::DELETE, &format!("/v1/nodes/{node}?force")).await.is_none() {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        let gone = self.gone(node, within).await;
+        if gone {
+            self.replace(number);
+        }
+        gone
+    }
+
+    /// Whether every node runs and knows every other, and enough vote that one can be lost.
+    fn survives_a_loss(&self) -> bool {
+        let voters = self.world().running().iter().map(|running| running.handle.raft().voters.len()).min();
+        self.all_know_all() && members_agree_who_votes(self.world()).is_ok() && voters >= Some(3)
+    }
+
     fn all_know_all(&self) -> bool {
         let running = self.world().running();
         let knows = |running: &crate::machine::Running| {
@@ -144,6 +223,19 @@ impl Acting {
         tokio::time::sleep(blixard_core::limits::WRITE_DEADLINE).await;
         for machine in &self.world().machines {
             let node = machine.member();
+            let end = tokio::time::Instant::now() + PART_WITHIN;
+            while machine.disk.lies() && !self.is_decided(machine.number) && tokio::time::Instant::now() < end
+            {
+                tokio::time::sleep(LOOK).await;
+            }
+            if machine.is_given_up() {
+                if !self.replace_given_up(machine.number, PART_WELL_WITHIN).await {
+                    let detail = format!("node {node} has ended for good and is still a member");
+                    return self.world().checks.violated("members_part", detail);
+                }
+                self.shared.start_all();
+                continue;
+            }
             let begun = self.shared.lock().parting.contains(&machine.number) || self.is_parting(node);
             if !begun {
                 continue;

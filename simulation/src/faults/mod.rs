@@ -91,6 +91,8 @@ struct Inner {
     drained: BTreeSet<u64>,
     /// Machines whose nodes are to be no members any more.
     parting: BTreeSet<u64>,
+    /// Whether a disk has lied: the disks of one machine may be lost, not of two.
+    lied: bool,
 }
 
 impl Shared {
