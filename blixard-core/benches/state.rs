@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use blixard_core::cluster::node::{NodeFacts, Token, TokenScope};
-use blixard_core::cluster::snapshot::{decode_entry, decode_state, encode_entry, encode_state};
+use blixard_core::cluster::snapshot::{decode_entry, decode_state, digest, encode_entry, encode_state};
 use blixard_core::cluster::{ClusterState, Command, Entry, SubnetRange, Write};
 use blixard_core::id::{ClusterId, NodeId, NodeKey, RequestId, TokenId};
 use blixard_core::orchestrator::Planner;
@@ -145,6 +145,9 @@ fn snapshots(criterion: &mut Criterion) {
         });
         group.bench_function(BenchmarkId::new("decode", services), |bencher| {
             bencher.iter(|| decode_state(black_box(&bytes)));
+        });
+        group.bench_function(BenchmarkId::new("digest", services), |bencher| {
+            bencher.iter(|| digest(black_box(&state)));
         });
     }
     group.finish();

@@ -18,6 +18,23 @@ pub const RAFT_SNAPSHOT_ENTRIES: u64 = 5_000;
 pub const RAFT_SNAPSHOT_BYTES: u64 = 64 << 20;
 /// Raft: entries kept behind a snapshot, for followers that are a little behind.
 pub const RAFT_LOG_KEEP: u64 = 500;
+/// In how much of log time the members make one digest of their states, to compare them. A digest reads
+/// all of the state: of 10,000 services it takes a tenth of a second of one processor.
+pub const DIGEST_SPACING: Duration = Duration::from_secs(10);
+/// A digest is made of every state of an index that this divides, too: log time may stand still.
+pub const DIGEST_ENTRIES: u64 = 4_096;
+/// How long nothing is applied until a digest is made of the state as it then is.
+pub const DIGEST_QUIET: Duration = Duration::from_secs(5);
+/// How often it is made again while nothing is applied: memory may be damaged in rest, too.
+pub const DIGEST_QUIET_AGAIN: Duration = Duration::from_secs(60);
+/// How many digests a member tells the leader: its newest.
+pub const DIGESTS_TOLD_MAX: usize = 4;
+/// How many of the states that its newest digests are of a member keeps, for one that differs. They
+/// share what they have in common with each other.
+pub const DIGEST_STATES_KEPT: usize = 3;
+/// How long a member that was given the majority's state, and differs again, waits until it is given it
+/// once more.
+pub const REBUILD_PAUSE: Duration = Duration::from_secs(60);
 /// Raft: the most entries of one message to a follower.
 pub const RAFT_BATCH_ENTRIES_MAX: u64 = 1_024;
 /// The largest encoded log entry, in bytes; a message holds one of these and a batch besides.

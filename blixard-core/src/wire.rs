@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::digests::{Agreed, Difference, StateDigest};
 use crate::cluster::node::NodeFacts;
 use crate::cluster::snapshot;
 use crate::cluster::volume::{VolumeStatus, VolumeVersion};
@@ -43,11 +44,13 @@ pub enum Channel {
     Volume = 10,
     /// A connection to a published port, as a stream of its bytes.
     Route = 11,
+    /// The state at an index, as a stream, for a member whose own differs.
+    State = 12,
 }
 
 impl Channel {
     /// Every channel, in the order of their bytes.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Raft,
         Self::Snapshot,
         Self::Heartbeat,
@@ -59,6 +62,7 @@ impl Channel {
         Self::Hold,
         Self::Volume,
         Self::Route,
+        Self::State,
     ];
 
     /// The channel a byte stands for.
@@ -163,10 +167,13 @@ pub struct Heartbeat {
     /// Nodes that run twice, as the sender sees itself. Heeded where there are no statuses.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub twice: BTreeMap<NodeId, Twice>,
+    /// The newest digests of the sender's state. Heeded where there are no statuses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub digests: Vec<StateDigest>,
 }
 
 /// The leader's answer to a [`Heartbeat`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatAck {
     /// The leader's term: a sender that sees a new one reports in full.
     pub term: u64,
@@ -175,6 +182,20 @@ pub struct HeartbeatAck {
     /// Nodes that run twice, as the leader sees and as members told it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub twice: BTreeMap<NodeId, Twice>,
+    /// The newest digest of the state that a majority agrees on, as far as the leader was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreed: Option<Agreed>,
+    /// Members whose states differ.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub differing: BTreeMap<NodeId, Difference>,
+}
+
+/// A question for the state that has this digest, on [`Channel::State`]. The answer is one byte 1, eight
+/// of length, big-endian, and the encoded state; or one byte 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateRequest {
+    /// Which.
+    pub digest: StateDigest,
 }
 
 /// A write forwarded to the leader, once.

@@ -11,6 +11,7 @@ use blixard_core::api;
 use blixard_core::api::exec::{ExecRequest, Frame};
 use blixard_core::api::token::Secret;
 use blixard_core::bundle;
+use blixard_core::cluster::digests::{Agreed, Difference, StateDigest};
 use blixard_core::cluster::volume::{VersionId, VolumeCopy, VolumeStatus, VolumeVersion};
 use blixard_core::cluster::{Actor, ClusterState, Write, snapshot};
 use blixard_core::discovery::announce::{self, Heard};
@@ -48,6 +49,7 @@ const TARGETS: &[Target] = &[
     Target { name: "peer: answer to a write", seeds: answers, decode: message::<wire::ForwardResponse> },
     Target { name: "peer: hold", seeds: holds, decode: message::<wire::HoldRequest> },
     Target { name: "peer: image request", seeds: image_requests, decode: message::<wire::ImageRequest> },
+    Target { name: "peer: state request", seeds: state_requests, decode: message::<wire::StateRequest> },
     Target { name: "peer: addresses", seeds: addresses, decode: message::<AddressesMessage> },
     Target { name: "peer: volume request", seeds: volume_requests, decode: message::<wire::VolumeRequest> },
     Target { name: "peer: volume answer", seeds: volume_answers, decode: message::<wire::VolumeAnswer> },
@@ -296,11 +298,23 @@ fn beats() -> Vec<Vec<u8>> {
         generation: 3,
         volumes,
         twice: Default::default(),
+        digests: vec![state_digest()],
     }])
 }
 
+fn state_digest() -> StateDigest {
+    StateDigest { index: 9, version: 1, sha256: snapshot::digest(&golden()) }
+}
+
 fn acks() -> Vec<Vec<u8>> {
-    encoded(&[wire::HeartbeatAck { term: 4, generation: 3, twice: Default::default() }])
+    let agreed = Some(Agreed { digest: state_digest(), holders: [NodeId(1), NodeId(2)].into() });
+    let difference = Difference { index: 9, from: [NodeId(1)].into(), by_majority: true };
+    let (twice, differing) = (Default::default(), [(NodeId(3), difference)].into());
+    encoded(&[wire::HeartbeatAck { term: 4, generation: 3, twice, agreed, differing }])
+}
+
+fn state_requests() -> Vec<Vec<u8>> {
+    encoded(&[wire::StateRequest { digest: state_digest() }])
 }
 
 fn forwards() -> Vec<Vec<u8>> {

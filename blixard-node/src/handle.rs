@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use blixard_core::cluster::digests::Difference;
 use blixard_core::cluster::{Actor, ClusterState, Outcome, Refusal, Write};
 use blixard_core::discovery::copies::Twice;
 use blixard_core::id::{ClusterId, NodeId, ReplicaId, RequestId};
@@ -123,6 +124,16 @@ impl NodeHandle {
         self.shared.copies.all(self.platform.clock.now()).remove(&node)
     }
 
+    /// Why this node answers nobody, if it does not: its state differs from the majority's.
+    pub fn differs(&self) -> Option<String> {
+        self.shared.digests.refusal()
+    }
+
+    /// Whether the state of a member differs from others', as this node found as leader or was told.
+    pub fn difference_of(&self, node: NodeId) -> Option<Difference> {
+        self.shared.digests.differing(self.platform.clock.now()).remove(&node)
+    }
+
     /// The state, at least as new as anything acknowledged before the call. Without a quorum the
     /// error says which members are missing.
     ///
@@ -137,12 +148,16 @@ impl NodeHandle {
     /// # Errors
     /// When no quorum confirms within `deadline`.
     pub(crate) async fn state_confirmed(&self, deadline: Duration) -> Result<Arc<ClusterState>, Unconfirmed> {
-        let Some(raft) = self.shared.raft() else {
-            return Err(Unconfirmed { why: STORE_FAILED.to_owned(), missing: Vec::new() });
-        };
-        match raft.read_barrier(deadline).await {
-            Ok(_) => Ok(raft.state()),
-            Err(_) => Err(self.unconfirmed("no quorum confirmed the answer").await),
+        let here = |why: String| Err(Unconfirmed { why, missing: Vec::new() });
+        if let Some(why) = self.differs() {
+            return here(why);
+        }
+        let Some(raft) = self.shared.raft() else { return here(STORE_FAILED.to_owned()) };
+        match (raft.read_barrier(deadline).await, self.differs()) {
+            // It may have been found meanwhile.
+            (_, Some(why)) => here(why),
+            (Ok(_), None) => Ok(raft.state()),
+            (Err(_), None) => Err(self.unconfirmed("no quorum confirmed the answer").await),
         }
     }
 
@@ -178,6 +193,9 @@ impl NodeHandle {
         by: Actor,
         limit: Duration,
     ) -> Result<(u64, Outcome), WriteError> {
+        if let Some(why) = self.differs() {
+            return Err(WriteError::Unavailable(why));
+        }
         // What this node knows of the level may be old, and the level is only ever raised.
         if self.state().check_level(&write).is_err() {
             let state = self.state_latest(limit).await?;

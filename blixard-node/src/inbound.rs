@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use blixard_core::cluster::digests::Comparison;
 use blixard_core::cluster::level::SECOND_LEVEL;
 use blixard_core::cluster::{Actor, ClusterState, Command, Outcome, Refusal};
 use blixard_core::discovery::copies::{Sighting, Start, Twice};
@@ -89,13 +90,19 @@ impl Dispatch {
         } else {
             self.shared.beat(from, beat.boot, beat.facts);
             self.shared.copies.member_told(from, beat.twice, self.shared.platform.clock.now());
+            self.shared.digests.member_told(from, beat.digests, self.shared.platform.clock.now());
         }
-        let twice = self.shared.copies.for_members(self.shared.platform.clock.now());
-        Ok(HeartbeatAck { term: status.term, generation: beat.generation, twice })
+        let now = self.shared.platform.clock.now();
+        let twice = self.shared.copies.for_members(now);
+        let Comparison { agreed, differing } = self.shared.digests.compare(&status, now);
+        Ok(HeartbeatAck { term: status.term, generation: beat.generation, twice, agreed, differing })
     }
 
     async fn join(&self, key: NodeKey, request: JoinRequest) -> JoinResponse {
         let shared = &self.shared;
+        if let Some(message) = shared.digests.refusal() {
+            return JoinResponse::Unavailable { message };
+        }
         if let Some(cluster) = request.cluster.filter(|cluster| *cluster != shared.cluster) {
             return JoinResponse::Refused {
                 message: format!(
@@ -289,7 +296,8 @@ impl Inbound for Dispatch {
             | Channel::Image
             | Channel::Volume
             | Channel::Join
-            | Channel::Route => Err("not a message channel".to_owned()),
+            | Channel::Route
+            | Channel::State => Err("not a message channel".to_owned()),
         }
     }
 
@@ -320,6 +328,11 @@ impl Inbound for Dispatch {
             Channel::Snapshot => {
                 if let Some(raft) = self.shared.raft() {
                     raft.handle_snapshot_stream(from, header, stream).await;
+                }
+            }
+            Channel::State => {
+                if let Some(raft) = self.shared.raft() {
+                    raft.handle_state_stream(from, header, stream).await;
                 }
             }
             Channel::Api => {

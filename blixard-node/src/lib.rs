@@ -11,6 +11,7 @@ pub mod context;
 mod copies;
 pub mod daemon;
 mod database;
+mod digests;
 pub mod discovery;
 pub mod disk;
 pub mod drivers;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use blixard_core::cluster::node::{NodeFacts, Token, TokenScope};
 use blixard_core::cluster::{Command, SubnetRange};
 use blixard_core::id::{ClusterId, NodeId, TokenId};
 use blixard_core::limits;
+use blixard_core::time::Mono;
 use blixard_core::wire::Peer;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
@@ -19,12 +21,12 @@ use tokio::sync::mpsc;
 use crate::context::NodeContext;
 use crate::drivers::agent::{AgentDriver, AgentInput, feed};
 use crate::drivers::heartbeat::{self, Outbox};
-use crate::drivers::{leader, membership, peers, standing, volumes};
+use crate::drivers::{leader, membership, peers, rebuild, standing, volumes};
 use crate::handle::NodeHandle;
 use crate::images::Members;
 use crate::inbound::Dispatch;
 use crate::platform::Platform;
-use crate::raft::{OpenError, ProposeError, RaftConfig, RaftNode, check_log};
+use crate::raft::{OpenError, ProposeError, RaftConfig, RaftNode, Replacement, check_log};
 use crate::route;
 use crate::shared::Shared;
 use crate::watch;
@@ -145,24 +147,45 @@ async fn start(
     Ok(Node { handle: NodeHandle::new(shared) })
 }
 
+/// Why an open Raft is closed.
+enum Ended {
+    /// It stopped; why, for people.
+    Failed(String),
+    /// Its state differs from the majority's, which this is.
+    Differs(Replacement),
+}
+
 /// Runs Raft, and reopens it with back-off when its store fails: a disk that is full today has
-/// room tomorrow, and containers go on meanwhile.
+/// room tomorrow, and containers go on meanwhile. Where its state differs from the majority's it is
+/// reopened on theirs.
 async fn keep_raft(context: NodeContext, shared: Shared, config: RaftConfig, first: Arc<RaftNode>) {
     let mut raft = first;
     let mut delay = REOPEN_MIN;
+    let mut replaced = None;
     loop {
         let opened = context.clock.now();
+        // What is opened as it was is as wrong as it was.
+        raft.set_differs(shared.digests.is_wrong() && !shared.digests.is_replaced());
         shared.set_raft(Some(raft.clone()));
-        let why = follow(&shared, &raft).await;
+        let ended = follow(&shared, &raft, replaced).await;
         if shared.is_stopping() {
             // Whoever still asks is told that this node leads no more.
             shared.set_raft(None);
             return;
         }
-        tracing::error!(node.id = %shared.id, err = why, "the store failed; reopening it, containers go on");
+        if let Ended::Failed(why) = &ended {
+            tracing::error!(node.id = %shared.id, err = why, "the store failed; reopening it, containers go on");
+        }
         shared.set_raft(None);
         raft.shutdown().await;
         drop(raft);
+        if let Ended::Differs(replacement) = ended {
+            replaced = Some(context.clock.now());
+            if let Some(reopened) = rebuild(&shared, &config, replacement).await {
+                raft = reopened;
+                continue;
+            }
+        }
         if context.clock.now().since(opened) > REOPEN_MAX {
             delay = REOPEN_MIN;
         }
@@ -191,19 +214,40 @@ async fn keep_raft(context: NodeContext, shared: Shared, config: RaftConfig, fir
     }
 }
 
-/// Passes Raft's state and status on until its store fails; returns why it did.
-async fn follow(shared: &Shared, raft: &RaftNode) -> String {
+/// Opens Raft on the majority's state. `None` when that cannot be: then it is opened as it was.
+async fn rebuild(shared: &Shared, config: &RaftConfig, replacement: Replacement) -> Option<Arc<RaftNode>> {
+    let index = replacement.index();
+    tracing::warn!(node.id = %shared.id, raft.index = index, "taking the majority's state in the place of this node's");
+    let (platform, config) = (shared.platform.clone(), config.clone());
+    match RaftNode::rebuild(platform, shared.cluster, shared.id, config, replacement).await {
+        Ok(raft) => {
+            shared.digests.set_replaced();
+            Some(Arc::new(raft))
+        }
+        Err(error) => {
+            tracing::error!(node.id = %shared.id, err = %error, "the majority's state could not be taken");
+            None
+        }
+    }
+}
+
+/// Passes Raft's state and status on until it is to be closed; returns why. Its state was `replaced` for
+/// the last time then.
+async fn follow(shared: &Shared, raft: &RaftNode, replaced: Option<Mono>) -> Ended {
+    let mut replacement = pin!(rebuild::replacement(shared, raft, replaced));
     let mut states = raft.watch_state();
     let mut statuses = raft.watch_status();
+    let ended = || Ended::Failed("Raft ended".to_owned());
     loop {
         shared.set_state(Arc::clone(&states.borrow_and_update()));
         shared.set_status(statuses.current());
         // Cancel safety: `changed` and `failed` lose nothing when dropped.
         tokio::select! {
             biased;
-            why = raft.failed() => return why,
-            changed = states.changed() => if changed.is_err() { return "Raft ended".to_owned() },
-            changed = statuses.changed() => if changed.is_err() { return "Raft ended".to_owned() },
+            why = raft.failed() => return Ended::Failed(why),
+            changed = states.changed() => if changed.is_err() { return ended() },
+            changed = statuses.changed() => if changed.is_err() { return ended() },
+            replacement = &mut replacement => return Ended::Differs(replacement),
         }
     }
 }

@@ -19,6 +19,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::copies::Copies;
+use crate::digests::Digests;
 use crate::discovery::finder::Finder;
 use crate::drivers::batch::Input;
 use crate::drivers::beats::{Beat, Beats};
@@ -47,6 +48,8 @@ pub(crate) struct SharedInner {
     pub(crate) beats: Beats,
     /// Nodes that run twice.
     pub(crate) copies: Copies,
+    /// How members' states compare.
+    pub(crate) digests: Digests,
     /// Whether a member said that this node was removed.
     removed: watch::Sender<bool>,
     /// Why Raft's stores are not opened again, if they are not.
@@ -89,6 +92,7 @@ impl Shared {
             inputs,
             beats: Beats::default(),
             copies: Copies::default(),
+            digests: Digests::default(),
             removed,
             unusable,
             pulls: Arc::default(),
@@ -136,15 +140,20 @@ impl Shared {
     }
 
     /// Publishes a state. What is published never goes back: a store that was reopened begins
-    /// before what it had applied, and who is a member must not be forgotten meanwhile.
+    /// before what it had applied, and who is a member must not be forgotten meanwhile. A state that was
+    /// found to be wrong goes once the right one has come as far.
     pub(crate) fn set_state(&self, state: Arc<ClusterState>) {
-        self.state.send_if_modified(|known| {
-            let newer = state.applied > known.applied;
+        let replaces = self.digests.is_replaced();
+        let taken = self.state.send_if_modified(|known| {
+            let newer = state.applied > known.applied || (replaces && state.applied == known.applied);
             if newer {
                 *known = state;
             }
             newer
         });
+        if taken && replaces {
+            self.digests.set_right();
+        }
     }
 
     pub(crate) fn set_status(&self, status: RaftStatus) {
@@ -167,14 +176,27 @@ impl Shared {
         self.status.subscribe()
     }
 
-    /// Waits until this node leads. Cancel safe.
-    pub(crate) async fn wait_leading(&self) {
-        self.wait_status(|status| status.is_leader(self.id)).await;
+    /// Whether this node leads and may act on what its state says.
+    pub(crate) fn leads(&self) -> bool {
+        self.status().is_leader(self.id) && !self.digests.is_wrong()
     }
 
-    /// Waits until this node no longer leads in `term`. Cancel safe.
+    /// Waits until this node leads and may act on what its state says. Cancel safe.
+    pub(crate) async fn wait_leading(&self) {
+        while !self.leads() {
+            self.wait_status(|status| status.is_leader(self.id)).await;
+            self.digests.wait_right().await;
+        }
+    }
+
+    /// Waits until this node no longer leads in `term`, or may not act on what its state says. Cancel safe.
     pub(crate) async fn wait_not_leading(&self, term: u64) {
-        self.wait_status(|status| !status.is_leader(self.id) || status.term != term).await;
+        // Cancel safety: both only watch.
+        tokio::select! {
+            biased;
+            () = self.wait_status(|status| !status.is_leader(self.id) || status.term != term) => {}
+            _ = self.digests.wait_wrong() => {}
+        }
     }
 
     /// Waits until another than `leader` leads: a leader that died answers nothing until its link

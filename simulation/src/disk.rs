@@ -15,10 +15,11 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use blixard_core::cluster::ClusterState;
 use blixard_node::platform::{Disk, DurableWriter};
-use blixard_node::raft::inspect::LOG_FILE;
+use blixard_node::raft::inspect::{self, LOG_FILE, STATE_FILE};
 
-use crate::held::Held;
+use crate::held::{Held, Image};
 use crate::random::Stream;
 use crate::tasks::SimSpawner;
 use crate::trace::Trace;
@@ -272,6 +273,19 @@ impl SimDisk {
     /// What of a file a loss of power would keep for certain; absent when it was never made.
     pub fn durable(&self, name: &str) -> Option<Vec<u8>> {
         self.lock().files.get(name).map(|file| file.durable.clone())
+    }
+
+    /// Changes the state in the snapshot on the disk of a machine whose daemon is off, with all checksums
+    /// as they should be: as memory does that loses a bit before the state is encoded. False where there
+    /// is no snapshot.
+    pub fn alter_snapshot(&self, change: impl FnOnce(&mut ClusterState)) -> bool {
+        let mut inner = self.lock();
+        let Some(file) = inner.files.get_mut(STATE_FILE) else { return false };
+        let image = Image::of(&file.durable);
+        let altered = inspect::alter_snapshot(image.clone(), change);
+        file.durable = image.bytes();
+        file.current.clone_from(&file.durable);
+        altered.unwrap_or(false)
     }
 
     /// The hash of the entry of an index that a loss of power would leave in the log for certain.

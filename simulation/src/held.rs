@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use blixard_node::raft::inspect;
 
@@ -46,14 +46,19 @@ impl Held {
     }
 }
 
-/// A copy of a file, to open without touching it.
-#[derive(Debug)]
-pub(crate) struct Image(Mutex<Vec<u8>>);
+/// A copy of a file, to open without touching it. Cloning shares the copy.
+#[derive(Debug, Clone)]
+pub(crate) struct Image(Arc<Mutex<Vec<u8>>>);
 
 impl Image {
     /// A copy of these bytes.
     pub(crate) fn of(bytes: &[u8]) -> Box<Self> {
-        Box::new(Self(Mutex::new(bytes.to_vec())))
+        Box::new(Self(Arc::new(Mutex::new(bytes.to_vec()))))
+    }
+
+    /// What it holds.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.with(|bytes| bytes.clone())
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {

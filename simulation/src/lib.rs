@@ -8,6 +8,7 @@
 pub mod checks;
 pub mod clients;
 pub mod containers;
+mod damage;
 pub mod disk;
 pub mod ether;
 pub mod faults;

@@ -186,6 +186,9 @@ fn summary(seed: u64, world: WorldArguments, report: &Report, took: Duration) {
     }
     let (asked, lost, undecided) = report.shared;
     println!("shared operations {asked}, never answered {lost}, services not decided {undecided}");
+    if report.damaged {
+        println!("a state was damaged in the end, and mended");
+    }
     match &report.violation {
         Some(violation) => println!("FAILED: {violation}"),
         None => println!("every invariant held"),
@@ -244,8 +247,8 @@ fn print_totals(totals: &Totals, took: Duration) {
         totals.lives
     );
     println!(
-        "histories: {} operations on shared services, {} never answered; {} services not decided",
-        totals.shared.0, totals.shared.1, totals.shared.2
+        "histories: {} operations on shared services, {} never answered; {} services not decided; {} wrong states mended",
+        totals.shared.0, totals.shared.1, totals.shared.2, totals.damaged
     );
 }
 

@@ -10,6 +10,7 @@ use blixard_node::raft::RaftConfig;
 use crate::checks::{Violation, acknowledged, any_node_answers, members_agree_who_votes, settled};
 use crate::clients::{CLIENTS, Clients, Done};
 use crate::containers::ContainerCounts;
+use crate::damage::damaged_state_is_mended;
 use crate::disk::Loss;
 use crate::faults::{Acted, Faults};
 use crate::random::Stream;
@@ -83,6 +84,8 @@ pub struct Report {
     /// Operations on services that clients share, how many of them were never answered, and of
     /// how many services no order was found in the steps allowed.
     pub shared: (u64, u64, u64),
+    /// Whether a state was damaged in the end, and mended.
+    pub damaged: bool,
     /// The simulated time in which things went wrong.
     pub faulty: Duration,
     /// The cluster as it was at [`Options::until`], for people.
@@ -126,6 +129,7 @@ async fn history(options: Options) -> Report {
         done: Done::default(),
         settled_in: None,
         undecided: 0,
+        damaged: false,
     };
     let playing = history.play(options, faults, clients.clone());
     let end = world.trace.start() + options.until.unwrap_or(FOR_EVER);
@@ -150,6 +154,7 @@ async fn history(options: Options) -> Report {
         containers,
         settled_in: history.settled_in,
         shared: (asked, lost, history.undecided),
+        damaged: history.damaged,
         faulty: Duration::from_secs(60 * options.minutes),
         view,
         kept: world.trace.take_kept(),
@@ -162,6 +167,7 @@ struct History {
     done: Done,
     settled_in: Option<Duration>,
     undecided: u64,
+    damaged: bool,
 }
 
 impl History {
@@ -224,7 +230,17 @@ impl History {
         if options.faults
             && let Err(why) = returns(&world).await
         {
-            world.checks.violated("members_return", why);
+            return world.checks.violated("members_return", why);
+        }
+        if options.faults {
+            match damaged_state_is_mended(&world).await {
+                Ok(damaged) => self.damaged = damaged,
+                Err(why) => return world.checks.violated("wrong_states_are_mended", why),
+            }
+            let mut quiet = Quiet::default();
+            if let Err(why) = wait(&world, RETURN_WITHIN, || quiet.check(&world)).await {
+                world.checks.violated("mended_members_return", why);
+            }
         }
     }
 }

@@ -33,6 +33,10 @@ pub struct Totals {
     /// Operations on services that clients share, how many of them were never answered, and of
     /// how many services no order was found in the steps allowed.
     pub shared: (u64, u64, u64),
+    /// How many machines each has.
+    pub nodes: u64,
+    /// How many states were damaged, and mended.
+    pub damaged: u64,
     /// Writes acknowledged.
     pub writes: u64,
     /// Reads confirmed.
@@ -57,6 +61,7 @@ impl Totals {
         self.reads += report.clients.reads;
         self.unanswered += report.clients.unanswered;
         self.lives += report.lives;
+        self.damaged += u64::from(report.damaged);
         let (asked, lost, undecided) = report.shared;
         self.shared = (self.shared.0 + asked, self.shared.1 + lost, self.shared.2 + undecided);
         if let Some(violation) = &report.violation {
@@ -87,6 +92,9 @@ impl Totals {
         let idle =
             Fault::ALL.into_iter().filter(|fault| self.acted.get(fault).is_none_or(|count| *count == 0));
         let mut lacks: Vec<String> = idle.map(|fault| format!("{fault:?} never acted")).collect();
+        if self.nodes >= 3 && self.damaged == 0 {
+            lacks.push("no state was damaged".to_owned());
+        }
         let [crashes, partitions, operations] = self.a_minute();
         for (what, found, least) in [
             ("crashes", crashes, CRASHES_MIN),
@@ -112,7 +120,7 @@ pub fn sweep(
 ) -> Totals {
     let next = AtomicU64::new(seeds.start);
     let (done, reports) = mpsc::channel();
-    let mut totals = Totals::default();
+    let mut totals = Totals { nodes: options.nodes, ..Totals::default() };
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             let (next, done, go_on, end) = (&next, done.clone(), &go_on, seeds.end);

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, Vector, vector};
 
+use super::digests::DIGEST_VERSION;
 use super::node::{NodeFacts, TokenScope};
 use super::replica::{Phase, ReplicaStatus};
 use super::service::SlotBackoff;
-use super::snapshot::{decode_entry, decode_state, encode_entry, encode_state};
+use super::snapshot::{decode_entry, decode_state, digest, encode_entry, encode_state};
 use super::*;
 use crate::spec::*;
 
@@ -300,6 +301,15 @@ fn the_first_entry_is_still_read() {
 fn the_first_snapshot_is_still_read() {
     assert_eq!(decode_state(STATE), Ok(state()));
     assert_eq!(invariants::check(&state()), Ok(()));
+}
+
+/// Members compare digests of their states: when this fails, the same state is encoded in another way
+/// than by software that has the same version of digests. Raise [`DIGEST_VERSION`] where such software
+/// was released, so that nobody takes the difference for damage, and put the new digest here.
+#[test]
+fn what_digests_are_made_of_is_what_their_version_says() {
+    let expect = "34602ebc1b74bfea1041ed5d7481886b6529c57cecf367497de45bdd6b2f1edb";
+    assert_eq!((DIGEST_VERSION, hex::encode(digest(&state())).as_str()), (1, expect));
 }
 
 #[test]

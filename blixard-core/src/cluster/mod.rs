@@ -11,6 +11,7 @@
 pub mod actor;
 mod apply;
 pub mod command;
+pub mod digests;
 pub mod event;
 #[cfg(test)]
 mod golden;

@@ -124,9 +124,28 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     decode_as("message", bytes).map(|(_, message)| message)
 }
 
-/// SHA-256 of the encoded state: equal on every member that has applied the same entries.
+/// SHA-256 of the encoded state: equal on every member that has applied the same entries. Takes no
+/// memory for the encoding.
 pub fn digest(state: &ClusterState) -> [u8; 32] {
-    Sha256::digest(encode_state(state)).into()
+    /// How much is hashed at once, in bytes: an encoder writes a few at a time.
+    const CHUNK_BYTES: usize = 8 << 10;
+    struct Hashed(Sha256);
+
+    impl io::Write for Hashed {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.update(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let mut hasher = io::BufWriter::with_capacity(CHUNK_BYTES, Hashed(Sha256::new()));
+    write_as(&mut hasher, FORMAT, state.level, state);
+    let hasher = hasher.into_inner().map_err(|error| error.into_error()).expect("a hash takes every byte");
+    hasher.0.finalize().into()
 }
 
 /// How many bytes `value` takes, without its header.
@@ -151,11 +170,15 @@ pub(crate) fn encoded_len<T: Serialize>(value: &T) -> usize {
 
 fn encode_as<T: Serialize>(format: u16, level: u16, body: &T) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
-    bytes.extend_from_slice(&format.to_be_bytes());
-    bytes.extend_from_slice(&level.to_be_bytes());
-    rmp_serde::encode::write_named(&mut bytes, body)
-        .expect("a vector takes every byte, and every type here has an encoding");
+    write_as(&mut bytes, format, level, body);
     bytes
+}
+
+/// Writes to what takes every byte.
+fn write_as<T: Serialize>(to: &mut impl io::Write, format: u16, level: u16, body: &T) {
+    let header = [format.to_be_bytes(), level.to_be_bytes()].concat();
+    to.write_all(&header).expect("it takes every byte");
+    rmp_serde::encode::write_named(to, body).expect("it takes every byte, and every type has an encoding");
 }
 
 fn decode_as<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<(u16, T), DecodeError> {
@@ -249,8 +272,7 @@ mod tests {
             generation: u64,
         }
         let bytes = encode(&Newer { term: 3, mood: "good", generation: 4 });
-        let twice = std::collections::BTreeMap::new();
-        assert_eq!(decode(&bytes), Ok(HeartbeatAck { term: 3, generation: 4, twice }));
+        assert_eq!(decode(&bytes), Ok(HeartbeatAck { term: 3, generation: 4, ..HeartbeatAck::default() }));
     }
 
     #[test]
@@ -267,6 +289,16 @@ mod tests {
                 assert!(decode_entry(&bytes).is_err());
             }
         }
+    }
+
+    #[test]
+    fn a_digest_is_of_what_a_snapshot_holds() {
+        let mut cluster = Cluster::of(3);
+        cluster.submit(spec("web", 1, 1));
+        let encoded = encode_state(&cluster.state);
+        let expect: [u8; 32] = Sha256::digest(&encoded).into();
+        assert_eq!(digest(&cluster.state), expect);
+        assert_eq!(decode_state(&encoded).map(|state| digest(&state)), Ok(expect));
     }
 
     #[test]

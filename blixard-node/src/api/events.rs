@@ -58,7 +58,7 @@ pub(super) async fn events(
         })?;
         let follow = Follow { api, caller, after, applied: state.applied, _permit: permit };
         Body::from_stream(stream::unfold(follow, async |mut follow| {
-            let chunk = follow.next().await;
+            let chunk = follow.next().await?;
             Some((Ok::<_, std::convert::Infallible>(chunk), follow))
         }))
     } else {
@@ -81,16 +81,20 @@ struct Follow {
 }
 
 impl Follow {
-    /// The next events, or after a quiet while an empty line. However slowly it is taken, it holds few.
-    async fn next(&mut self) -> Bytes {
+    /// The next events, or after a quiet while an empty line. However slowly it is taken, it holds few. It
+    /// ends when this node's state is found to be wrong.
+    async fn next(&mut self) -> Option<Bytes> {
         let mut state = self.api.handle.state();
         if newest(&state, self.after) == self.after {
             state = self.api.handle.state_after(self.applied, HEARTBEAT).await;
         }
+        if self.api.handle.differs().is_some() {
+            return None;
+        }
         let (chunk, last) = lines(&state, self.after, EVENTS_AT_ONCE, &self.caller);
         self.after = last.or(self.after);
         self.applied = state.applied;
-        if chunk.is_empty() { Bytes::from_static(b"\n") } else { chunk }
+        Some(if chunk.is_empty() { Bytes::from_static(b"\n") } else { chunk })
     }
 }
 

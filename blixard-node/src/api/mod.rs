@@ -11,6 +11,7 @@ mod access;
 mod audit;
 mod connections;
 mod context;
+mod differs;
 mod discovery;
 mod ended;
 mod error;
@@ -103,6 +104,7 @@ pub fn router(handle: NodeHandle, access: Access) -> Router {
         .fallback(async || ApiError::not_found("there is no such path", "see GET /v1/openapi.json"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn_with_state(api.clone(), differs::check))
         .layer(from_fn_with_state(api.clone(), access::check))
         .with_state(api)
 }

@@ -61,6 +61,8 @@ pub(super) async fn inspect(State(api): State<Api>, Segment(id): Segment) -> Res
 fn warn(api: &Api, view: &mut NodeView) {
     let twice = api.handle.runs_twice(view.id);
     view.warnings.extend(twice.map(|twice| twice.words(view.id)));
+    let difference = api.handle.difference_of(view.id);
+    view.warnings.extend(difference.map(|difference| difference.words(view.id)));
 }
 
 /// Takes no new replicas, and moves those it has elsewhere.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use blixard_core::cluster::digests::Agreed;
 use blixard_core::cluster::node::NodeFacts;
 use blixard_core::cluster::replica::{Phase, ReplicaStatus};
 use blixard_core::id::ReplicaId;
@@ -68,12 +69,14 @@ pub(crate) async fn beats(shared: Shared, boot: u64, facts: NodeFacts) {
         match leader {
             Some(leader) if leader == shared.id => {
                 shared.beat(shared.id, boot, facts.clone());
+                compare_own(&shared);
             }
             Some(leader) => {
                 let twice = shared.copies.for_leader(shared.platform.clock.now());
                 let (facts, statuses) = (facts.clone(), BTreeMap::new());
                 let volumes = BTreeMap::new();
-                let beat = Heartbeat { boot, facts, statuses, generation: 0, volumes, twice };
+                let digests = shared.raft().map(|raft| raft.state_digests()).unwrap_or_default();
+                let beat = Heartbeat { boot, facts, statuses, generation: 0, volumes, twice, digests };
                 let request = Bytes::from(wire::encode(&beat));
                 let call = shared.platform.transport.call(
                     leader,
@@ -108,7 +111,26 @@ pub(crate) async fn beats(shared: Shared, boot: u64, facts: NodeFacts) {
 /// Takes in what the leader says with its acknowledgement of a sign of life.
 fn heard_back(shared: &Shared, ack: &[u8]) {
     if let Ok(ack) = wire::decode::<HeartbeatAck>(ack) {
-        shared.copies.leader_told(ack.twice, shared.platform.clock.now());
+        let now = shared.platform.clock.now();
+        shared.copies.leader_told(ack.twice, now);
+        shared.digests.learn(ack.differing, now);
+        judge(shared, ack.agreed.as_ref());
+    }
+}
+
+/// Compares the leader's own state with the members'.
+fn compare_own(shared: &Shared) {
+    let Some(raft) = shared.raft() else { return };
+    let now = shared.platform.clock.now();
+    shared.digests.member_told(shared.id, raft.state_digests(), now);
+    let comparison = shared.digests.compare(&shared.status(), now);
+    judge(shared, comparison.agreed.as_ref());
+}
+
+/// Compares this node's state with what a majority agrees on.
+fn judge(shared: &Shared, agreed: Option<&Agreed>) {
+    if let (Some(raft), Some(agreed)) = (shared.raft(), agreed) {
+        shared.digests.judge(&raft, agreed);
     }
 }
 
@@ -168,8 +190,8 @@ async fn send(shared: &Shared, number: ReportNumber, statuses: &BTreeMap<Replica
             let Some(node) = shared.state().nodes.get(&shared.id).cloned() else { return false };
             let ReportNumber { boot, generation } = number;
             let (facts, statuses) = (node.facts, statuses.clone());
-            let (volumes, twice) = (BTreeMap::new(), BTreeMap::new());
-            let beat = Heartbeat { boot, facts, statuses, generation, volumes, twice };
+            let (volumes, twice, digests) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+            let beat = Heartbeat { boot, facts, statuses, generation, volumes, twice, digests };
             let request = Bytes::from(wire::encode(&beat));
             let answer = shared.platform.transport.call(leader, Channel::Heartbeat, request, REPORT_DEADLINE);
             let bytes = tokio::select! {

@@ -75,7 +75,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
         shared.platform.clock.sleep_until(clock.now() + limits::RAFT_HEARTBEAT).await;
         return Some(());
     }
-    let (term, leads) = (shared.status().term, shared.status().is_leader(shared.id));
+    let (term, leads) = (shared.status().term, shared.leads());
     if !leads {
         return Some(());
     }
@@ -88,7 +88,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
     let mut replans = 0;
     let mut warnings = Seldom::default();
 
-    while shared.status().is_leader(shared.id) && shared.status().term == term {
+    while shared.leads() && shared.status().term == term {
         let mut batch = Batch::default();
         if !dirty {
             // Cancel safety: `recv` loses nothing; the others hold no data.

@@ -9,5 +9,6 @@ pub(crate) mod heartbeat;
 pub mod leader;
 pub(crate) mod membership;
 pub(crate) mod peers;
+pub(crate) mod rebuild;
 pub(crate) mod standing;
 pub(crate) mod volumes;

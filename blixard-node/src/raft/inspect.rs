@@ -1,10 +1,11 @@
 //! What members' Rafts say and keep, in plain terms, for whoever checks them from outside: the
-//! simulator. Nothing here changes anything.
+//! simulator. Nothing here changes anything but [`alter_snapshot`], which is how it damages a state.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 
+use blixard_core::cluster::ClusterState;
 use bytes::Bytes;
 use openraft::EntryPayload;
 use redb::{ReadOnlyTable, ReadableDatabase as _, StorageBackend, TableDefinition};
@@ -165,6 +166,22 @@ pub fn vote(log: Box<dyn StorageBackend>) -> io::Result<Option<(u64, u64)>> {
 pub fn covered(snapshots: Box<dyn StorageBackend>) -> io::Result<Option<u64>> {
     let meta = read(snapshots, snapshot::SNAPSHOT, snapshot::read_meta)?.flatten();
     Ok(meta.and_then(|meta| meta.last_log_id).map(|last| last.index))
+}
+
+/// Has `change` change the state in a snapshot's file, and makes its digest that of what it holds then: as
+/// memory does that loses a bit before the snapshot is encoded. False where there is no snapshot.
+///
+/// # Errors
+/// When it is no such file or damaged.
+pub fn alter_snapshot(
+    snapshots: Box<dyn StorageBackend>,
+    change: impl FnOnce(&mut ClusterState),
+) -> io::Result<bool> {
+    let database = redb::Database::builder().create_with_backend(Backend(snapshots)).map_err(io_error)?;
+    let transaction = database.begin_write().map_err(io_error)?;
+    let altered = snapshot::alter(&transaction, change)?;
+    transaction.commit().map_err(io_error)?;
+    Ok(altered)
 }
 
 /// What `work` reads from a table of a file; absent when the file has no such table.

@@ -14,6 +14,7 @@ mod codec;
 mod config;
 #[cfg(test)]
 mod damage_tests;
+mod digests;
 #[cfg(test)]
 mod golden_tests;
 mod inbound;
@@ -23,6 +24,7 @@ mod message;
 mod network;
 mod owner;
 mod propose;
+mod rebuild;
 mod runtime;
 mod snapshot;
 mod state_machine;
@@ -50,9 +52,12 @@ use blixard_core::time::{LogClock, Mono};
 use openraft::error::{InitializeError, RaftError};
 
 pub use self::config::RaftConfig;
+pub(crate) use self::digests::Compared;
+use self::digests::Points;
 use self::log_store::LogStore;
 use self::owner::{Owner, StoreError};
 pub use self::propose::ProposeError;
+pub(crate) use self::rebuild::Replacement;
 use self::snapshot::SnapshotStore;
 use self::state_machine::StateMachine;
 pub use self::status::StatusWatch;
@@ -153,6 +158,7 @@ struct Inner {
     state: watch::Receiver<Arc<ClusterState>>,
     /// About how many bytes the state takes encoded.
     state_bytes: Arc<AtomicU64>,
+    digests: Arc<Points>,
     failure: watch::Receiver<Option<Arc<str>>>,
     leader_contact: Mutex<Option<(NodeId, Mono)>>,
     /// Told when a leader is heard for the first time, or again after a silence.
@@ -190,9 +196,31 @@ impl RaftNode {
         id: NodeId,
         config: RaftConfig,
     ) -> Result<Self, OpenError> {
+        Self::open_with(platform, Owner { cluster, node: id }, config, None).await
+    }
+
+    /// As [`RaftNode::open`], with the majority's state in the place of this member's snapshot.
+    ///
+    /// # Errors
+    /// As there; [`OpenError::Store`] too when the log does not go on from that state.
+    pub(crate) async fn rebuild(
+        platform: Platform,
+        cluster: ClusterId,
+        id: NodeId,
+        config: RaftConfig,
+        replacement: Replacement,
+    ) -> Result<Self, OpenError> {
+        Self::open_with(platform, Owner { cluster, node: id }, config, Some(replacement)).await
+    }
+
+    async fn open_with(
+        platform: Platform,
+        owner: Owner,
+        config: RaftConfig,
+        replacement: Option<Replacement>,
+    ) -> Result<Self, OpenError> {
         let context = NodeContext::new(&platform);
-        let owner = Owner { cluster, node: id };
-        context.clone().run(Self::open_in(context, platform, owner, config)).await
+        context.clone().run(Self::open_in(context, platform, owner, config, replacement)).await
     }
 
     async fn open_in(
@@ -200,6 +228,7 @@ impl RaftNode {
         platform: Platform,
         owner: Owner,
         config: RaftConfig,
+        replacement: Option<Replacement>,
     ) -> Result<Self, OpenError> {
         let id = owner.node;
         let openraft = config.openraft().map_err(|error| OpenError::Config(error.to_string()))?;
@@ -207,6 +236,9 @@ impl RaftNode {
 
         let (log, log_closing) = open_log(&platform, owner, &failing).await?;
         let (since_snapshot, uncompacted) = watch::channel(0);
+        if let Some(replacement) = replacement {
+            replace_state(&platform, owner, &failing, &log, replacement).await?;
+        }
         let opened = open_state(&platform, owner, &failing, &since_snapshot).await;
         let (machine, state_closing) = match opened {
             // The log begins with the cluster: the snapshot is only an abridgement of it.
@@ -223,13 +255,14 @@ impl RaftNode {
             return Err(OpenError::Lost { file: STATE_FILE, node: id });
         }
 
-        let (state, state_bytes) = (machine.published(), machine.size());
+        let (state, state_bytes, digests) = (machine.published(), machine.size(), machine.digests());
         let network = network::Network { id: id.0, transport: Arc::clone(&platform.transport) };
         let started = Raft::new(id.0, openraft, network, log, machine).await;
         let raft = started.map_err(|fatal| {
             let words = failure.borrow().as_deref().map(str::to_owned);
             OpenError::Store(words.unwrap_or_else(|| fatal.to_string()))
         })?;
+        context.spawn("state digests", digests::run(Arc::clone(&digests)));
         context.spawn("raft compaction", compact(raft.clone(), uncompacted, config.snapshot_bytes));
         let closing = vec![log_closing, state_closing];
         let leader_contact = Mutex::new(None);
@@ -242,6 +275,7 @@ impl RaftNode {
             raft,
             state,
             state_bytes,
+            digests,
             failure,
             leader_contact,
             contacts,
@@ -419,6 +453,28 @@ async fn open_state(
             Err(refusal(STATE_FILE, owner, error))
         }
     }
+}
+
+/// Puts the majority's state in the place of this member's snapshot, durably.
+async fn replace_state(
+    platform: &Platform,
+    owner: Owner,
+    failing: &watch::Sender<Option<Arc<str>>>,
+    log: &LogStore,
+    replacement: Replacement,
+) -> Result<(), OpenError> {
+    let Replacement { meta, data } = replacement;
+    if log.purged() > meta.last_log_id {
+        return Err(OpenError::Store("the log begins after the state that was to be opened".to_owned()));
+    }
+    let (reader, queue, closing) = open_store(platform, snapshot::FILES, owner.node, failing).await?;
+    let replacing = async {
+        let snapshots = SnapshotStore::open(reader, queue, owner).await?;
+        snapshots.replace(&meta, data).await.map_err(StoreError::Io)
+    };
+    let replaced = replacing.await;
+    closing.closed().await;
+    replaced.map_err(|error| refusal(STATE_FILE, owner, error))
 }
 
 fn refusal(file: &'static str, owner: Owner, error: StoreError) -> OpenError {

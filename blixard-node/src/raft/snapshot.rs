@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blixard_core::cluster::ClusterState;
-use blixard_core::cluster::snapshot::encode_state;
+use blixard_core::cluster::snapshot::{decode_state, encode_state};
 use blixard_core::limits::SNAPSHOT_BYTES_MAX;
 use bytes::Bytes;
 use openraft::RaftSnapshotBuilder;
@@ -67,11 +67,21 @@ impl SnapshotStore {
 
     /// Makes a snapshot the latest, durably. One that covers less than the latest is ignored.
     pub(super) async fn save(&self, meta: &SnapshotMeta, data: Bytes) -> io::Result<()> {
+        self.put(meta, data, false).await
+    }
+
+    /// Makes a snapshot the latest, durably, also when it covers less: the latest is wrong.
+    pub(super) async fn replace(&self, meta: &SnapshotMeta, data: Bytes) -> io::Result<()> {
+        self.put(meta, data, true).await
+    }
+
+    async fn put(&self, meta: &SnapshotMeta, data: Bytes, whatever_is_there: bool) -> io::Result<()> {
         let (meta, last) = (meta.clone(), meta.last_log_id);
         let write = move |transaction: &redb::WriteTransaction| {
             let mut table = transaction.open_table(SNAPSHOT)?;
             let kept = table.get(META)?.map(|bytes| unseal_meta(bytes.value()));
             if let Some(Ok(kept)) = kept
+                && !whatever_is_there
                 && kept.last_log_id > last
             {
                 return Ok(());
@@ -100,6 +110,28 @@ fn unseal_meta(bytes: &[u8]) -> Result<SnapshotMeta, CodecError> {
 pub(super) fn read_meta(table: &Table) -> io::Result<Option<SnapshotMeta>> {
     let meta = table.get(META).map_err(io_error)?;
     Ok(meta.map(|bytes| unseal_meta(bytes.value())).transpose()?)
+}
+
+/// Has `change` change the state that a snapshot holds. False where there is none.
+pub(super) fn alter(
+    transaction: &redb::WriteTransaction,
+    change: impl FnOnce(&mut ClusterState),
+) -> io::Result<bool> {
+    let mut table = transaction.open_table(SNAPSHOT).map_err(io_error)?;
+    let Some(mut state) = table
+        .get(DATA)
+        .map_err(io_error)?
+        .map(|data| decode_state(data.value()))
+        .transpose()
+        .map_err(io::Error::other)?
+    else {
+        return Ok(false);
+    };
+    change(&mut state);
+    let data = encode_state(&state);
+    table.insert(SHA256, Sha256::digest(&data).as_slice()).map_err(io_error)?;
+    table.insert(DATA, data.as_slice()).map_err(io_error)?;
+    Ok(true)
 }
 
 type Table = redb::ReadOnlyTable<&'static str, &'static [u8]>;

@@ -17,6 +17,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 
+use super::digests::Points;
 use super::owner::StoreError;
 use super::snapshot::{SnapshotBuilder, SnapshotStore};
 use super::types::{LogEntry, LogId, Outcomes, Snapshot, SnapshotMeta, StoredMembership, Types};
@@ -30,9 +31,10 @@ const BATCH_MAX: usize = 1_024;
 pub(super) struct StateMachine {
     state: ClusterState,
     applied: Option<LogId>,
-    membership: StoredMembership,
+    membership: Arc<StoredMembership>,
     snapshots: SnapshotStore,
     published: watch::Sender<Arc<ClusterState>>,
+    digests: Arc<Points>,
     /// How many bytes of commands were applied since the last snapshot began.
     since_snapshot: watch::Sender<u64>,
     failure: watch::Sender<Option<Arc<str>>>,
@@ -55,9 +57,10 @@ impl StateMachine {
         let mut machine = Self {
             state: ClusterState::new(),
             applied: None,
-            membership: StoredMembership::default(),
+            membership: Arc::default(),
             snapshots,
             published,
+            digests: Arc::default(),
             since_snapshot,
             failure,
             size: Arc::default(),
@@ -97,6 +100,11 @@ impl StateMachine {
         self.published.subscribe()
     }
 
+    /// Digests of the states that were applied.
+    pub(super) fn digests(&self) -> Arc<Points> {
+        Arc::clone(&self.digests)
+    }
+
     fn decode(&self, data: &[u8]) -> io::Result<ClusterState> {
         decode_state(data).map_err(|error| self.halt(error.to_string()))
     }
@@ -104,11 +112,13 @@ impl StateMachine {
     fn replace(&mut self, meta: &SnapshotMeta, state: ClusterState) {
         self.state = state;
         self.applied = meta.last_log_id;
-        self.membership = meta.last_membership.clone();
+        self.membership = Arc::new(meta.last_membership.clone());
+        self.digests.replaced();
         self.publish();
     }
 
     fn publish(&self) {
+        self.digests.published(&self.state, self.applied, &self.membership);
         self.published.send(Arc::new(self.state.clone()));
     }
 
@@ -124,11 +134,11 @@ impl StateMachine {
     }
 
     fn apply_one(&mut self, entry: LogEntry) -> io::Result<Outcomes> {
-        let index = entry.log_id.index;
+        let (index, before) = (entry.log_id.index, self.state.time);
         let outcomes = match entry.payload {
             EntryPayload::Blank => self.apply_blank(index),
             EntryPayload::Membership(membership) => {
-                self.membership = StoredMembership::new(Some(entry.log_id), membership);
+                self.membership = Arc::new(StoredMembership::new(Some(entry.log_id), membership));
                 self.apply_blank(index)
             }
             EntryPayload::Normal(proposal) => {
@@ -145,6 +155,7 @@ impl StateMachine {
             }
         };
         self.applied = Some(entry.log_id);
+        self.digests.applied(before, &self.state, entry.log_id, &self.membership);
         Ok(outcomes)
     }
 
@@ -160,7 +171,7 @@ impl StateMachine {
         self.since_snapshot.send(0);
         SnapshotBuilder {
             store: self.snapshots.clone(),
-            meta: SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() },
+            meta: SnapshotMeta { last_log_id: self.applied, last_membership: (*self.membership).clone() },
             state: self.state.clone(),
             size: self.size(),
         }
@@ -172,7 +183,7 @@ impl RaftStateMachine<Types> for StateMachine {
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        Ok((self.applied, self.membership.clone()))
+        Ok((self.applied, (*self.membership).clone()))
     }
 
     async fn apply<Entries>(&mut self, entries: Entries) -> Result<(), io::Error>
@@ -196,8 +207,9 @@ impl RaftStateMachine<Types> for StateMachine {
         Ok(())
     }
 
-    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
-        Some(self.builder())
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
+        // The log after the majority's state must stay, and nobody be sent this one.
+        (force || !self.digests.differs()).then(|| self.builder())
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {

@@ -21,9 +21,9 @@ use super::types::{LogId, Raft, Snapshot, SnapshotMeta, Vote};
 use crate::platform::{Duplex, LinkError, Transport};
 
 /// How much is written or read at once, in bytes.
-const CHUNK_BYTES: usize = 256 << 10;
+pub(super) const CHUNK_BYTES: usize = 256 << 10;
 /// How long a chunk may take. A member that is slower than this is not there.
-const CHUNK_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const CHUNK_DEADLINE: Duration = Duration::from_secs(5);
 /// The longest answer.
 const ANSWER_BYTES_MAX: u32 = 64 << 10;
 
@@ -130,7 +130,7 @@ async fn durable(raft: &Raft, last: Option<LogId>) -> bool {
 }
 
 /// Reads exactly `length` bytes, allocating as they come.
-async fn read_all(stream: &mut Box<dyn Duplex>, length: u64) -> io::Result<Bytes> {
+pub(super) async fn read_all(stream: &mut Box<dyn Duplex>, length: u64) -> io::Result<Bytes> {
     let mut bytes = Vec::new();
     while (bytes.len() as u64) < length {
         let wanted = (length - bytes.len() as u64).min(CHUNK_BYTES as u64);

@@ -1,6 +1,7 @@
 //! What must hold in every world. Each invariant has a file: what it states, where it is from and
 //! which fault it shows. [`Checks`] shows them what happens and keeps the first that failed.
 
+mod accused;
 mod acknowledged;
 mod agreement;
 mod asked;
@@ -111,6 +112,8 @@ struct Inner {
     starts: Starts,
     confirmed: Confirmed,
     strays: Strays,
+    /// Machines whose states were damaged.
+    wrong: BTreeSet<u64>,
     first: Option<Violation>,
 }
 
@@ -139,6 +142,10 @@ impl Checks {
     pub fn state(&self, machine: u64, state: &Arc<ClusterState>) -> RangeInclusive<u64> {
         let mut inner = self.lock();
         let new = inner.agreement.highest() + 1..=state.applied;
+        if inner.wrong.contains(&machine) {
+            inner.confirmed.applied(machine, state.applied);
+            return new;
+        }
         let first = inner.states.at(state.applied);
         let checked = inner.agreement.seen(machine, state, first.as_deref());
         let checked = checked.map_err(|detail| ("states_agree".to_owned(), detail));
@@ -153,6 +160,16 @@ impl Checks {
             self.violated(&invariant, detail);
         }
         new
+    }
+
+    /// The state of a machine was damaged, or is to be right again: a wrong one agrees with none.
+    pub fn set_wrong(&self, machine: u64, wrong: bool) {
+        let mut inner = self.lock();
+        if wrong {
+            inner.wrong.insert(machine)
+        } else {
+            inner.wrong.remove(&machine)
+        };
     }
 
     /// Entries were applied for the first time.
@@ -218,12 +235,17 @@ impl Checks {
         let now = self.trace.elapsed();
         let running = world.running();
         let mut inner = self.lock();
-        let Inner { quiet, leaders, downs, logs, election, .. } = &mut *inner;
+        let Inner { quiet, leaders, downs, logs, election, wrong, .. } = &mut *inner;
+        let accused = accused::check(&running, wrong);
         quiet.look(world, now);
         let left_alone = leaders.look(quiet, &running, world.machines.len(), now);
         let caused = downs.look(quiet, logs, election, now);
         drop(inner);
-        let found = [("leaders_are_left_alone", left_alone), ("nodes_go_down_for_a_reason", caused)];
+        let found = [
+            ("leaders_are_left_alone", left_alone),
+            ("nodes_go_down_for_a_reason", caused),
+            ("nobody_is_accused", accused),
+        ];
         for (invariant, checked) in found {
             if let Err(detail) = checked {
                 self.violated(invariant, detail);

@@ -22,6 +22,8 @@ const WAIT: Duration = Duration::from_secs(60);
 /// Begins only with a state that a quorum confirmed: an older one, as an isolated node restarts
 /// with, lacks replicas whose containers run here.
 ///
+/// While the node's state is known to be wrong the agent is told nothing: what runs runs on.
+///
 /// A node that was removed from its cluster has none, whatever its state says.
 pub async fn feed(node: NodeHandle, agent: mpsc::Sender<AgentInput>) {
     // Cancel safety: a set that was not handed over is followed by the empty one.
@@ -37,7 +39,11 @@ pub async fn feed(node: NodeHandle, agent: mpsc::Sender<AgentInput>) {
 async fn follow(node: &NodeHandle, agent: &mpsc::Sender<AgentInput>) {
     let mut state = confirmed(node).await;
     let mut told = None;
+    let mut comparisons = node.shared.digests.watch();
     loop {
+        if node.differs().is_some() {
+            state = confirmed(node).await;
+        }
         let own = assignments(&state, node.id);
         if told.as_ref() != Some(&own) {
             if agent.send(AgentInput::Assigned(own.clone())).await.is_err() {
@@ -45,7 +51,12 @@ async fn follow(node: &NodeHandle, agent: &mpsc::Sender<AgentInput>) {
             }
             told = Some(own);
         }
-        state = changed(node, state).await;
+        // Cancel safety: both only watch.
+        state = tokio::select! {
+            biased;
+            _ = comparisons.changed() => confirmed(node).await,
+            state = changed(node, state.clone()) => state,
+        };
         if agent.is_closed() {
             return;
         }

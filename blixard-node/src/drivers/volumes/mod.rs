@@ -112,6 +112,8 @@ impl Follower {
         let mut retry = RETRY_MIN;
         let mut states = self.shared.watch_state();
         loop {
+            // Nothing is moved or removed by a state that is known to be wrong.
+            self.shared.digests.wait_right().await;
             let state = Arc::clone(&states.borrow_and_update());
             let Some((_, volume)) = state.volume_by_id(self.id) else {
                 if state.nodes.contains_key(&self.shared.id) {
@@ -253,6 +255,7 @@ pub(crate) async fn report(shared: &Shared, id: VolumeId, status: VolumeStatus) 
                 generation: 0,
                 volumes: statuses,
                 twice: BTreeMap::new(),
+                digests: Vec::new(),
             };
             let request = Bytes::from(wire::encode(&beat));
             let call = shared.platform.transport.call(leader, Channel::Heartbeat, request, REPORT_DEADLINE);
