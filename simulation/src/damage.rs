@@ -24,9 +24,15 @@ use crate::world::World;
 const MENDED_WITHIN: Duration = Duration::from_secs(90);
 /// How often it is looked at what the member answers.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often it is looked whether the member runs: it may be found, and mended, within milliseconds of its
+/// start, since digests are made of what it applies again.
+const LOOK_FOR_START: Duration = Duration::from_millis(1);
+/// How long a member has been right that nobody saw wrong, until it counts as mended before anybody looked.
+const UNSEEN: Duration = Duration::from_secs(20);
 
 /// Damages a follower's state in a cluster at rest, and watches it be found and mended; false where no
-/// follower has a snapshot to damage, or too few members are there to know which is right.
+/// follower has a snapshot to damage, too few members are there to know which is right, or it was mended
+/// before it could be seen that it was wrong.
 ///
 /// # Errors
 /// When it is not found in time, or the member answers wrongly once it was.
@@ -49,9 +55,9 @@ pub(crate) async fn damaged_state_is_mended(world: &Arc<World>) -> Result<bool, 
     let mut altered = false;
     machine.disk.alter_snapshot(|state| altered = alter(state, node));
     world.start(machine.number);
-    let ended = if altered { watch(world, machine.number, node, right).await } else { Ok(()) };
+    let ended = if altered { watch(world, machine.number, node, right).await } else { Ok(false) };
     world.checks.set_wrong(machine.number, false);
-    ended.map(|()| altered)
+    ended
 }
 
 /// What differs afterwards: something that no decision is made by. False when the node joined later.
@@ -62,8 +68,9 @@ fn alter(state: &mut ClusterState, node: NodeId) -> bool {
 }
 
 /// Looks at the machine's node and asks it, over and over, until it has the right state and nobody says
-/// any more that it has not.
-async fn watch(world: &World, number: u64, node: NodeId, right: UtcMs) -> Result<(), String> {
+/// any more that it has not. Whether it was seen that it was wrong.
+async fn watch(world: &World, number: u64, node: NodeId, right: UtcMs) -> Result<bool, String> {
+    let begun = tokio::time::Instant::now();
     let end = tokio::time::Instant::now() + MENDED_WITHIN;
     let (mut found, mut was_wrong) = (false, false);
     while tokio::time::Instant::now() < end {
@@ -78,11 +85,14 @@ async fn watch(world: &World, number: u64, node: NodeId, right: UtcMs) -> Result
             }
             let member = world.machine(number).member();
             let accused = world.running().iter().any(|other| other.handle.difference_of(member).is_some());
-            if was_wrong && shown == Some(right) && !accused {
-                return Ok(());
+            let unseen = begun.elapsed() > UNSEEN;
+            if (was_wrong || unseen) && shown == Some(right) && !accused {
+                return Ok(was_wrong);
             }
+            tokio::time::sleep(LOOK).await;
+        } else {
+            tokio::time::sleep(LOOK_FOR_START).await;
         }
-        tokio::time::sleep(LOOK).await;
     }
     Err(format!("machine {number} has another state (seen: {was_wrong}) and is not mended (found: {found})"))
 }

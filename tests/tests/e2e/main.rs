@@ -6,6 +6,7 @@
 mod adoption;
 mod containers;
 mod data;
+mod differing;
 mod discovery;
 mod disk;
 mod documents;
