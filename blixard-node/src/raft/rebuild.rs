@@ -145,10 +145,16 @@ fn check(digest: &StateDigest, data: &[u8]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use blixard_core::cluster::ClusterState;
     use blixard_core::cluster::digests::DIGEST_VERSION;
+    use blixard_core::cluster::{ClusterState, Command};
+    use blixard_core::id::ClusterId;
+    use blixard_core::time::UtcMs;
 
+    use super::super::testing::{Links, platform};
+    use super::super::{OpenError, RaftConfig};
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     #[test]
     fn only_what_the_majority_agrees_on_is_taken() {
@@ -162,5 +168,76 @@ mod tests {
         assert!(check(&digest(7), &other).is_err_and(|why| why.contains("another digest")));
         let none = StateDigest { sha256: Sha256::digest(b"none").into(), ..digest(7) };
         assert!(check(&none, b"none").is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_state_is_taken_though_the_own_snapshot_covers_more_and_not_where_the_log_begins_later() {
+        let (links, directory) = (Links::default(), tempfile::tempdir().expect("a directory"));
+        let cluster = ClusterId([7; 16]);
+        let open = |replacement: Option<Replacement>| {
+            let (platform, _) = platform(NodeId(1), directory.path(), &links);
+            let config = RaftConfig { log_keep: 4, ..RaftConfig::default() };
+            async move {
+                match replacement {
+                    Some(state) => RaftNode::rebuild(platform, cluster, NodeId(1), config, state).await,
+                    None => RaftNode::open(platform, cluster, NodeId(1), config).await,
+                }
+            }
+        };
+        let write = async |node: &RaftNode, count: u64| {
+            for _ in 0..count {
+                let hold = Command::Hold { node: NodeId(1), until: Some(UtcMs(1)) };
+                node.propose(vec![hold], PATIENCE).await.expect("it leads");
+            }
+        };
+        let leads = async |node: &RaftNode| {
+            while !node.leads() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let snapshot = async |node: &RaftNode| {
+            let applied = node.state().applied;
+            node.trigger_snapshot().await.expect("Raft runs");
+            let saved = async {
+                while node.status().snapshot < applied {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(PATIENCE, saved).await.expect("a snapshot is taken");
+            let kept = node.raft().get_snapshot().await.expect("Raft runs");
+            kept.expect("there is one")
+        };
+        let node = open(None).await.expect("the stores open");
+        node.initialize().await.expect("Raft runs");
+        timeout(PATIENCE, leads(&node)).await.expect("it leads");
+        write(&node, 3).await;
+        let early = snapshot(&node).await;
+        write(&node, 2).await;
+        let last = snapshot(&node).await.meta.last_log_id.expect("it covers entries").index;
+        node.shutdown().await;
+
+        // What tells the state that is taken from the own one.
+        let mut state = decode_state(&early.snapshot).expect("it is whole");
+        state.requests_from = UtcMs(4);
+        let replacement = Replacement { meta: early.meta, data: encode_state(&state).into() };
+        assert!(replacement.index() < last);
+        let node = open(Some(replacement.clone())).await.expect("the log goes on from it");
+        assert_eq!(node.state().requests_from, UtcMs(4), "the own snapshot stayed");
+        assert!(node.state().applied >= last, "the log was not applied again");
+        timeout(PATIENCE, leads(&node)).await.expect("it leads");
+        // More than openraft purges at once at least.
+        write(&node, 100).await;
+        snapshot(&node).await;
+        let purged = async {
+            while node.raft().metrics().borrow().purged.is_none_or(|to| to.index <= replacement.index()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, purged).await.expect("the log is purged");
+        node.shutdown().await;
+        drop(node);
+        let refused = open(Some(replacement)).await.err();
+        assert!(matches!(refused, Some(OpenError::Store(_))), "{refused:?}");
+        assert!(open(None).await.expect("what is here is left").state().applied > last);
     }
 }
