@@ -1,5 +1,5 @@
 //! Damaged bytes, the same on every run: what decoders are given ([`survives`]), and what a disk that
-//! lies gives back ([`file`]). For tests and the simulation; nothing that runs in earnest uses it.
+//! lies gives back ([`file()`]). For tests and the simulation; nothing that runs in earnest uses it.
 
 mod bounds;
 
