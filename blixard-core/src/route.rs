@@ -1,14 +1,14 @@
 //! Where a connection to a published port goes on a node that has no ready replica of its service.
 //!
-//! On a node that has one the kernel translates, to the node's own replicas alone. Everywhere else the
-//! daemon takes the connection and hands it to a node that has one: so any member answers for any
+//! On a node that has one the kernel translates, to the node's own replicas alone. What is not translated the
+//! daemon takes, and hands it to a node that has one: so any member answers for any
 //! service. A port that is published on an address of one node, or by `publish: node`, is not led
 //! anywhere, nor are datagrams, nor the ports of services on the host's network.
 
 use std::collections::BTreeMap;
 
-use crate::cluster::{ClusterState, Service};
-use crate::id::{NodeId, ReplicaId};
+use crate::cluster::{ClusterState, Desired, Service};
+use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::readiness::serves;
 use crate::spec::{NetworkMode, PortSpec, Protocol, ServiceSpec};
 
@@ -23,26 +23,54 @@ pub struct Endpoint {
     pub container_port: u16,
 }
 
-/// The TCP ports that node `own` takes connections on for other nodes, each with the replicas that are
-/// ready, by their numbers. A port without a ready replica anywhere is not among them: connections to it
-/// are refused, as they are on the nodes of its service.
-pub fn routes(state: &ClusterState, own: NodeId) -> BTreeMap<u16, Vec<Endpoint>> {
-    let mut routes = BTreeMap::new();
-    for (name, service) in &state.services {
-        if !leads_anywhere(service) {
-            continue;
-        }
-        let ready: Vec<_> = state.replicas_of(name).filter(|(_, replica)| serves(state, replica)).collect();
-        for (id, replica) in &ready {
+/// What is known of a port on one node.
+#[derive(Default)]
+struct Known {
+    ready_here: bool,
+    ready_elsewhere: bool,
+    placed_elsewhere: bool,
+}
+
+/// The TCP ports that node `own` takes connections on for other nodes, each with its service: those of
+/// which a replica is ready elsewhere. Also those that translation leads to a replica of `own` while
+/// another is placed elsewhere, which may be told to be ready and to take its place by one entry: no
+/// connection comes in vain between the end of the translation and the start of listening.
+///
+/// Connections to any other port are refused, as they are where no replica is ready anywhere.
+pub fn ports(state: &ClusterState, own: NodeId) -> BTreeMap<u16, ServiceName> {
+    let mut ports = BTreeMap::new();
+    for name in state.services.iter().filter(|(_, service)| leads_anywhere(service)).map(|(name, _)| name) {
+        let mut known: BTreeMap<u16, Known> = BTreeMap::new();
+        for (_, replica) in state.replicas_of(name) {
             let Some(spec) = state.spec_of(replica) else { continue };
-            for (host_port, container_port) in led_ports(spec) {
-                let endpoint = Endpoint { node: replica.node, replica: *id, container_port };
-                routes.entry(host_port).or_insert_with(Vec::new).push(endpoint);
+            for (host_port, _) in led_ports(spec) {
+                let known = known.entry(host_port).or_default();
+                let ready = serves(state, replica);
+                match replica.node == own {
+                    true => known.ready_here |= ready,
+                    false => {
+                        known.ready_elsewhere |= ready;
+                        known.placed_elsewhere |= replica.desired == Desired::Run;
+                    }
+                }
             }
         }
+        known.retain(|_, known| known.ready_elsewhere || (known.ready_here && known.placed_elsewhere));
+        ports.extend(known.into_keys().map(|port| (port, name.clone())));
     }
-    routes.retain(|_, endpoints: &mut Vec<Endpoint>| endpoints.iter().all(|endpoint| endpoint.node != own));
-    routes
+    ports
+}
+
+/// The replicas of a service on other nodes than `own` that take connections to its `host_port`, by their
+/// numbers.
+pub fn endpoints(state: &ClusterState, own: NodeId, name: &ServiceName, host_port: u16) -> Vec<Endpoint> {
+    let ready = state.replicas_of(name).filter(|(_, row)| row.node != own && serves(state, row));
+    let led = ready.flat_map(|(id, row)| {
+        let ports = state.spec_of(row).into_iter().flat_map(|spec| led_ports(spec));
+        let ports = ports.filter(move |(published, _)| *published == host_port);
+        ports.map(move |(_, container_port)| Endpoint { node: row.node, replica: id, container_port })
+    });
+    led.collect()
 }
 
 /// The TCP ports of a service that are led on: on the node, and in the container.
@@ -76,8 +104,8 @@ pub fn in_turn(endpoints: &[Endpoint], turn: usize, tries: usize) -> impl Iterat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{Desired, NodeStatus, Phase};
-    use crate::orchestrator::tests::world::{World, replicas, spec};
+    use crate::cluster::{NodeStatus, Phase};
+    use crate::orchestrator::tests::world::{World, name, replicas, spec};
     use crate::spec::Publish;
 
     fn port(host_port: u16) -> PortSpec {
@@ -102,31 +130,36 @@ mod tests {
         world
     }
 
-    /// The nodes that connections to port 8080 of node `own` are led to.
-    fn nodes(world: &World, own: u64) -> Vec<u64> {
-        let routes = routes(&world.state, NodeId(own));
-        routes.get(&8080).into_iter().flatten().map(|endpoint| endpoint.node.0).collect()
+    /// The nodes that connections to port 8080 of node `own` are led to, if it takes any.
+    fn nodes(world: &World, own: u64) -> Option<Vec<u64>> {
+        let (state, own) = (&world.state, NodeId(own));
+        let service = ports(state, own).remove(&8080)?;
+        assert_eq!(service, name("web"));
+        let led = endpoints(state, own, &service, 8080);
+        Some(led.iter().map(|endpoint| endpoint.node.0).collect())
     }
 
     #[test]
-    fn a_node_without_a_ready_replica_leads_to_all_that_are_ready_and_one_with_to_none() {
+    fn a_node_leads_to_all_that_are_ready_elsewhere() {
         let mut world = world(|_| {});
-        assert_eq!(nodes(&world, 3), [1, 2]);
-        assert!(nodes(&world, 1).is_empty() && nodes(&world, 2).is_empty());
+        assert_eq!([1, 2, 3].map(|own| nodes(&world, own)), [Some(vec![2]), Some(vec![1]), Some(vec![1, 2])]);
         world.replica(1).desired = Desired::Retire;
-        assert_eq!(nodes(&world, 3), [1, 2], "it serves until its successor does");
+        assert_eq!(nodes(&world, 3), Some(vec![1, 2]), "it serves until its successor does");
         world.replica(1).desired = Desired::Stop;
-        assert_eq!((nodes(&world, 3), nodes(&world, 1)), (vec![2], vec![2]));
+        assert_eq!([1, 2, 3].map(|own| nodes(&world, own)), [Some(vec![2]), None, Some(vec![2])]);
         world.replica(1).desired = Desired::Run;
         world.phase(1, Phase::Waiting);
-        assert_eq!((nodes(&world, 3), nodes(&world, 1)), (vec![2], vec![2]));
-        world.node(2).status = NodeStatus::Unknown;
-        assert!(nodes(&world, 3).is_empty(), "none is known to be ready");
+        assert_eq!(nodes(&world, 3), Some(vec![2]));
+        assert_eq!(nodes(&world, 2), Some(vec![]), "it is listened on before it may be needed");
+        world.phase(2, Phase::Waiting);
+        assert_eq!([1, 2, 3].map(|own| nodes(&world, own)), [None, None, None], "refused everywhere");
+        world.phase(2, Phase::Running).node(2).status = NodeStatus::Unknown;
+        assert_eq!(nodes(&world, 3), None, "none is known to be ready");
     }
 
     #[test]
     fn what_belongs_to_one_node_is_not_led_anywhere() {
-        let check = |change: fn(&mut ServiceSpec)| assert!(nodes(&world(change), 3).is_empty());
+        let check = |change: fn(&mut ServiceSpec)| assert_eq!(nodes(&world(change), 3), None);
         check(|spec| spec.ports[0].publish = Publish::Node);
         check(|spec| spec.ports[0].host_ip = Some([127, 0, 0, 1].into()));
         check(|spec| spec.ports[0].protocol = Protocol::Udp);

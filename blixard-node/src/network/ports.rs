@@ -274,6 +274,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_port_is_listened_on_beside_the_containers_that_hold_it() {
+        let free =
+            TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("free ports").port();
+        let connect = || TcpStream::connect(("127.0.0.1", free)).map(drop).map_err(|error| error.kind());
+        let id = ContainerId("a".repeat(64));
+        let mut held = HeldPorts::default();
+        held.hold(&id, &published(free)).await.expect("it is free");
+        for _ in 0..2 {
+            let listener = held.listen(free).await.expect("it is the daemon's own");
+            connect().expect("somebody listens");
+            let (accepted, _) = listener.accept().expect("it waits");
+            held.unlisten(free);
+            assert_eq!(connect(), Err(ErrorKind::ConnectionRefused), "nobody takes it");
+            drop((listener, accepted));
+            assert!(TcpListener::bind(("127.0.0.1", free)).is_err(), "the container holds it");
+        }
+        let listener = held.listen(free).await.expect("again");
+        held.release(&id);
+        connect().expect("it is listened on without containers, too");
+        held.unlisten(free);
+        drop(listener);
+        let other = TcpListener::bind(("127.0.0.1", free)).expect("nobody wants it");
+        let taken = held.listen(free).await;
+        assert!(matches!(taken, Err(NetworkError::PortTaken { .. })), "{taken:?}");
+        drop(other);
+        held.listen(free).await.expect("it is free again");
+    }
+
+    #[tokio::test]
     async fn a_port_of_one_address_leaves_the_others() {
         let free =
             TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("free ports").port();

@@ -1,19 +1,18 @@
 //! Leads connections to published ports from nodes that run no ready replica to nodes that do.
 //!
-//! Which ports, and to whom, is [`blixard_core::route`]'s to say. A node that has a ready replica
-//! translates in the kernel and is not asked. The node that is led to dials its own containers only, and
+//! Which ports, and to whom, is [`blixard_core::route`]'s to say. Where a node has a ready replica the
+//! kernel translates, and nothing comes here. The node that is led to dials its own containers only, and
 //! only those that its agent has published: what is about to stop is refused before it is told to, and
 //! the connection goes to the next endpoint. Nothing was sent by then.
 
 mod relay;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use blixard_core::id::ServiceName;
 use blixard_core::limits::ROUTE_TRIES;
-use blixard_core::route::{self, Endpoint};
+use blixard_core::route;
 use blixard_core::time::Mono;
 
 pub(crate) use self::relay::{Relays, serve};
@@ -29,12 +28,9 @@ const RETRY: Duration = Duration::from_secs(2);
 /// How long nothing is accepted after it failed, as when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where connections to a port go, for the task that takes them.
-type Endpoints = Arc<RwLock<Arc<[Endpoint]>>>;
-
 /// A port that is listened on.
 struct Port {
-    endpoints: Endpoints,
+    service: ServiceName,
     /// Ends the task that listens, when dropped.
     _listening: tokio::sync::oneshot::Sender<()>,
 }
@@ -44,7 +40,7 @@ pub(crate) async fn run(shared: Shared) {
     let mut routes = Routes::default();
     let mut states = shared.watch_state();
     loop {
-        let wanted = route::routes(&states.borrow_and_update().clone(), shared.id);
+        let wanted = route::ports(&states.borrow_and_update().clone(), shared.id);
         let retry = routes.become_what_is(wanted, &shared).await;
         shared.wait(PAUSE).await;
         // Cancel safe: both only watch.
@@ -65,30 +61,25 @@ struct Routes {
 }
 
 impl Routes {
-    /// Opens, changes and closes ports; true when one could not be opened and is to be tried again.
-    async fn become_what_is(&mut self, wanted: BTreeMap<u16, Vec<Endpoint>>, shared: &Shared) -> bool {
-        let gone: Vec<u16> = self.open.keys().filter(|port| !wanted.contains_key(port)).copied().collect();
-        for port in gone {
+    /// Opens and closes ports; true when one could not be opened and is to be tried again.
+    async fn become_what_is(&mut self, wanted: BTreeMap<u16, ServiceName>, shared: &Shared) -> bool {
+        let is_wanted = |(number, port): &(&u16, &Port)| wanted.get(number) == Some(&port.service);
+        let gone = self.open.iter().filter(|open| !is_wanted(open)).map(|(number, _)| *number);
+        for number in gone.collect::<Vec<_>>() {
             // Its task ends by the drop; the socket closes when both have let go of it.
-            self.open.remove(&port);
-            shared.platform.containers.unlisten(port).await;
+            self.open.remove(&number);
+            shared.platform.containers.unlisten(number).await;
         }
-        self.taken.retain(|port, _| wanted.contains_key(port));
-        for (number, endpoints) in wanted {
-            match self.open.get(&number) {
-                Some(port) => {
-                    let mut known = port.endpoints.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    if **known != endpoints {
-                        *known = endpoints.into();
-                    }
-                }
-                None => self.open(number, endpoints, shared).await,
+        self.taken.retain(|number, _| wanted.contains_key(number));
+        for (number, service) in wanted {
+            if !self.open.contains_key(&number) {
+                self.open(number, service, shared).await;
             }
         }
         !self.taken.is_empty()
     }
 
-    async fn open(&mut self, number: u16, endpoints: Vec<Endpoint>, shared: &Shared) {
+    async fn open(&mut self, number: u16, service: ServiceName, shared: &Shared) {
         let now = shared.platform.clock.now();
         if self.taken.get(&number).is_some_and(|(until, _)| now < *until) {
             return;
@@ -96,9 +87,8 @@ impl Routes {
         match shared.platform.containers.listen(number).await {
             Ok(listener) => {
                 self.taken.remove(&number);
-                let endpoints: Endpoints = Arc::new(RwLock::new(endpoints.into()));
                 let (listening, ended) = tokio::sync::oneshot::channel();
-                let task = accept(shared.clone(), listener, endpoints.clone(), self.relays.clone());
+                let task = accept(shared.clone(), listener, number, service.clone(), self.relays.clone());
                 let task = async move {
                     // Cancel safety: connections that were accepted have tasks of their own.
                     tokio::select! {
@@ -108,7 +98,7 @@ impl Routes {
                     }
                 };
                 NodeContext::new(&shared.platform).spawn_apart("route", task);
-                self.open.insert(number, Port { endpoints, _listening: listening });
+                self.open.insert(number, Port { service, _listening: listening });
             }
             Err(error) => {
                 let (until, said) = self.taken.entry(number).or_default();
@@ -122,14 +112,21 @@ impl Routes {
 }
 
 /// Takes connections and gives each to a task of its own.
-async fn accept(shared: Shared, mut listener: Box<dyn Listener>, endpoints: Endpoints, relays: Relays) {
-    let turn = AtomicUsize::new(0);
+async fn accept(
+    shared: Shared,
+    mut listener: Box<dyn Listener>,
+    port: u16,
+    service: ServiceName,
+    relays: Relays,
+) {
+    let mut turn: usize = 0;
     let mut failing = Seldom::default();
     loop {
         match listener.accept().await {
             Ok(client) => {
-                let endpoints = endpoints.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-                let turn = turn.fetch_add(1, Ordering::Relaxed);
+                // As the state is now: translation may have ended by the entry that made another ready.
+                let endpoints = route::endpoints(&shared.state(), shared.id, &service, port);
+                turn = turn.wrapping_add(1);
                 let tried = route::in_turn(&endpoints, turn, ROUTE_TRIES).collect();
                 let relay = relay::relay(shared.clone(), client, tried, relays.clone());
                 NodeContext::new(&shared.platform).spawn_apart("routed connection", relay);

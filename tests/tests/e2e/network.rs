@@ -13,16 +13,23 @@ use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Asks for the page of `port` until told to stop, each time by a new connection. How often it was
-/// asked for, and what went wrong.
-fn ask_until(stop: &AtomicBool, lan: &str, address: std::net::SocketAddr) -> (u32, Vec<String>) {
+/// Asks `addresses` for their page in turn until told to stop, each time by a new connection. How often they
+/// were asked, and what went wrong.
+pub(crate) fn ask_until(
+    stop: &AtomicBool,
+    lan: &str,
+    addresses: &[std::net::SocketAddr],
+) -> (u32, Vec<String>) {
     let (mut asked, mut failed) = (0, Vec::new());
-    while !stop.load(Ordering::Relaxed) {
+    for address in addresses.iter().cycle() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
         asked += 1;
-        match http::get(lan, address, "/") {
+        match http::get(lan, *address, "/") {
             Ok((200, _)) => {}
-            Ok((status, _)) => failed.push(format!("request {asked}: status {status}")),
-            Err(error) => failed.push(format!("request {asked}: {error:#}")),
+            Ok((status, _)) => failed.push(format!("request {asked} of {address}: status {status}")),
+            Err(error) => failed.push(format!("request {asked} of {address}: {error:#}")),
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -45,7 +52,7 @@ fn no_request_fails_while_replicas_come_and_go() -> Result<()> {
         host.served(8080)?;
         let (stop, lan, address) = (AtomicBool::new(false), host.lan().to_owned(), (host.address(), 8080));
         let (asked, failed) = std::thread::scope(|scope| {
-            let asking = scope.spawn(|| ask_until(&stop, &lan, address.into()));
+            let asking = scope.spawn(|| ask_until(&stop, &lan, &[address.into()]));
             let mut scenario = || -> Result<()> {
                 for replicas in [5, 1, 3] {
                     host.cli(&["service", "scale", "web", &replicas.to_string()])?;

@@ -10,31 +10,14 @@ use blixard_tests::cluster::Cluster;
 use blixard_tests::{http, image, wait};
 use serde_json::json;
 
+use crate::network::ask_until;
+
 const SOON: Duration = Duration::from_secs(60);
 
 /// The places of the hosts that run no replica of `web`, of which `count` are to be ready.
 fn hosts_without(cluster: &Cluster, count: usize) -> Result<Vec<usize>> {
     let nodes = cluster.wait_ready(0, "web", count, SOON)?;
     Ok((0..cluster.hosts.len()).filter(|place| !nodes.contains(&(*place as u64 + 1))).collect())
-}
-
-/// Asks `addresses` in turn until told to stop, each time by a new connection: how often, and what went
-/// wrong.
-fn ask_until(stop: &AtomicBool, lan: &str, addresses: &[SocketAddr]) -> (u32, Vec<String>) {
-    let (mut asked, mut failed) = (0, Vec::new());
-    for address in addresses.iter().cycle() {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        asked += 1;
-        match http::get(lan, *address, "/") {
-            Ok((200, _)) => {}
-            Ok((status, _)) => failed.push(format!("request {asked} of {address}: status {status}")),
-            Err(error) => failed.push(format!("request {asked} of {address}: {error:#}")),
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    (asked, failed)
 }
 
 #[test]
