@@ -47,19 +47,3 @@ fn memory_kib() -> Option<u64> {
     };
     (value("Threads:")? <= THREADS_MAX).then(|| value("VmPeak:"))?
 }
-
-#[cfg(test)]
-mod tests {
-    use super::Bounds;
-
-    #[test]
-    fn memory_that_is_asked_for_is_noticed() {
-        let bounds = Bounds::begin();
-        if bounds.memory_kib.is_none() {
-            return;
-        }
-        assert_eq!(bounds.passed(), Ok(()));
-        drop(std::hint::black_box(Vec::<u8>::with_capacity((1 << 32) - 1)));
-        assert!(bounds.passed().is_err_and(|fault| fault.contains("KiB of memory")));
-    }
-}
