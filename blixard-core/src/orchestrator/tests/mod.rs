@@ -1,6 +1,7 @@
-//! Golden plans: a cluster is set up in a few words, and the plan is compared as text.
+//! What is planned for a small cluster: it is set up in a few words, and the plan is compared as text.
 
 mod fill;
+mod golden;
 mod moves;
 mod nodes;
 mod random;
