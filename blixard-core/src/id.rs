@@ -96,7 +96,8 @@ pub enum IdError {
     },
     /// The text cannot be a volume's name.
     #[error(
-        "`{text}` is not a volume name: use 1 to 63 letters, digits, `_`, `.` and hyphens, starting with a letter or digit"
+        "`{}` is not a volume name: use 1 to 63 letters, digits, `_`, `.` and hyphens, starting with a letter or digit",
+        printable(text)
     )]
     VolumeName {
         /// The offending text.

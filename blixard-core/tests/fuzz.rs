@@ -13,13 +13,16 @@ use blixard_core::api::token::Secret;
 use blixard_core::bundle;
 use blixard_core::cluster::digests::{Agreed, Difference, StateDigest};
 use blixard_core::cluster::volume::{VersionId, VolumeCopy, VolumeStatus, VolumeVersion};
-use blixard_core::cluster::{Actor, ClusterState, Write, snapshot};
+use blixard_core::cluster::{Actor, ClusterState, Event, Write, snapshot};
 use blixard_core::discovery::announce::{self, Heard};
 use blixard_core::discovery::book::AddressesMessage;
 use blixard_core::discovery::file::{self, Registry};
+use blixard_core::discovery::proof::is_proof;
 use blixard_core::discovery::target::JoinTarget;
 use blixard_core::discovery::ticket::Ticket;
-use blixard_core::id::{ClusterId, NodeId, NodeKey, RequestId, TokenId, VolumeId, VolumeRoot};
+use blixard_core::id::{
+    ClusterId, NodeId, NodeKey, ReplicaId, RequestId, ServiceName, TokenId, VolumeId, VolumeName, VolumeRoot,
+};
 use blixard_core::image_reference::ImageReference;
 use blixard_core::text::printable;
 use blixard_core::time::UtcMs;
@@ -55,6 +58,8 @@ const TARGETS: &[Target] = &[
     Target { name: "peer: volume answer", seeds: volume_answers, decode: message::<wire::VolumeAnswer> },
     Target { name: "peer: step of a volume", seeds: volume_steps, decode: message::<Step> },
     Target { name: "peer: index of a volume", seeds: volume_indexes, decode: message::<Index> },
+    Target { name: "peer: routed connection", seeds: routes, decode: message::<wire::RouteRequest> },
+    Target { name: "peer: proof of a token", seeds: proofs, decode: proof },
     Target { name: "exec frame", seeds: frames, decode: frame },
     Target { name: "API: submission", seeds: submissions, decode: body::<api::service::SubmitRequest> },
     Target { name: "API: scale", seeds: scales, decode: body::<api::service::ScaleRequest> },
@@ -63,16 +68,28 @@ const TARGETS: &[Target] = &[
     Target { name: "API: exec", seeds: execs, decode: body::<ExecRequest> },
     Target { name: "API: pull", seeds: pulls, decode: body::<api::image::PullRequest> },
     Target { name: "API: line of a log", seeds: log_lines, decode: log_line },
+    Target { name: "API's answer: an error", seeds: errors, decode: body::<api::ErrorBody> },
+    Target { name: "API's answer: health", seeds: healths, decode: body::<api::Health> },
+    Target { name: "API's answer: a link", seeds: links, decode: body::<api::discovery::LinkView> },
+    Target { name: "API's answer: events", seeds: events, decode: body::<Event> },
     Target { name: "registry file", seeds: registries, decode: registry },
     Target { name: "static file", seeds: static_files, decode: contacts },
     Target { name: "announcement", seeds: announcements, decode: announcement },
     Target { name: "bundle", seeds: bundles, decode: bundle },
     Target { name: "Compose file", seeds: compose_files, decode: compose },
+    Target { name: "env_file of a bundle", seeds: env_files, decode: env_file },
     Target { name: "value of --join", seeds: targets, decode: target },
     Target { name: "ticket", seeds: tickets, decode: text::<Ticket> },
     Target { name: "token", seeds: tokens, decode: text::<Secret> },
     Target { name: "image reference", seeds: references, decode: reference },
     Target { name: "time", seeds: times, decode: text::<UtcMs> },
+    Target { name: "name of a service", seeds: service_names, decode: text::<ServiceName> },
+    Target { name: "name of a volume", seeds: volume_names, decode: text::<VolumeName> },
+    Target { name: "number of a node", seeds: node_numbers, decode: text::<NodeId> },
+    Target { name: "id of a request", seeds: hex_ids::<16>, decode: text::<RequestId> },
+    Target { name: "id of a cluster", seeds: hex_ids::<16>, decode: text::<ClusterId> },
+    Target { name: "id of a token", seeds: hex_ids::<8>, decode: text::<TokenId> },
+    Target { name: "key of a node", seeds: hex_ids::<32>, decode: text::<NodeKey> },
 ];
 
 #[test]
@@ -181,15 +198,25 @@ fn context() -> bundle::Context<'static> {
 }
 
 fn bundle(input: &[u8]) -> Decoded {
-    let parsed = bundle::parse(input, &context());
+    checked(&bundle::parse(input, &context()))
+}
+
+/// The variables of a bundle, as a file beside it has them.
+fn env_file(input: &[u8]) -> Decoded {
+    let text = String::from_utf8_lossy(input).into_owned();
+    let context = bundle::Context { env_files: &|_| Ok(text.clone()), ..context() };
+    checked(&bundle::parse(b"image: {docker_image: a}\nenv_file: variables\n", &context))
+}
+
+fn checked(parsed: &bundle::Parsed) -> Decoded {
     assert!(parsed.diagnostics.len() <= blixard_core::limits::BUNDLE_FAULTS_MAX + 1);
-    let Some(spec) = parsed.spec else {
+    let Some(spec) = &parsed.spec else {
         let error = parsed.diagnostics.iter().find(|found| found.severity == bundle::Severity::Error);
         return Err(error.expect("why there is none").message.clone());
     };
-    let printed = bundle::to_bundle(&spec);
+    let printed = bundle::to_bundle(spec);
     let again = bundle::parse(printed.as_bytes(), &context());
-    assert_eq!(again.spec.as_ref(), Some(&spec), "{printed}\n{:?}", again.diagnostics);
+    assert_eq!(again.spec.as_ref(), Some(spec), "{printed}\n{:?}", again.diagnostics);
     Ok(())
 }
 
@@ -206,6 +233,14 @@ fn compose(input: &[u8]) -> Decoded {
         let _ = bundle(draft.text.as_bytes());
     }
     Ok(())
+}
+
+/// No proof but the one expected, however it is written.
+fn proof(input: &[u8]) -> Decoded {
+    let sent = String::from_utf8_lossy(input);
+    let is_it = is_proof(&sent, &PROOF);
+    assert_eq!(is_it, sent.eq_ignore_ascii_case(&hex::encode(PROOF)), "{sent:?}");
+    is_it.then_some(()).ok_or("it proves nothing".to_owned())
 }
 
 fn target(input: &[u8]) -> Decoded {
@@ -247,6 +282,7 @@ fn bytes(texts: &[&str]) -> Vec<Vec<u8>> {
 }
 
 const CLUSTER: ClusterId = ClusterId([3; 16]);
+const PROOF: [u8; 32] = [0xab; 32];
 
 fn secret() -> Secret {
     Secret { id: TokenId([0xa1; 8]), secret: [0x5b; 32] }
@@ -405,6 +441,14 @@ fn volume_indexes() -> Vec<Vec<u8>> {
     encoded(&[Index::empty(), advance.into_index()])
 }
 
+fn routes() -> Vec<Vec<u8>> {
+    encoded(&[wire::RouteRequest { replica: ReplicaId(7), container_port: 8080 }])
+}
+
+fn proofs() -> Vec<Vec<u8>> {
+    vec![hex::encode(PROOF).into_bytes()]
+}
+
 fn frames() -> Vec<Vec<u8>> {
     let frames = [
         Frame::Stdin(b"input".to_vec()),
@@ -462,6 +506,36 @@ fn log_lines() -> Vec<Vec<u8>> {
     json(&[line(b"text"), line(&[0xff, 0, 1])])
 }
 
+fn errors() -> Vec<Vec<u8>> {
+    let (error, hint) = ("no such service".to_owned(), "`blixard service ls`".to_owned());
+    json(&[api::ErrorBody { error, hint, details: vec!["node 2 is down".to_owned()] }])
+}
+
+fn healths() -> Vec<Vec<u8>> {
+    let (node, version) = (NodeId(1), "0.1.0".to_owned());
+    json(&[api::Health { node, leader: Some(NodeId(2)), applied: 9, version, time: UtcMs(5) }])
+}
+
+fn links() -> Vec<Vec<u8>> {
+    let (key, state) = (peer().key, api::discovery::LinkState::HalfOpen);
+    json(&[api::discovery::LinkView {
+        id: NodeId(2),
+        name: "box2".to_owned(),
+        key,
+        state,
+        address: Some("10.77.0.2:7001".to_owned()),
+        rtt_us: Some(512),
+        failures: 1,
+        error: Some("timed out".to_owned()),
+        addresses: vec!["10.77.0.2:7001".to_owned()],
+        sources: vec!["multicast DNS".to_owned()],
+    }])
+}
+
+fn events() -> Vec<Vec<u8>> {
+    json(&golden().events.iter().cloned().collect::<Vec<Event>>())
+}
+
 fn registries() -> Vec<Vec<u8>> {
     let registry = Registry { node: NodeId(1), peer: peer(), cluster: CLUSTER, token: Some(secret()) };
     vec![registry.to_json().into_bytes()]
@@ -496,6 +570,10 @@ fn compose_files() -> Vec<Vec<u8>> {
     vec![include_bytes!("../testdata/bundles/compose.bun").to_vec()]
 }
 
+fn env_files() -> Vec<Vec<u8>> {
+    bytes(&["# of the service\nLOG_LEVEL=info\n\nQUOTED=\"a b\"\nURL=http://a/?b=c\n"])
+}
+
 fn targets() -> Vec<Vec<u8>> {
     let mut targets = bytes(&["data/node1/node-registry.json", "@/run/ticket", "-"]);
     targets.extend(tickets());
@@ -518,4 +596,20 @@ fn references() -> Vec<Vec<u8>> {
 
 fn times() -> Vec<Vec<u8>> {
     bytes(&["2026-11-28T06:00:00.000Z", "2026-02-28T06:00:00Z"])
+}
+
+fn service_names() -> Vec<Vec<u8>> {
+    bytes(&["web", "a-1"])
+}
+
+fn volume_names() -> Vec<Vec<u8>> {
+    bytes(&["pgdata", "Db_1.copy-2"])
+}
+
+fn node_numbers() -> Vec<Vec<u8>> {
+    bytes(&["1", "18446744073709551615"])
+}
+
+fn hex_ids<const BYTES: usize>() -> Vec<Vec<u8>> {
+    vec![hex::encode([0xa1; BYTES]).into_bytes()]
 }

@@ -5,6 +5,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::ErrorBody;
 use blixard_core::cluster::Refusal;
+use blixard_core::text::printable;
 use http::{HeaderValue, StatusCode, header};
 
 use crate::handle::WriteError;
@@ -20,8 +21,10 @@ pub(super) struct ApiError {
 }
 
 impl ApiError {
+    /// What it says may quote what was sent: each text is one line that is safe to show.
     fn new(status: StatusCode, error: impl Into<String>, hint: impl Into<String>) -> Self {
-        let body = ErrorBody { error: error.into(), hint: hint.into(), details: Vec::new() };
+        let line = |text: String| printable(&text).into_owned();
+        let body = ErrorBody { error: line(error.into()), hint: line(hint.into()), details: Vec::new() };
         Self { status, body, unanswered: false }
     }
 
@@ -91,7 +94,7 @@ impl ApiError {
 
     /// The same error with facts behind it.
     pub(super) fn with_details(mut self, details: Vec<String>) -> Self {
-        self.body.details = details;
+        self.body.details = details.iter().map(|detail| printable(detail).into_owned()).collect();
         self
     }
 

@@ -85,9 +85,12 @@ fn read_ticket_file(path: &Path) -> Result<Vec<Contact>, SourceError> {
         // What was on standard input is among the tickets.
         return Err(SourceError::NoTicket { path: path.to_owned() });
     }
-    let text = read_text(path)?;
+    read_tickets(path, &read_text(path)?)
+}
+
+fn read_tickets(path: &Path, text: &str) -> Result<Vec<Contact>, SourceError> {
     if text.trim_start().starts_with(['{', '[']) {
-        return Ok(file::parse(&path.display().to_string(), &text)?);
+        return Ok(file::parse(&path.display().to_string(), text)?);
     }
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let tickets = lines.map(|line| line.parse().map(|ticket: Ticket| ticket.contact()));
@@ -114,4 +117,36 @@ pub(crate) fn read_text(path: &Path) -> Result<String, SourceError> {
         return Err(SourceError::TooLarge { path: path.to_owned() });
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use blixard_core::api::token::Secret;
+    use blixard_core::discovery::ticket::Ticket;
+    use blixard_core::id::{ClusterId, NodeKey, TokenId};
+    use blixard_core::wire::Peer;
+
+    use super::read_tickets;
+
+    #[test]
+    fn a_file_of_tickets_survives_every_damage() {
+        let peer = Peer {
+            key: NodeKey([8; 32]),
+            addresses: vec!["10.77.0.1:7001".parse().unwrap()],
+            relay_url: None,
+        };
+        let token = Secret { id: TokenId([1; 8]), secret: [2; 32] };
+        let ticket = Ticket { cluster: ClusterId([3; 16]), peer, token };
+        let member =
+            format!(r#"{{"iroh_node_id": "{}", "direct_addresses": ["10.0.0.2:7001"]}}"#, NodeKey([8; 32]));
+        let seeds = [format!("# of box1\n{ticket}\n\n  {ticket}\n"), member];
+        damage::survives("file of tickets", &seeds.map(String::into_bytes), |input| {
+            let contacts = read_tickets(Path::new("tickets"), &String::from_utf8_lossy(input));
+            let contacts = contacts.map_err(|error| error.to_string())?;
+            assert!(!contacts.is_empty(), "a file that names nobody is refused");
+            Ok(())
+        });
+    }
 }

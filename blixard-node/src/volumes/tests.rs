@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use blixard_core::cluster::volume::{VersionId, VolumeVersion};
 use blixard_core::id::VolumeId;
 use blixard_core::time::UtcMs;
-use blixard_core::volume::{Index, Step};
+use blixard_core::volume::{Index, Step, TreePath};
 
 use super::LinuxVolumes;
 use super::files::{Tree, open_directory};
-use super::journal::{Head, Writer};
+use super::journal::{Head, Held, Reader, Writer};
 use super::scan::{Seen, scan};
 use crate::platform::{VolumeError, VolumeStore};
 
@@ -352,4 +352,42 @@ fn a_damaged_index_has_a_copy_made_anew() {
     assert_eq!(again.held(ID), Ok(None));
     let again = Machine { store: again, data: copy.data };
     primary.sync(&again);
+}
+
+/// Damage that the hash at the end does not show: a disk cannot do it, whoever writes there can.
+#[test]
+fn records_of_volumes_survive_every_damage() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("record");
+    let id = VersionId { epoch: EPOCH, seq: 1 };
+    let version = VolumeVersion { id, root: Index::empty().root(), files: 0, bytes: 0, at: UtcMs(5) };
+    let written = |write: &dyn Fn(&mut Writer)| {
+        let mut writer = Writer::create(&path).expect("a file");
+        write(&mut writer);
+        writer.finish().expect("it is durable");
+        let bytes = fs::read(&path).expect("it was written");
+        bytes[..bytes.len() - 32].to_vec()
+    };
+    let held = written(&|writer| writer.put(&Held { version, index: Index::empty() }).expect("it fits"));
+    let journal = written(&|writer| {
+        writer.put(&Head { version }).expect("it fits");
+        let directory = Step::Directory { path: TreePath::new(b"d").expect("a path") };
+        let removal = Step::Remove { path: TreePath::new(b"d").expect("a path") };
+        [directory, removal].iter().for_each(|step| writer.put(step).expect("it fits"));
+    });
+    let sealed = |input: &[u8]| {
+        let bytes = [input, blake3::hash(input).as_bytes()].concat();
+        fs::write(&path, bytes).expect("a file");
+        Reader::open(&path).expect("its hash is right").expect("there is one")
+    };
+    damage::survives("what a copy of a volume holds", &[held], |input| {
+        let read = sealed(input).next::<Held>().map_err(|error| error.to_string())?;
+        read.map(drop).ok_or("it is empty".to_owned())
+    });
+    damage::survives("journal of a volume", &[journal], |input| {
+        let mut reader = sealed(input);
+        let head = reader.next::<Head>().map_err(|error| error.to_string())?;
+        head.ok_or("it is empty")?;
+        reader.steps().try_for_each(|step| step.map(drop)).map_err(|error| error.to_string())
+    });
 }

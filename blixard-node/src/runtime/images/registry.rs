@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use blixard_core::image_reference::{ImageReference, is_digest};
 use blixard_core::limits::IMAGE_DOCUMENT_BYTES_MAX;
+use blixard_core::text::one_line;
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, TryStreamExt};
 use http::header::{ACCEPT, AUTHORIZATION, RANGE, WWW_AUTHENTICATE};
@@ -297,22 +298,9 @@ impl Endpoint {
     }
 
     async fn fault(&self, status: StatusCode, response: Response) -> Fault {
-        #[derive(serde::Deserialize)]
-        struct Answer {
-            #[serde(default)]
-            errors: Vec<Detail>,
-        }
-        #[derive(serde::Deserialize)]
-        struct Detail {
-            #[serde(default)]
-            code: String,
-            #[serde(default)]
-            message: String,
-        }
         let answer = self.body(response, ANSWER_BYTES_MAX).await.ok();
-        let details = answer.and_then(|body| serde_json::from_slice::<Answer>(&body).ok());
-        let reason = match details.and_then(|answer| answer.errors.into_iter().next()) {
-            Some(detail) => format!("{status}, {} {}", detail.code, detail.message),
+        let reason = match answer.and_then(|answer| reason_of(&answer)) {
+            Some(reason) => format!("{status}, {reason}"),
             None => status.to_string(),
         };
         match status {
@@ -407,4 +395,43 @@ fn chain(err: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Why a registry refuses, as the first error of its answer says: in one line, and bounded.
+fn reason_of(answer: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        errors: Vec<Detail>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Detail {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let answer: Answer = serde_json::from_slice(answer).ok()?;
+    let Detail { code, message } = answer.errors.into_iter().next()?;
+    Some(one_line(&format_args!("{code} {message}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reason_of;
+
+    #[test]
+    fn reasons_of_registries_survive_every_damage() {
+        let seeds = [
+            r#"{"errors": [{"code": "DENIED", "message": "access is denied", "detail": {"a": 1}}, {"code": "B"}]}"#,
+            r#"{"errors": [{"message": "no such\n\u001b[31mmanifest"}]}"#,
+        ];
+        damage::survives("error of a registry", &seeds.map(|text| text.as_bytes().to_vec()), |input| {
+            let reason = reason_of(input).ok_or("it gives no reason")?;
+            assert!(!reason.contains(char::is_control) && reason.len() <= 2048, "{reason}");
+            Ok(())
+        });
+        let long = format!(r#"{{"errors": [{{"message": "{}"}}]}}"#, "x".repeat(60_000));
+        assert!(reason_of(long.as_bytes()).is_some_and(|reason| reason.len() < 2048));
+    }
 }
