@@ -5,7 +5,7 @@
 //! service. A port that is published on an address of one node, or by `publish: node`, is not led
 //! anywhere, nor are datagrams, nor the ports of services on the host's network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::{ClusterState, Desired, Service};
 use crate::id::{NodeId, ReplicaId, ServiceName};
@@ -36,9 +36,13 @@ struct Known {
 /// another is placed elsewhere, which may be told to be ready and to take its place by one entry: no
 /// connection comes in vain between the end of the translation and the start of listening.
 ///
-/// Connections to any other port are refused, as they are where no replica is ready anywhere.
-pub fn ports(state: &ClusterState, own: NodeId) -> BTreeMap<u16, ServiceName> {
+/// Connections to any other port are refused, as they are where no replica is ready anywhere; and on a node
+/// that is among `wrong`, whose states are known not to be the majority's: `state` is then no guide.
+pub fn ports(state: &ClusterState, own: NodeId, wrong: &BTreeSet<NodeId>) -> BTreeMap<u16, ServiceName> {
     let mut ports = BTreeMap::new();
+    if wrong.contains(&own) {
+        return ports;
+    }
     for name in state.services.iter().filter(|(_, service)| leads_anywhere(service)).map(|(name, _)| name) {
         let mut known: BTreeMap<u16, Known> = BTreeMap::new();
         for (_, replica) in state.replicas_of(name) {
@@ -62,9 +66,17 @@ pub fn ports(state: &ClusterState, own: NodeId) -> BTreeMap<u16, ServiceName> {
 }
 
 /// The replicas of a service on other nodes than `own` that take connections to its `host_port`, by their
-/// numbers.
-pub fn endpoints(state: &ClusterState, own: NodeId, name: &ServiceName, host_port: u16) -> Vec<Endpoint> {
-    let ready = state.replicas_of(name).filter(|(_, row)| row.node != own && serves(state, row));
+/// numbers. None on nodes among `wrong`, which would say by their states what is theirs; and none at all
+/// when `own` is.
+pub fn endpoints(
+    state: &ClusterState,
+    own: NodeId,
+    wrong: &BTreeSet<NodeId>,
+    name: &ServiceName,
+    host_port: u16,
+) -> Vec<Endpoint> {
+    let is_led_to = |node: NodeId| node != own && !wrong.contains(&own) && !wrong.contains(&node);
+    let ready = state.replicas_of(name).filter(|(_, row)| is_led_to(row.node) && serves(state, row));
     let led = ready.flat_map(|(id, row)| {
         let ports = state.spec_of(row).into_iter().flat_map(|spec| led_ports(spec));
         let ports = ports.filter(move |(published, _)| *published == host_port);
@@ -132,10 +144,16 @@ mod tests {
 
     /// The nodes that connections to port 8080 of node `own` are led to, if it takes any.
     fn nodes(world: &World, own: u64) -> Option<Vec<u64>> {
+        nodes_without(world, own, &[])
+    }
+
+    /// The same where the states of the nodes `wrong` are known to be.
+    fn nodes_without(world: &World, own: u64, wrong: &[u64]) -> Option<Vec<u64>> {
         let (state, own) = (&world.state, NodeId(own));
-        let service = ports(state, own).remove(&8080)?;
+        let wrong = wrong.iter().copied().map(NodeId).collect();
+        let service = ports(state, own, &wrong).remove(&8080)?;
         assert_eq!(service, name("web"));
-        let led = endpoints(state, own, &service, 8080);
+        let led = endpoints(state, own, &wrong, &service, 8080);
         Some(led.iter().map(|endpoint| endpoint.node.0).collect())
     }
 
@@ -155,6 +173,17 @@ mod tests {
         assert_eq!([1, 2, 3].map(|own| nodes(&world, own)), [None, None, None], "refused everywhere");
         world.phase(2, Phase::Running).node(2).status = NodeStatus::Unknown;
         assert_eq!(nodes(&world, 3), None, "none is known to be ready");
+    }
+
+    #[test]
+    fn nobody_leads_to_a_node_whose_state_is_wrong_and_it_leads_nobody() {
+        let world = world(|_| {});
+        let led = |wrong: &[u64]| [1, 2, 3].map(|own| nodes_without(&world, own, wrong));
+        assert_eq!(led(&[1]), [None, Some(vec![]), Some(vec![2])]);
+        assert_eq!(led(&[3]), [Some(vec![2]), Some(vec![1]), None]);
+        assert_eq!(led(&[1, 2]), [None, None, Some(vec![])]);
+        let found_since = [NodeId(3)].into();
+        assert!(endpoints(&world.state, NodeId(3), &found_since, &name("web"), 8080).is_empty());
     }
 
     #[test]

@@ -81,6 +81,12 @@ impl Digests {
         })
     }
 
+    /// Other members that are to be given the majority's state, as was last said.
+    pub(crate) fn replaced_members(&self, now: Mono) -> BTreeSet<NodeId> {
+        let differing = self.differing(now).into_iter();
+        differing.filter(|(_, difference)| difference.by_majority).map(|(node, _)| node).collect()
+    }
+
     /// Compares this node's own state, which `raft` holds, with what a majority agrees on.
     pub(crate) fn judge(&self, raft: &RaftNode, agreed: &Agreed) {
         let known = self.wrong();

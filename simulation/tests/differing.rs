@@ -12,7 +12,7 @@ use blixard_node::raft::RaftConfig;
 use http::{Method, Request};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use simulation::checks::settled;
+use simulation::checks::{routes, settled};
 use simulation::disk::Loss;
 use simulation::machine::Running;
 use simulation::trace::Show;
@@ -22,6 +22,9 @@ use tower::ServiceExt;
 
 /// How long anything here may take, in simulated time.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Ports of services.
+const HERE: u16 = 9_000;
+const THERE: u16 = 9_001;
 /// Within what a difference is found in a cluster that does nothing: two looks at a state in rest, the
 /// signs of life that tell of it, and starting.
 const FOUND_WITHIN: Duration = Duration::from_secs(20);
@@ -85,6 +88,21 @@ async fn submit(world: &World, name: &str, replicas: u32) -> (u16, Value) {
     ask(&node(world, world.leader().expect("one leads")), Method::POST, "/v1/services", spec).await
 }
 
+/// Runs a service of one replica on a machine, with a port that any machine is to answer on.
+async fn run_on(world: &World, name: &str, machine: u64, host_port: u16) {
+    let spec = json!({"spec": {
+        "name": name,
+        "image": {"reference": "docker.io/library/app:latest"},
+        "placement": {"constraints": [
+            {"label": "node.name", "operator": "equal", "value": format!("machine-{machine}")}
+        ]},
+        "ports": [{"container_port": 80, "host_port": host_port, "protocol": "tcp"}],
+    }});
+    let leader = node(world, world.leader().expect("one leads"));
+    let (status, body) = ask(&leader, Method::POST, "/v1/services", spec).await;
+    assert_eq!(status, 201, "{body}");
+}
+
 /// What is wrong with a node, as another says.
 async fn warnings(world: &World, asked: u64, number: u64) -> Vec<String> {
     let (_, body) = ask(&node(world, asked), Method::GET, &format!("/v1/nodes/{number}"), Value::Null).await;
@@ -135,6 +153,12 @@ fn a_member_whose_state_is_wrong_is_found_answers_nobody_and_is_given_the_majori
         let wrong = others(&world, leader)[0];
         let right = joined(&node(&world, leader)).await.expect("an answer");
         let log = node(&world, wrong).handle.raft().last_log;
+        run_on(&world, "here", wrong, HERE).await;
+        run_on(&world, "there", leader, THERE).await;
+        until("they run", || settled(&world).is_ok()).await;
+        for (machine, port) in [(leader, HERE), (wrong, THERE)] {
+            routes::ask(world.machine(machine), port).await.expect("any node answers");
+        }
         let containers = world.machine(wrong).containers.running();
         damage(&world, wrong, 1);
         let begun = Instant::now();
@@ -152,11 +176,18 @@ fn a_member_whose_state_is_wrong_is_found_answers_nobody_and_is_given_the_majori
             assert_eq!(status, 503, "{path}: {body}");
             assert!(body["error"].as_str().expect("why").contains("majority"), "{body}");
         }
+        // What runs there is led to by nobody, nor does it lead anybody; its own kernel goes on.
+        let led_on = routes::ask(world.machine(wrong), THERE).await;
+        let led_to = routes::ask(world.machine(leader), HERE).await;
+        let own = routes::ask(world.machine(wrong), HERE).await;
         assert!(differs(&world, wrong), "it took no time");
-        let mut said = false;
+        assert!(led_on.is_err() && led_to.is_err() && own.is_ok(), "{led_on:?} {led_to:?} {own:?}");
+        let (mut said, mut said_of_all) = (false, false);
         while differs(&world, wrong) {
-            let found = warnings(&world, leader, wrong).await;
-            said |= found.iter().any(|words| words.contains("answers nobody"));
+            let words_of = |found: &[String]| found.iter().any(|words| words.contains("answers nobody"));
+            said |= words_of(&warnings(&world, leader, wrong).await);
+            let (_, status) = ask(&node(&world, leader), Method::GET, "/v1/cluster", Value::Null).await;
+            said_of_all |= status["warnings"].to_string().contains(&format!("node {wrong} "));
             match joined(&node(&world, wrong)).await {
                 Ok(at) => assert_eq!(at, right, "a wrong answer after it was found"),
                 Err((status, why)) => assert_eq!(status, 503, "{why}"),
@@ -165,7 +196,7 @@ fn a_member_whose_state_is_wrong_is_found_answers_nobody_and_is_given_the_majori
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         world.machine(wrong).disk.set_slowness(1);
-        assert!(said, "nobody said that it differs");
+        assert!(said && said_of_all, "nobody said that it differs");
         until("its state is the others'", || is_right(&world, wrong, leader)).await;
         world.checks.set_wrong(wrong, false);
         assert_eq!(joined(&node(&world, wrong)).await, Ok(right));
@@ -174,6 +205,9 @@ fn a_member_whose_state_is_wrong_is_found_answers_nobody_and_is_given_the_majori
         until("nobody says so any more", || settled(&world).is_ok()).await;
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(warnings(&world, leader, wrong).await, Vec::<String>::new());
+        for (machine, port) in [(leader, HERE), (wrong, THERE)] {
+            routes::ask(world.machine(machine), port).await.expect("any node answers again");
+        }
         assert_eq!(world.machine(wrong).containers.running(), containers, "its containers ran on");
         assert_eq!(submit(&world, "web", 3).await.0, 201);
         until("all run", || settled(&world).is_ok()).await;

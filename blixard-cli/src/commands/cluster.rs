@@ -158,7 +158,9 @@ fn describe(status: &ClusterStatus, paint: Paint) -> String {
         ),
         ("Feature level", status.level.to_string()),
     ];
-    lines.iter().map(|(key, value)| format!("{:<15}{value}\n", format!("{key}:"))).collect()
+    let facts = lines.iter().map(|(key, value)| format!("{:<15}{value}\n", format!("{key}:")));
+    let warnings = status.warnings.iter().map(|warning| format!("{}\n", text::printable(warning)));
+    facts.chain(warnings).collect()
 }
 
 fn replicas(status: &ClusterStatus) -> String {
@@ -259,7 +261,8 @@ mod tests {
             "id": "03030303030303030303030303030303", "node": 2, "leader": 1, "term": 4,
             "voters": [1, 2, 3], "learners": [], "failures_survived": 1,
             "survives": "the loss of any 1 of the voters 1, 2, 3", "level": 1, "last_log": 90,
-            "applied": 88, "snapshot": 0, "nodes": 3, "nodes_up": 3, "services": 1, "replicas_running": 2, "replicas_lost": 1
+            "applied": 88, "snapshot": 0, "nodes": 3, "nodes_up": 3, "services": 1, "replicas_running": 2, "replicas_lost": 1,
+            "warnings": ["node 3 runs twice"]
         }))
         .unwrap();
         assert_eq!(
@@ -276,6 +279,7 @@ Services:      1
 Replicas:      2 running, 1 lost
 Log:           applied 88 of 90, snapshot at 0
 Feature level: 1
+node 3 runs twice
 "
         );
     }

@@ -78,7 +78,7 @@ pub struct NodeView {
     pub version: String,
     /// When it joined.
     pub joined_at: UtcMs,
-    /// What is wrong with it, in sentences: that it runs twice.
+    /// What is wrong with it, in sentences: that it runs twice, or that its state differs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// Whether this is what one node last knew, for want of a quorum.
@@ -125,6 +125,9 @@ pub struct ClusterStatus {
     /// How many are away with their nodes.
     #[serde(default)]
     pub replicas_lost: u32,
+    /// What is wrong with members, in sentences: that one runs twice, or that its state differs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Whether this is what one node last knew, for want of a quorum.
     #[serde(default)]
     pub stale: bool,

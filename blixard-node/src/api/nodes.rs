@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use blixard_core::api::node::{ClusterStatus, DownAnswer, MoveRow, NodeView, PeerRow};
 use blixard_core::api::{ErrorBody, Health, List, WriteAnswer};
 use blixard_core::cluster::{Availability, Desired, Write};
-use blixard_core::id::{ContainerId, ReplicaId};
+use blixard_core::id::{ContainerId, NodeId, ReplicaId};
 use blixard_core::orchestrator::{self, Move};
 use serde::Deserialize;
 
@@ -38,7 +38,7 @@ pub(super) async fn peers(State(api): State<Api>) -> Json<List<PeerRow>> {
 pub(super) async fn list(State(api): State<Api>) -> Response {
     let snapshot = api.read().await;
     let mut items = views::nodes(&snapshot.state, &api.handle.raft());
-    items.iter_mut().for_each(|view| warn(&api, view));
+    items.iter_mut().for_each(|view| view.warnings.extend(warnings(&api, view.id)));
     snapshot.answer(List { items, stale: snapshot.is_stale() })
 }
 
@@ -53,16 +53,15 @@ pub(super) async fn inspect(State(api): State<Api>, Segment(id): Segment) -> Res
     let mut view = views::node(&snapshot.state, &api.handle.raft(), node)
         .ok_or_else(|| ApiError::not_found(format!("there is no node `{id}`"), "`blixard node ls`"))?;
     view.stale = snapshot.is_stale();
-    warn(&api, &mut view);
+    view.warnings.extend(warnings(&api, node));
     Ok(snapshot.answer(view))
 }
 
-/// Adds what this node knows to be wrong with a member.
-fn warn(api: &Api, view: &mut NodeView) {
-    let twice = api.handle.runs_twice(view.id);
-    view.warnings.extend(twice.map(|twice| twice.words(view.id)));
-    let difference = api.handle.difference_of(view.id);
-    view.warnings.extend(difference.map(|difference| difference.words(view.id)));
+/// What this node knows to be wrong with a member.
+fn warnings(api: &Api, node: NodeId) -> impl Iterator<Item = String> {
+    let twice = api.handle.runs_twice(node).map(|twice| twice.words(node));
+    let difference = api.handle.difference_of(node).map(|difference| difference.words(node));
+    twice.into_iter().chain(difference)
 }
 
 /// Takes no new replicas, and moves those it has elsewhere.
@@ -189,6 +188,7 @@ pub(super) async fn rebalance(State(api): State<Api>) -> Response {
 pub(super) async fn cluster(State(api): State<Api>) -> Response {
     let snapshot = api.read().await;
     let handle = &api.handle;
-    let status = views::cluster_status(&snapshot.state, &handle.raft(), handle.cluster, handle.id);
+    let mut status = views::cluster_status(&snapshot.state, &handle.raft(), handle.cluster, handle.id);
+    status.warnings.extend(snapshot.state.nodes.keys().flat_map(|node| warnings(&api, *node)));
     snapshot.answer(if snapshot.is_stale() { views::unconfirmed(status) } else { status })
 }

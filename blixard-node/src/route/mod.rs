@@ -4,13 +4,17 @@
 //! kernel translates, and nothing comes here. The node that is led to dials its own containers only, and
 //! only those that its agent has published: what is about to stop is refused before it is told to, and
 //! the connection goes to the next endpoint. Nothing was sent by then.
+//!
+//! A node whose state is known not to be the majority's leads nobody and is led to by nobody until it has
+//! theirs; what was led before goes on. What its kernel translates to its own containers stays: the agent
+//! published it by what the cluster agreed on, and is told nothing meanwhile.
 
 mod relay;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use blixard_core::id::ServiceName;
+use blixard_core::id::{NodeId, ServiceName};
 use blixard_core::limits::ROUTE_TRIES;
 use blixard_core::route;
 use blixard_core::time::Mono;
@@ -38,18 +42,27 @@ struct Port {
 /// The task: listens on the ports that are led on, for as long as the node runs.
 pub(crate) async fn run(shared: Shared) {
     let mut routes = Routes::default();
-    let mut states = shared.watch_state();
+    let (mut states, mut comparisons) = (shared.watch_state(), shared.digests.watch());
     loop {
-        let wanted = route::ports(&states.borrow_and_update().clone(), shared.id);
+        drop(comparisons.borrow_and_update());
+        let wanted = route::ports(&states.borrow_and_update().clone(), shared.id, &wrong(&shared));
         let retry = routes.become_what_is(wanted, &shared).await;
         shared.wait(PAUSE).await;
-        // Cancel safe: both only watch.
+        // Cancel safe: all only watch.
         tokio::select! {
             biased;
             changed = states.changed() => if changed.is_err() { return },
+            changed = comparisons.changed() => if changed.is_err() { return },
             () = shared.wait(RETRY), if retry => {}
         }
     }
+}
+
+/// The nodes whose states are known not to be the majority's.
+fn wrong(shared: &Shared) -> BTreeSet<NodeId> {
+    let mut wrong = shared.digests.replaced_members(shared.platform.clock.now());
+    wrong.extend(shared.digests.is_wrong().then_some(shared.id));
+    wrong
 }
 
 #[derive(Default)]
@@ -125,7 +138,7 @@ async fn accept(
         match listener.accept().await {
             Ok(client) => {
                 // As the state is now: translation may have ended by the entry that made another ready.
-                let endpoints = route::endpoints(&shared.state(), shared.id, &service, port);
+                let endpoints = route::endpoints(&shared.state(), shared.id, &wrong(&shared), &service, port);
                 turn = turn.wrapping_add(1);
                 let tried = route::in_turn(&endpoints, turn, ROUTE_TRIES).collect();
                 let relay = relay::relay(shared.clone(), client, tried, relays.clone());

@@ -119,6 +119,9 @@ pub(crate) async fn serve(
 
 /// Connects to the container that a request names, if it is this node's and the port is led to.
 async fn dial(shared: &Shared, header: &[u8]) -> Result<Box<dyn Duplex>, String> {
+    if let Some(why) = shared.digests.refusal() {
+        return Err(why);
+    }
     let request: RouteRequest = wire::decode(header).map_err(|error| error.to_string())?;
     let RouteRequest { replica, container_port } = request;
     let attempt = route::led_to(&shared.state(), shared.id, replica, container_port);

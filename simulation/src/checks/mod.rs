@@ -19,7 +19,7 @@ mod plans;
 mod quiet;
 mod reads;
 pub(crate) mod restarts;
-mod routes;
+pub mod routes;
 mod settled;
 mod starts;
 mod states;

@@ -48,7 +48,11 @@ fn published(state: &ClusterState) -> BTreeMap<u16, &ServiceName> {
     ports.collect()
 }
 
-async fn ask(machine: &Machine, port: u16) -> Result<ReplicaId, String> {
+/// Connects to a port of a machine as a client does.
+///
+/// # Errors
+/// Why nobody answered.
+pub async fn ask(machine: &Machine, port: u16) -> Result<ReplicaId, String> {
     match machine.containers.connect(port) {
         None => Err("the connection is refused".to_owned()),
         Some(Ok(replica)) => Ok(replica),

@@ -12,9 +12,12 @@ use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
 use blixard_tests::host::Host;
 use blixard_tests::{image, wait};
+use rustix::process::Signal;
 
 /// Entries between two snapshots, far fewer than by default.
 const EVERY: u64 = 20;
+/// What a member says that finds its own state wrong.
+const FOUND: &str = "this node's state is not the majority's";
 
 /// When host 1 joined, as a host answers.
 fn joined(host: &Host) -> Result<u64> {
@@ -52,12 +55,23 @@ fn a_member_whose_snapshot_is_wrong_is_found_and_given_the_majoritys() -> Result
         ensure!(altered, "host 3 has no snapshot");
         wrong.start(&[])?;
         ensure!(joined(wrong)? == right + 1, "the state is not damaged, or was mended before anybody looked");
+        wait::until("host 3 to be found", Duration::from_secs(90), || {
+            wait::ensure(wrong.log().contains(FOUND), "it is not")
+        })?;
+        // Held where it is, it is not mended while the others are asked of it.
+        wrong.signal(Signal::STOP);
+        let said = wait::until("others to say that it differs", Duration::from_secs(5), || {
+            let status = others[0].status()?;
+            let differs = status.warnings.iter().any(|words| words.contains("the state of node 3"));
+            let listed = others[0].cli(&["node", "ls"])?.contains("the state of node 3");
+            wait::ensure(differs && listed, format!("{:?}", status.warnings))
+        });
+        wrong.signal(Signal::CONT);
+        said?;
         wait::until("host 3 to be mended", Duration::from_secs(90), || {
             wait::ensure(joined(wrong)? == right, "it still answers wrongly")
         })?;
-        for phrase in
-            ["this node's state is not the majority's", "taking the majority's state", "answers again"]
-        {
+        for phrase in [FOUND, "taking the majority's state", "answers again"] {
             ensure!(wrong.log().contains(phrase), "`{phrase}` is not in its log");
         }
         let said =

@@ -119,6 +119,7 @@ pub fn cluster_status(
         services: count(state.services.len()),
         replicas_running: replicas(|replica, lost| !lost && replica.status.phase == Phase::Running),
         replicas_lost: replicas(|replica, lost| lost && replica.desired != Desired::Stop),
+        warnings: Vec::new(),
         stale: false,
     }
 }

@@ -217,6 +217,9 @@ enum Outgoing {
 
 /// Why a member is not sent a volume.
 fn check(shared: &Shared, from: NodeId, request: &VolumeRequest) -> Result<(), String> {
+    if let Some(why) = shared.digests.refusal() {
+        return Err(why);
+    }
     let state = shared.state();
     let Some((name, volume)) = state.volume_by_id(request.volume) else {
         return Err("there is no such volume here".to_owned());
