@@ -39,6 +39,24 @@ pub fn web() -> Result<Image> {
     Recipe { name: "web:1", packages: &[], files, config }.build()
 }
 
+/// Busybox beside a file of `mebibytes` that no compression makes smaller.
+///
+/// # Errors
+/// When Debian's busybox-static is not installed.
+pub fn bulky(mebibytes: usize) -> Result<Image> {
+    let mut state = 1_u64;
+    // Any generator does whose output does not repeat (xorshift, Marsaglia 2003).
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    let content: Vec<u8> = words.take(mebibytes << 17).flatten().collect();
+    let config = json!({"Env": [PATH], "Cmd": ["sh"]});
+    Recipe { name: "bulky:1", packages: &[], files: base()?.file("bulk", 0o644, &content), config }.build()
+}
+
 /// Busybox with a program of its own in /bin: lines of shell, which get its arguments.
 ///
 /// # Errors

@@ -17,7 +17,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub use self::archive::{Layout, digest_of};
-pub use self::catalog::{busybox, nginx, postgres, redis, stand_in, web};
+pub use self::catalog::{bulky, busybox, nginx, postgres, redis, stand_in, web};
 use self::layer::Layer;
 
 /// An image as an archive on disk.

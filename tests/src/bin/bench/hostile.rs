@@ -1,7 +1,9 @@
-//! Commits while the API is attacked: a thousand clients that mean ill against the leader.
+//! Commits while the API is attacked: a thousand clients that mean ill against the leader, which hands an
+//! image to the other members meanwhile.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -9,7 +11,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use blixard_tests::bundle::Bundle;
 use blixard_tests::cluster::Cluster;
 use blixard_tests::host::Host;
-use blixard_tests::{http, image};
+use blixard_tests::http;
+use blixard_tests::image::{self, Image};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -28,6 +31,8 @@ const HOSTILE: usize = 1000;
 const CLIENTS: usize = 8;
 /// A byte now and then.
 const TRICKLE: Duration = Duration::from_secs(1);
+/// The size of the image that is handed on, over and over.
+const IMAGE_MEBIBYTES: usize = 256;
 /// The pause between two requests of a client that asks without a token.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -43,18 +48,22 @@ pub(crate) fn measure(plan: &Plan) -> Result<Vec<Section>> {
     leader.run(
         &Bundle::new("talker", &box_).shell(talk).constraint(&format!("node.name==host{}", leader.number)),
     )?;
+    let bulky = image::bulky(IMAGE_MEBIBYTES)?;
     let api = Api::new(leader)?;
     let target = api.submissions(leader, Arc::new(commit::body));
     load::once(&target, CLIENTS, 0)?;
     let term = leader.status()?.term;
     let (mut calm, mut attacked) = (Load::default(), Load::default());
-    let mut counts = 0;
+    let (mut counts, mut handed_on) = (0, 0);
     for _ in 0..plan.rounds {
         counts += 1_000_000;
         calm.extend(load::run(&target, CLIENTS, plan.round, counts)?);
         let attack = Attack::begin(leader, api.authorization())?;
         counts += 1_000_000;
-        attacked.extend(load::run(&target, CLIENTS, 2 * plan.round, counts)?);
+        let (loaded, times) =
+            while_handing_on(leader, &bulky, || load::run(&target, CLIENTS, 2 * plan.round, counts))?;
+        attacked.extend(loaded);
+        handed_on += times;
         attack.end()?;
     }
     let after = leader.status()?.term;
@@ -66,13 +75,37 @@ pub(crate) fn measure(plan: &Plan) -> Result<Vec<Section>> {
         figure("p50", |load| load.samples.p50()),
         figure("p99", |load| load.samples.p99()).at_most(3.0),
         Figure::plain("elections meanwhile", "none".to_owned(), String::new()),
+        Figure::plain("transfers of the image begun", handed_on.to_string(), String::new()),
     ];
     let how = format!(
         "Three durable nodes; {HOSTILE} clients on the leader's own machine are connected to its API over TCP: a \
          quarter each send a request's head a byte a second, take an answer a byte a second, take a container's log a \
-         byte a second with a token, and ask ten times a second without one. Beside it the same without them."
+         byte a second with a token, and ask ten times a second without one. Meanwhile an image of {IMAGE_MEBIBYTES} \
+         MiB is imported on the leader, handed to both others as fast as they take it, removed, and imported again. \
+         Beside it the same without all this."
     );
     Ok(vec![Section { title: "Commits under attack", how, figures }])
+}
+
+/// Does `work` while the host imports an image, which is handed to every member, and removes it again, over
+/// and over. How often it was begun.
+fn while_handing_on<T>(host: &Host, image: &Image, work: impl FnOnce() -> Result<T>) -> Result<(T, u32)> {
+    let stopping = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let handing_on = scope.spawn(|| {
+            let mut begun = 0;
+            while !stopping.load(Ordering::Relaxed) {
+                begun += 1;
+                host.import(image)?;
+                host.cli(&["image", "rm", &image.reference])?;
+            }
+            anyhow::Ok(begun)
+        });
+        let worked = work();
+        stopping.store(true, Ordering::Relaxed);
+        let begun = handing_on.join().map_err(|_| anyhow!("handing on panicked"))?;
+        Ok((worked?, begun.context("handing the image on")?))
+    })
 }
 
 /// Clients that mean ill, at work.
