@@ -1,6 +1,6 @@
 //! What a value of `--join` means.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use super::ticket::{PREFIX, Ticket, TicketError};
@@ -98,6 +98,9 @@ impl JoinTarget {
         if !is_path && let Some((host, port)) = trimmed.rsplit_once(':') {
             return parse_address(trimmed, host, port);
         }
+        if trimmed.parse::<IpAddr>().is_ok() {
+            return Err(TargetError::Address { address: trimmed.to_owned() });
+        }
         Ok(Self::File(PathBuf::from(trimmed)))
     }
 }
@@ -148,7 +151,8 @@ mod tests {
         address("[fd00::1]:7001", "fd00::1", 7001);
         address("box1:7001", "box1", 7001);
         address("host.example.net:1", "host.example.net", 1);
-        for wrong in ["host:", "host:0", "host:70000", ":7001", "fd00::1", "[fd00::1:7001", "a b:1", "é:1"] {
+        for wrong in ["host:", "host:0", "host:70000", ":7001", "fd00::1", "[fd00::1:7001", "a b:1", "é:1", "10.0.0.1"]
+        {
             assert_eq!(JoinTarget::parse(wrong), Err(TargetError::Address { address: wrong.to_owned() }));
         }
         for url in ["https://host/registry.json", "http://10.0.0.1:8000/r?x#y", "HTTPS://user:pw@h"] {

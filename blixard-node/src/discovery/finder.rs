@@ -45,6 +45,8 @@ struct Watched {
 struct Said {
     contacts: Vec<Contact>,
     problem: Option<String>,
+    /// Whether that will not change by itself.
+    is_final: bool,
     looked_at: Option<UtcMs>,
     /// When it last answered.
     good_at: Option<Mono>,
@@ -77,6 +79,8 @@ pub struct Reading {
     pub contacts: Vec<Contact>,
     /// What is wrong with sources that could not be used.
     pub problems: Vec<String>,
+    /// Whether no source is left that another look could help.
+    pub is_hopeless: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -149,6 +153,10 @@ impl Finder {
     /// Merges what all said, and hints the transport.
     fn merged(&self, seams: Seams<'_>) -> Reading {
         let said: Vec<Said> = self.sources.iter().map(|watched| lock(&watched.said).clone()).collect();
+        let there = self.sources.iter().zip(&said).filter(|(watched, _)| watched.source.is_there());
+        let mut there = there.map(|(_, said)| said).peekable();
+        let is_hopeless =
+            there.peek().is_some() && there.all(|said| said.is_final && said.contacts.is_empty());
         let mut problems: Vec<String> = said.iter().filter_map(|said| said.problem.clone()).collect();
         let merged = merge(seams.transport.key(), said.into_iter().flat_map(|said| said.contacts));
         let contradiction = merged.as_ref().err().map(ToString::to_string);
@@ -162,7 +170,7 @@ impl Finder {
         }
         told.clone_from(&contradiction);
         problems.extend(contradiction);
-        Reading { contacts, problems }
+        Reading { contacts, problems, is_hopeless }
     }
 }
 
@@ -189,6 +197,7 @@ impl Watched {
                 }
                 tell_news(&name, &said.contacts, &contacts, seams.transport.key());
                 said.failures = 0;
+                said.is_final = false;
                 said.good_at = Some(now);
                 said.contacts = contacts;
                 said.not_before = now + self.source.pause();
@@ -197,13 +206,13 @@ impl Watched {
             Err(error) => {
                 let problem = error.to_string();
                 if said.problem.as_ref() != Some(&problem) {
-                    tracing::warn!(
-                        source = name,
-                        err = problem,
-                        "a source of members cannot be used; trying on"
-                    );
+                    let news = match error.is_final() {
+                        true => "a source of members cannot be used",
+                        false => "a source of members cannot be used; trying on",
+                    };
+                    tracing::warn!(source = name, err = problem, "{news}");
                 }
-                said.problem = Some(problem);
+                (said.problem, said.is_final) = (Some(problem), error.is_final());
                 let wait = RETRY_MIN.saturating_mul(1 << said.failures.min(8)).min(REFRESH);
                 said.failures = said.failures.saturating_add(1);
                 let pause = self.source.pause();

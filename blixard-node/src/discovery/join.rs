@@ -58,6 +58,15 @@ pub enum JoinError {
         "nothing to join with: none of the sources has a join token; `blixard cluster token create` on a member prints a ticket to join by"
     )]
     NoToken,
+    /// Nothing that was named is something to join by, and none of it will be by itself.
+    #[error(
+        "nothing to join by: {}; give a member's node-registry.json, HOST:PORT, or a ticket from `blixard cluster token create` on a member",
+        problems.join("; ")
+    )]
+    NoSource {
+        /// What is wrong with each source.
+        problems: Vec<String>,
+    },
 }
 
 /// Tells what becomes of each try, for the log.
@@ -124,7 +133,7 @@ impl JoinLog {
 /// the same answer.
 ///
 /// # Errors
-/// When the cluster refuses for good, or there is no token to show.
+/// When the cluster refuses for good, there is no token to show, or no source can ever be used.
 pub async fn join<'a>(
     seams: impl Into<Seams<'a>>,
     sources: &Finder,
@@ -138,6 +147,9 @@ pub async fn join<'a>(
     // Who named the leader that is asked next is trusted in that as in everything.
     let mut named_by_named = false;
     loop {
+        if reading.is_hopeless {
+            return Err(JoinError::NoSource { problems: reading.problems });
+        }
         if reading.contacts.is_empty() {
             status(JoinStatus::NoCandidates);
         } else if lacks_token(wish, &reading) {

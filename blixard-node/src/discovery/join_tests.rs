@@ -194,3 +194,19 @@ fn a_refusal_of_who_was_only_found_ends_nothing_until_all_refuse_for_long_enough
     assert_eq!(result, Err(JoinError::Refused { reason: "the token is not valid here".to_owned() }));
     assert!(*world.now.lock().unwrap() > Duration::from_secs(3));
 }
+
+#[test]
+fn sources_that_can_never_be_used_end_joining_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let join_by = |targets: Vec<JoinTarget>| {
+        let world = World::default();
+        let wish = wish();
+        let result = run(join(world.seams(), &Finder::new(sources(targets, None)), &wish, &|_| ()));
+        assert_eq!(*world.now.lock().unwrap(), Duration::ZERO, "nothing is waited for");
+        result
+    };
+    let error = join_by(vec![JoinTarget::File(dir.path().to_owned())]).unwrap_err();
+    assert!(matches!(&error, JoinError::NoSource { problems } if problems.len() == 1), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("Is a directory") && said.contains("blixard cluster token create"), "{said}");
+}

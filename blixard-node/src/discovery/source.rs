@@ -38,11 +38,11 @@ pub trait Source: Send + Sync + 'static {
     async fn look(&self, seams: Seams<'_>) -> Result<Vec<Contact>, SourceError>;
 }
 
-/// Why a source cannot be used now. It is tried again; a node with such a source never bootstraps.
+/// Why a source cannot be used now. A node with such a source never bootstraps.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     /// The file cannot be read.
-    #[error("cannot read {}: {error}{}", path.display(), hint(error))]
+    #[error("cannot read {}: {error}{}", path.display(), hint(path, error))]
     Unreadable {
         /// Which file.
         path: PathBuf,
@@ -82,13 +82,33 @@ pub enum SourceError {
     },
 }
 
+impl SourceError {
+    /// Whether another look cannot help, because what is there is whole and nothing to join by: somebody
+    /// must put something else there. What is not there yet, or does not answer, is looked at again.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Unreadable { error, .. } => error.kind() == io::ErrorKind::IsADirectory,
+            Self::File(error) => !matches!(error, FileError::Truncated { .. }),
+            Self::TooLarge { .. } | Self::NoTicket { .. } | Self::Ticket { .. } => true,
+            Self::Silent { .. } => false,
+        }
+    }
+}
+
 fn named(path: &Path) -> String {
     if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
 }
 
-fn hint(error: &io::Error) -> &'static str {
+fn hint(path: &Path, error: &io::Error) -> &'static str {
     match error.kind() {
+        // `--join box1` is a file's name as well as a machine's.
+        io::ErrorKind::NotFound if path.components().count() == 1 && path.extension().is_none() => {
+            " (a machine is named with its port, such as box1:7001; a registry file is there once its node has started: check the path)"
+        }
         io::ErrorKind::NotFound => " (a node writes it when it has started; check the path)",
+        io::ErrorKind::IsADirectory => {
+            " (name the registry file in it; a node's is node-registry.json in its data directory)"
+        }
         _ => "",
     }
 }

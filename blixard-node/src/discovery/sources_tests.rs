@@ -87,3 +87,44 @@ fn a_ticket_is_taken_from_a_file_and_a_file_without_one_never_founds() {
     assert!(finder.is_configured());
     assert!(run(finder.read(world.seams())).problems[0].contains("standard input"));
 }
+
+#[test]
+fn only_what_may_still_become_a_source_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let write = |name: &str, text: &[u8]| std::fs::write(path(name), text).unwrap();
+    write("html", b"<html>not here</html>");
+    write("other.json", b"{\"name\": 1}");
+    write("empty", b"\n");
+    write("cut.json", b"{\"iroh_node_id\": \"08");
+    write("large", &vec![b' '; (1 << 20) + 1]);
+    write("damaged", b"bxt1aaaaaaaaaaaaaaaa");
+    write("good.json", member(2).as_bytes());
+    let check = |targets: &[&str], hopeless: bool, said: &str| {
+        let parsed = targets.iter().map(|text| {
+            let (sign, name) = text.strip_prefix('@').map_or(("", *text), |name| ("@", name));
+            JoinTarget::parse(&format!("{sign}{}", path(name).display())).unwrap()
+        });
+        let (finder, world) =
+            (Finder::new(sources(parsed.collect(), Some(&path("none")))), World::default());
+        let reading = run(finder.read(world.seams()));
+        assert_eq!(reading.is_hopeless, hopeless, "{targets:?}: {:?}", reading.problems);
+        assert!(reading.problems.join("; ").contains(said), "{targets:?}: {:?}", reading.problems);
+    };
+    check(&["html"], true, "html:1:1");
+    check(&["other.json"], true, "missing field `iroh_node_id`");
+    check(&["."], true, "name the registry file in it");
+    check(&["large"], true, "it is not a registry file");
+    check(&["@empty"], true, "holds no ticket");
+    check(&["@damaged"], true, "ticket");
+    check(&["@html"], true, "a ticket begins with");
+    check(&["html", "@damaged"], true, "html:1:1");
+    // Not there yet, still being written, or answered by another.
+    check(&["absent"], false, "No such file");
+    check(&["@absent"], false, "No such file");
+    check(&["cut.json"], false, "still being written");
+    check(&["html", "absent"], false, "html:1:1");
+    check(&["html", "good.json"], false, "html:1:1");
+    let finder = Finder::new(sources(Vec::new(), Some(dir.path())));
+    assert!(!run(finder.read(World::default().seams())).is_hopeless, "without sources a node founds");
+}
