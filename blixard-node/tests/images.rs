@@ -429,7 +429,7 @@ async fn a_bad_archive_is_refused_and_leaves_nothing() {
     check("text", &b"no archive at all ".repeat(100), "no tar header").await;
     check("cut", &oci[..oci.len() / 2], "ends too early").await;
     let packed = gzip(&oci);
-    check("cut gzip", &packed[..packed.len() / 2], "damaged or incomplete").await;
+    check("cut gzip", &packed[..packed.len() / 2], "ends too early").await;
     let files = support::image::tar_of(&[("etc/passwd", 0o644, b"root")]);
     check("another tar", &files, "neither index.json nor manifest.json").await;
 

@@ -16,6 +16,8 @@ use super::compression::{Compression, Decompressed, MAGIC_BYTES};
 use crate::platform::RuntimeError;
 
 const BLOCK_BYTES: usize = 512;
+/// Where an archive is, for errors, before its first entry.
+const BEGINNING: &str = "its beginning";
 /// The longest name or extended header, in bytes.
 const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 
@@ -77,11 +79,14 @@ impl Archive {
     /// Looks at the first bytes to tell how the stream is compressed.
     ///
     /// # Errors
-    /// `Invalid` when it is compressed in a way that is not understood.
+    /// `Invalid` when it is empty, or compressed in a way that is not understood.
     pub(super) async fn open(mut source: Pin<Box<dyn AsyncRead + Send>>) -> Result<Self, RuntimeError> {
         let mut magic = Vec::with_capacity(MAGIC_BYTES);
         let start = (&mut source).take(MAGIC_BYTES as u64).read_to_end(&mut magic).await;
-        start.map_err(|err| source_fault("archive", &err))?;
+        start.map_err(|err| source_fault(BEGINNING, &err))?;
+        if magic.is_empty() {
+            return Err(RuntimeError::Invalid("the archive is empty: whatever wrote it failed".into()));
+        }
         let compression = Compression::of(&magic);
         let source: Pin<Box<dyn AsyncRead + Send>> = Box::pin(io::Cursor::new(magic).chain(source));
         let source = match compression {
@@ -93,7 +98,7 @@ impl Archive {
             }
             compression => Source::Compressed(Decompressed::new(compression, source)),
         };
-        Ok(Self { source, bytes: 0, remaining: 0, padding: 0, path: "archive".into() })
+        Ok(Self { source, bytes: 0, remaining: 0, padding: 0, path: BEGINNING.into() })
     }
 
     /// The next entry; what was not read of the current one is skipped. None at the end.
@@ -397,13 +402,13 @@ mod tests {
         check(b"this is no archive", "ends too early").await;
         check(&[b'x'; 2048], "no tar header").await;
         let packed = gzipped(&sample());
-        check(&packed[..packed.len() / 2], "damaged or incomplete").await;
+        check(&packed[..packed.len() / 2], "ends too early").await;
         let mut damaged = packed.clone();
         for byte in &mut damaged[10..30] {
             *byte ^= 0x5a;
         }
         check(&damaged, "damaged or incomplete").await;
-        assert_eq!(entries(b"").await.expect("an empty archive has no entries"), []);
+        check(b"", "the archive is empty").await;
     }
 
     #[test]

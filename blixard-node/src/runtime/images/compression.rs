@@ -3,6 +3,8 @@
 
 use std::io::{self, Chain, Cursor, Read};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
@@ -157,13 +159,16 @@ fn decompress(
     fed: mpsc::Receiver<Bytes>,
     output: &mpsc::Sender<io::Result<Bytes>>,
 ) {
-    let mut decoder = compression.decoder(Fed { fed, piece: Bytes::new() });
+    let ended = Arc::new(AtomicBool::new(false));
+    let mut decoder = compression.decoder(Fed { fed, piece: Bytes::new(), ended: ended.clone() });
     let mut buf = vec![0; PIECE_BYTES];
     loop {
         let piece = match decoder.read(&mut buf) {
             Ok(0) => return,
             Ok(read) => Ok(Bytes::copy_from_slice(&buf[..read])),
             Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
+            // Each decoder has words of its own for a stream that was cut.
+            Err(_) if ended.load(Ordering::Relaxed) => Err(io::ErrorKind::UnexpectedEof.into()),
             Err(err) => Err(io::Error::new(io::ErrorKind::InvalidData, err)),
         };
         let failed = piece.is_err();
@@ -177,6 +182,8 @@ fn decompress(
 struct Fed {
     fed: mpsc::Receiver<Bytes>,
     piece: Bytes,
+    /// Whether more was asked for than there is.
+    ended: Arc<AtomicBool>,
 }
 
 impl Read for Fed {
@@ -184,7 +191,10 @@ impl Read for Fed {
         while self.piece.is_empty() {
             match self.fed.blocking_recv() {
                 Some(piece) => self.piece = piece,
-                None => return Ok(0),
+                None => {
+                    self.ended.store(true, Ordering::Relaxed);
+                    return Ok(0);
+                }
             }
         }
         let part = buf.len().min(self.piece.len());
@@ -275,8 +285,10 @@ mod tests {
             assert!(decompressed(&packed).await.expect("valid") == content, "{compression:?}");
             let twice = [packed.clone(), packed.clone()].concat();
             assert!(decompressed(&twice).await.expect("valid") == content.repeat(2), "{compression:?} twice");
-            let error = decompressed(&packed[..packed.len() / 2]).await.expect_err("cut");
-            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{compression:?}: {error}");
+            for length in [MAGIC_BYTES, packed.len() / 2, packed.len() - 3] {
+                let error = decompressed(&packed[..length]).await.expect_err("cut");
+                assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{compression:?} {length}: {error}");
+            }
         }
         assert!(decompressed(&content).await.expect("valid") == content);
         assert_eq!(Compression::of(b"BZh91AY&SY"), Compression::Unknown("bzip2"));
