@@ -55,13 +55,19 @@ pub(crate) fn time(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|why| format!("{why}; for example 90 (seconds), 90s or 1m30s"))
 }
 
-/// Reads a moment: a time such as `2026-11-21T08:30:00Z`, or how long ago, `10m`.
+/// From this number on a bare number is a Unix time: as seconds ago it would be before Unix.
+const UNIX_TIME_MIN: u64 = 1_000_000_000;
+
+/// Reads a moment: a time such as `2026-11-21T08:30:00Z`, a Unix time in seconds, or how long ago, `10m`.
 ///
 /// # Errors
 /// Why it is none.
 pub(crate) fn moment(text: &str) -> Result<UtcMs, String> {
     if let Ok(at) = text.parse() {
         return Ok(at);
+    }
+    if let Some(seconds) = text.parse().ok().filter(|seconds: &u64| *seconds >= UNIX_TIME_MIN) {
+        return Ok(UtcMs(seconds.saturating_mul(1000)));
     }
     let ago = time(text)
         .map_err(|_| "give a time such as 2026-11-21T08:30:00Z, or how long ago: 10m".to_owned())?;
@@ -85,4 +91,26 @@ pub(crate) struct OutputArgs {
     /// How to print: for people, or the API's JSON (see docs/reference; fields are only ever added)
     #[arg(short, long, visible_alias = "format", value_enum, default_value_t, value_name = "FORMAT")]
     pub(crate) output: Output,
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::time::UtcMs;
+
+    use super::moment;
+    use crate::render::text::now;
+
+    #[test]
+    fn a_moment_is_a_time_a_unix_time_or_how_long_ago() {
+        assert_eq!(moment("1970-01-01T00:00:05Z"), Ok(UtcMs(5_000)));
+        assert_eq!(moment("1970-01-01T02:00:05+02:00"), Ok(UtcMs(5_000)));
+        assert_eq!(moment("1795869558"), Ok(UtcMs(1_795_869_558_000)));
+        for (ago, milliseconds) in [("90", 90_000), ("10m", 600_000), ("1h30m", 5_400_000), ("0", 0)] {
+            let (before, read) = (now().0, moment(ago).unwrap().0);
+            assert!((before..=now().0).contains(&(read + milliseconds)), "{ago}: {read}");
+        }
+        for wrong in ["", "yesterday", "2026-11-28", "12:00", "-5m", "99999999999999999999"] {
+            assert!(moment(wrong).unwrap_err().contains("2026-11-21T08:30:00Z"), "{wrong}");
+        }
+    }
 }

@@ -65,6 +65,14 @@ impl ImageReference {
         self.tag.as_deref()
     }
 
+    /// The reference as people write it, and as it is shown everywhere: without Docker's own registry,
+    /// which is the default one: `nginx:latest`.
+    pub fn familiar(&self) -> String {
+        let whole = self.to_string();
+        let short = whole.strip_prefix("docker.io/").unwrap_or(&whole);
+        short.strip_prefix("library/").filter(|_| short.len() < whole.len()).unwrap_or(short).to_owned()
+    }
+
     /// The digest, when named: `sha256:` and 64 hex digits.
     pub fn digest(&self) -> Option<&str> {
         self.digest.as_deref()
@@ -227,6 +235,21 @@ mod tests {
     use super::*;
 
     const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn what_is_shown_is_short_and_means_the_same() {
+        let check = |text: &str, expect: &str| {
+            let reference: ImageReference = text.parse().unwrap();
+            assert_eq!(reference.familiar(), expect);
+            assert_eq!(expect.parse(), Ok(reference));
+        };
+        check("nginx", "nginx:latest");
+        check("docker.io/library/nginx:1", "nginx:1");
+        check("docker.io/team/app:1", "team/app:1");
+        check("registry.lan:5000/library/app", "registry.lan:5000/library/app:latest");
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        check(&format!("app@{digest}"), &format!("app@{digest}"));
+    }
 
     #[test]
     fn references_normalise_as_docker_does() {

@@ -1,5 +1,6 @@
 //! Newline-delimited JSON, as it comes.
 
+use anyhow::Context;
 use std::marker::PhantomData;
 
 use blixard_core::api::{ATTEMPT_HEADER, ATTEMPTS_HEADER, GAP_HEADER};
@@ -73,7 +74,8 @@ impl<T: DeserializeOwned> Lines<T> {
                 None if self.buffer.is_empty() => return Ok(None),
                 None => anyhow::bail!("the node's answer ends within a line"),
                 Some(frame) => {
-                    if let Ok(data) = frame?.into_data() {
+                    let frame = frame.context("the connection broke to the node it comes from, which may be down")?;
+                    if let Ok(data) = frame.into_data() {
                         self.buffer.extend_from_slice(&data);
                     }
                 }

@@ -81,7 +81,7 @@ fn cells(container: &AnnouncedContainer) -> [String; 6] {
         text::printable(&container.name),
         container.ip.map(|ip| ip.to_string()).unwrap_or_default(),
         container.port.map(|port| port.to_string()).unwrap_or_default(),
-        text::printable(&container.image),
+        text::image(&container.image),
         text::printable(&container.node),
     ]
 }

@@ -135,7 +135,7 @@ async fn import(
         render::json(&answer)?;
     } else {
         for image in &answer.images {
-            render::line(&format!("{} {}", text::printable(&image.reference), image.digest))?;
+            render::line(&format!("{} {}", text::image(&image.reference), image.digest))?;
         }
     }
     let failed: Vec<String> = answer
@@ -186,7 +186,7 @@ async fn list(client: &Client, output: OutputArgs) -> anyhow::Result<ExitCode> {
     for image in &list.items {
         let nodes: Vec<String> = image.nodes.iter().map(ToString::to_string).collect();
         table.row([
-            text::printable(&image.reference),
+            text::image(&image.reference),
             text::short_digest(&image.digest).to_owned(),
             text::bytes(image.bytes),
             nodes.join(", "),
@@ -229,7 +229,7 @@ fn report(removal: ImageRemoval, output: OutputArgs) -> anyhow::Result<ExitCode>
     } else {
         for image in &removal.items {
             let nodes: Vec<String> = image.nodes.iter().map(ToString::to_string).collect();
-            let (name, digest) = (text::printable(&image.reference), text::short_digest(&image.digest));
+            let (name, digest) = (text::image(&image.reference), text::short_digest(&image.digest));
             render::line(&format!("removed {name} ({digest}) from node {}", nodes.join(", ")))?;
         }
         render::line(&format!("freed {}", text::bytes(removal.bytes_freed)))?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use blixard_core::api::List;
 use blixard_core::api::replica::ReplicaRow;
+use blixard_core::image_reference::ImageReference;
 use http::StatusCode;
 
 use crate::args::{Output, OutputArgs};
@@ -21,9 +22,10 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// List the containers of the whole cluster
 ///
-/// Shows one line for each container, and one for each replica that waits for a place, with the
-/// reason. A terminal that is too narrow gets fewer columns; --no-trunc shows everything in full. With
-/// -a also containers that ended lately, with how they ended. The same from any node.
+/// Shows one line for each container, also for one that ended for good and is not started again, and one
+/// for each replica that waits for a place, with the reason. A terminal that is too narrow gets fewer
+/// columns; --no-trunc shows everything in full. With -a also containers that ended lately and were
+/// started again, replaced or stopped, with how they ended. The same from any node.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  blixard ps\n  blixard ps -a web\n  blixard ps --filter node=2 --filter status=running\n  blixard ps --watch\n  blixard ps -q | xargs -n1 blixard inspect"
@@ -32,7 +34,7 @@ pub(crate) struct Args {
     /// Only containers of these services
     #[arg(value_name = "SERVICE")]
     services: Vec<String>,
-    /// Also containers that ended
+    /// Also containers that ended, and were started again, replaced or stopped
     #[arg(short, long)]
     all: bool,
     /// Only container ids, one a line
@@ -87,7 +89,7 @@ impl Key {
             }
             Self::Status => status(row) == value,
             Self::Version => row.version.to_string() == value,
-            Self::Image => row.image == value || row.image.split([':', '@']).next() == Some(value),
+            Self::Image => is_image(&row.image, value),
             Self::Health => match row.healthy {
                 Some(true) => value == "healthy",
                 Some(false) => value == "unhealthy",
@@ -96,6 +98,15 @@ impl Key {
             Self::Id => row.container_id.as_ref().is_some_and(|id| id.0.starts_with(value)),
         }
     }
+}
+
+/// Whether an image is the one that is named, or one of that name when no tag or digest is named.
+fn is_image(image: &str, named: &str) -> bool {
+    let parse = |text: &str| text.parse::<ImageReference>().ok();
+    let (Some(image), Some(wanted)) = (parse(image), parse(named)) else { return image == named };
+    let of_name = image.registry() == wanted.registry() && image.repository() == wanted.repository();
+    let names_one = named.contains('@') || named.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    if names_one { image == wanted } else { of_name }
 }
 
 /// The word for how a container is doing that `--filter status=` takes.
@@ -243,6 +254,9 @@ mod tests {
         check(&[], true);
         check(&["service=web", "node=3", "status=running", "version=2", "health=unhealthy"], true);
         check(&["node=box3", "image=nginx", "name=web-0", "id=0123"], true);
+        check(&["image=docker.io/library/nginx:1"], true);
+        check(&["image=nginx:2"], false);
+        check(&["image=nginx:latest"], false);
         check(&["node=2", "node=3"], true);
         check(&["node=2", "service=web"], false);
         check(&["status=lost"], false);

@@ -13,6 +13,7 @@ use blixard_core::id::ServiceName;
 use http::Method;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
+use super::ps::ended;
 use crate::client::{Client, Lines, segment};
 use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};
@@ -194,7 +195,7 @@ fn items(detail: &ServiceDetail) -> Vec<Item> {
     });
     let pending = detail.pending.iter().map(|slot| Item {
         key: format!("{}-{}", detail.row.name, slot.slot),
-        text: format!("pending: {}", text::printable(&slot.reason)),
+        text: format!("pending: {}", text::told_from(&text::printable(&slot.reason), text::now())),
         bytes: None,
     });
     replicas.chain(pending).collect()
@@ -247,7 +248,11 @@ async fn explain(
     };
     let mut failure = missing(&detail, after);
     let failed = unproven(&detail).filter(|row| row.attempt > 0 || row.phase >= Some(Phase::Running));
-    for row in failed.take(LOGS_MAX) {
+    let gone = match detail.pending.is_empty() {
+        true => Vec::new(),
+        false => timeout(LOG_DEADLINE, ended(client)).await.ok().and_then(Result::ok).unwrap_or_default(),
+    };
+    for row in failed.chain(last_tries(&detail, &gone)).take(LOGS_MAX) {
         let lines = last_lines(client, row).await;
         if !lines.is_empty() {
             failure.body.details.push(format!("the last lines of {}:", row.name));
@@ -257,6 +262,15 @@ async fn explain(
     failure.into()
 }
 
+/// Of each slot that waits for another try, the container of the last one, which is gone: those that
+/// `ended`, the last first.
+fn last_tries<'a>(detail: &'a ServiceDetail, ended: &'a [ReplicaRow]) -> impl Iterator<Item = &'a ReplicaRow> {
+    let row = &detail.row;
+    let of_version = |ended: &&ReplicaRow| ended.service == row.name && ended.version == row.version;
+    let waiting = detail.pending.iter();
+    waiting.filter_map(move |slot| ended.iter().filter(of_version).find(|ended| ended.slot == slot.slot))
+}
+
 /// The replicas that should be proven and are not.
 fn unproven(detail: &ServiceDetail) -> impl Iterator<Item = &ReplicaRow> {
     let meant = |row: &&ReplicaRow| row.current && !row.proven && row.desired == Some(Desired::Run);
@@ -264,7 +278,7 @@ fn unproven(detail: &ServiceDetail) -> impl Iterator<Item = &ReplicaRow> {
 }
 
 /// The last lines that a container wrote; none when they cannot be had soon.
-async fn last_lines(client: &Client, row: &ReplicaRow) -> Vec<String> {
+pub(super) async fn last_lines(client: &Client, row: &ReplicaRow) -> Vec<String> {
     let Some(id) = &row.container_id else { return Vec::new() };
     let path = format!("/v1/replicas/{}/logs?follow=false&tail={LOG_LINES}", segment(&id.0));
     let mut lines = Vec::new();
@@ -295,10 +309,9 @@ fn missing(detail: &ServiceDetail, after: &str) -> Failure {
     let replicas = unproven(detail).map(|row| {
         format!("{} on node {}: {}{}", row.name, replica::node(row), replica::status(row, now), trial(row))
     });
-    let pending = detail
-        .pending
-        .iter()
-        .map(|slot| format!("{name}-{}: pending: {}", slot.slot, text::printable(&slot.reason)));
+    let waiting = |reason: &str| text::told_from(&text::printable(reason), now);
+    let pending = detail.pending.iter();
+    let pending = pending.map(|slot| format!("{name}-{}: pending: {}", slot.slot, waiting(&slot.reason)));
     let failed = detail.versions.last().and_then(|version| version.failure.as_ref());
     let failed = failed.map(|failure| format!("last failure: {}", text::printable(&failure.message)));
     Failure::new(error, advice(detail)).with_details(replicas.chain(pending).chain(failed).collect())
@@ -329,7 +342,7 @@ fn advice(detail: &ServiceDetail) -> String {
 mod tests {
     use blixard_core::api::service::ServiceDetail;
 
-    use super::{is_done, is_left, items, missing, running};
+    use super::{is_done, is_left, items, last_tries, missing, running};
 
     fn detail(proven: u32) -> ServiceDetail {
         let replica = |slot: u32, phase: &str, ready: bool, proven: bool, message: &str, version: u64| {
@@ -383,6 +396,21 @@ mod tests {
             })
         );
         assert!(failure.body.details[1].ends_with(", not proven yet"), "{:?}", failure.body.details);
+    }
+
+    #[test]
+    fn the_last_lines_of_a_slot_that_waits_are_of_its_last_try() {
+        let detail = detail(1);
+        let gone = |slot: u32, version: u64, replica: u64| {
+            let mut row = detail.replicas[0].clone();
+            (row.slot, row.version) = (slot, version);
+            row.replica = Some(blixard_core::id::ReplicaId(replica));
+            row
+        };
+        // An older version's, the last try's, the one's before, and another slot's.
+        let ended = [gone(2, 1, 9), gone(2, 2, 8), gone(2, 2, 7), gone(1, 2, 6)];
+        let found: Vec<_> = last_tries(&detail, &ended).filter_map(|row| row.replica).collect();
+        assert_eq!(found, [blixard_core::id::ReplicaId(8)]);
     }
 
     #[test]

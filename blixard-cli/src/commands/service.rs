@@ -143,7 +143,7 @@ fn versions(rows: &[VersionView], now: blixard_core::time::UtcMs, paint: Paint) 
             version_state(version.state).to_owned(),
             text::ago(now, version.submitted_at),
             version.by.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
-            text::printable(&version.spec.image.reference),
+            text::image(&version.spec.image.reference),
             version.spec.image.digest.as_deref().map_or("-", text::short_digest).to_owned(),
             notes.join("; "),
         ]);
@@ -174,7 +174,7 @@ fn table(rows: &[ServiceRow], now: blixard_core::time::UtcMs, paint: Paint) -> S
             // What is ready for a moment between two failures is no update.
             format!("{}/{}", row.proven, row.desired),
             format!("{}..{}", row.min, row.max),
-            text::printable(&row.image),
+            text::image(&row.image),
             ports(row),
             row.version.to_string(),
             text::ago(now, row.created_at),

@@ -39,7 +39,7 @@ pub(crate) struct StopArgs {
     targets: Vec<String>,
     /// How many seconds each process has before SIGKILL, 0 to 3600, instead of its stop_timeout; also
     /// for one that is stopping already
-    #[arg(short, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=i64::from(STOP_TIMEOUT_S_MAX)))]
+    #[arg(short, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = grace)]
     time: Option<u32>,
     #[command(flatten)]
     wait: WaitArgs,
@@ -74,6 +74,14 @@ pub(crate) async fn stop(client: &Client, args: StopArgs) -> anyhow::Result<Exit
         }
     }
     failure::last(errors)
+}
+
+/// Reads how many seconds a process has: `10`, or `10s`.
+fn grace(text: &str) -> Result<u32, String> {
+    let number = text.trim().strip_suffix('s').unwrap_or(text.trim()).parse::<u32>().ok();
+    number
+        .filter(|seconds| *seconds <= STOP_TIMEOUT_S_MAX)
+        .ok_or_else(|| format!("give whole seconds from 0 to {STOP_TIMEOUT_S_MAX}, such as 10"))
 }
 
 /// What was told to stop.
@@ -303,4 +311,17 @@ async fn wait(
 
 fn is_unsure(error: &anyhow::Error) -> bool {
     failure::cause(error) == Some(Cause::Refused(StatusCode::SERVICE_UNAVAILABLE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grace;
+
+    #[test]
+    fn a_grace_is_whole_seconds() {
+        assert_eq!(["0", "10", "3600", "5s"].map(grace), [0, 10, 3600, 5].map(Ok));
+        for wrong in ["-1", "3601", "1.5", "", "s", "1m", "99999999999"] {
+            assert!(grace(wrong).unwrap_err().contains("0 to 3600"), "{wrong}");
+        }
+    }
 }

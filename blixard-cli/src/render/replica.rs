@@ -10,7 +10,7 @@ use blixard_core::time::UtcMs;
 
 use super::color::{Paint, Style};
 use super::table::Table;
-use super::text::{about, ago, printable, shorten, told_from};
+use super::text::{about, ago, image, printable, shorten, told_from};
 
 /// How much of a status `ps` shows, in characters.
 const STATUS_CHARS_MAX: usize = 80;
@@ -47,7 +47,7 @@ fn table_of(
             row.container_id.as_ref().map_or_else(|| "-".to_owned(), id),
             row.name.clone(),
             row.version.to_string(),
-            printable(&row.image),
+            image(&row.image),
             status(row),
             ports(row),
             row.created_at.map_or_else(|| "-".to_owned(), |then| ago(now, then)),
@@ -256,9 +256,9 @@ mod tests {
             }),
         ];
         let expect = "\
-CONTAINER ID   NAME    VERSION   IMAGE   STATUS                          PORTS                            CREATED         NODE
-0123456789ab   web-0   1         nginx   Up 3 minutes                    10.77.0.1:8080->80/tcp, 53/udp   5 minutes ago   1 (box1)
--              web-1   1         nginx   Pending: no node has disk=ssd   *:8080->80/tcp, 53/udp           -               -
+CONTAINER ID   NAME    VERSION   IMAGE          STATUS                          PORTS                            CREATED         NODE
+0123456789ab   web-0   1         nginx:latest   Up 3 minutes                    10.77.0.1:8080->80/tcp, 53/udp   5 minutes ago   1 (box1)
+-              web-1   1         nginx:latest   Pending: no node has disk=ssd   *:8080->80/tcp, 53/udp           -               -
 ";
         assert_eq!(table(&rows, NOW, Paint::Plain), expect);
         let narrow = "\

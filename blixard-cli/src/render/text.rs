@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use blixard_core::image_reference::ImageReference;
 use blixard_core::time::UtcMs;
 
 /// The time by this machine's clock.
@@ -101,6 +102,12 @@ pub(crate) fn plural(count: usize, thing: &str) -> String {
 pub(crate) fn short_digest(digest: &str) -> &str {
     let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
     hex.get(..12).unwrap_or(hex)
+}
+
+/// An image's name as it is shown everywhere: `nginx:latest`, however a bundle or a node writes it.
+pub(crate) fn image(reference: &str) -> String {
+    let familiar = reference.parse().map(|reference: ImageReference| reference.familiar());
+    printable(&familiar.unwrap_or_else(|_| reference.to_owned()))
 }
 
 /// Text of others as one line that is safe on a terminal.

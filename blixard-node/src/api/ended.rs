@@ -110,7 +110,8 @@ fn goes_on(state: &ClusterState, ended: &EndedContainer) -> bool {
 
 fn row(state: &ClusterState, cluster: ClusterId, node: NodeId, ended: EndedContainer) -> ReplicaRow {
     let service = state.services.get(&ended.service);
-    let limit = service.and_then(|service| service.spec_of(ended.version)?.limits.memory_bytes);
+    let spec = service.and_then(|service| service.spec_of(ended.version));
+    let limit = spec.and_then(|spec| spec.limits.memory_bytes);
     ReplicaRow {
         container_id: Some(ContainerId::new(cluster, ended.replica, ended.attempt)),
         name: format!("{}-{}", ended.service, ended.slot),
@@ -120,7 +121,7 @@ fn row(state: &ClusterState, cluster: ClusterId, node: NodeId, ended: EndedConta
         version: ended.version,
         node: Some(node),
         node_name: state.nodes.get(&node).map(|node| node.facts.name.clone()),
-        image: ended.image,
+        image: spec.map_or(ended.image, |spec| spec.image.reference.clone()),
         phase: Some(Phase::Gone),
         desired: None,
         ready: false,

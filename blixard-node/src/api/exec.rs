@@ -44,7 +44,7 @@ pub(super) async fn exec(
     let snapshot = api.read().await;
     let replica_id = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
         .map_err(|error| snapshot.missing(error))?;
-    let replica = resolve::with_container(&snapshot.state, replica_id)?;
+    let replica = resolve::running(&snapshot.state, replica_id)?;
     if replica.node != api.handle.id {
         return proxy::forward(&api, replica.node, request).await;
     }

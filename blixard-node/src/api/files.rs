@@ -116,7 +116,7 @@ async fn named(api: &Api, id: &str) -> Result<(ReplicaId, Replica), ApiError> {
     let snapshot = api.read().await;
     let replica_id = resolve::replica_id(&snapshot.state, api.handle.cluster, id)
         .map_err(|error| snapshot.missing(error))?;
-    let replica = resolve::with_container(&snapshot.state, replica_id)?;
+    let replica = resolve::running(&snapshot.state, replica_id)?;
     Ok((replica_id, replica.clone()))
 }
 

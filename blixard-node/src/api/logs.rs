@@ -157,6 +157,7 @@ fn no_such_attempt(kept: &BTreeSet<u32>) -> ApiError {
     let kept: Vec<String> = kept.iter().map(ToString::to_string).collect();
     let hint = match kept.is_empty() {
         true => "logs are kept for an hour after a container is gone: `blixard ps -a`".to_owned(),
+        false if kept.len() == 1 => format!("there is only that of attempt {}", kept.join(", ")),
         false => format!("there are logs of attempts {}", kept.join(", ")),
     };
     ApiError::not_found("there is no log of that attempt", hint)

@@ -72,7 +72,11 @@ pub(super) async fn inspect(
         Ok(replica) if replica.node == api.handle.id => {
             match api.handle.platform.containers.inspect(replica_id, replica.status.attempt).await {
                 Ok(info) => detail.container = Some(container_view(&info)),
-                Err(error) => detail.container_error = Some(error.to_string()),
+                Err(error) => {
+                    let ended = resolve::running(&snapshot.state, replica_id).err();
+                    let told = ended.map_or(error.to_string(), |ended| ended.message().to_owned());
+                    detail.container_error = Some(told);
+                }
             }
         }
         Ok(replica) => match proxy::forward(&api, replica.node, request).await {
@@ -197,7 +201,7 @@ pub(super) async fn kill(
     let snapshot = api.read().await;
     let replica_id = resolve::replica_id(&snapshot.state, api.handle.cluster, &id)
         .map_err(|error| snapshot.missing(error))?;
-    let replica = resolve::with_container(&snapshot.state, replica_id)?;
+    let replica = resolve::running(&snapshot.state, replica_id)?;
     if replica.node != api.handle.id {
         return proxy::forward(&api, replica.node, request).await;
     }

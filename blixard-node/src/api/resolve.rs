@@ -126,6 +126,27 @@ pub(super) fn with_container(state: &ClusterState, id: ReplicaId) -> Result<&Rep
     Ok(replica)
 }
 
+/// The replica's row, when its process runs as far as the cluster knows.
+///
+/// # Errors
+/// As of [`with_container`], and when it has ended (409).
+pub(super) fn running(state: &ClusterState, id: ReplicaId) -> Result<&Replica, ApiError> {
+    let replica = with_container(state, id)?;
+    let Replica { service, slot, status, .. } = replica;
+    if !replica.is_over() && status.phase < Phase::Waiting {
+        return Ok(replica);
+    }
+    let code = status.exit_code.map(|code| format!(" with code {code}")).unwrap_or_default();
+    let (what, hint) = match replica.is_over() {
+        true => ("has ended", "`blixard start` starts its service anew"),
+        false => ("has just ended, and is started again soon", "try again once it runs: `blixard ps`"),
+    };
+    Err(ApiError::conflict(
+        format!("{service}-{slot} {what}{code}: its file system is gone, its log is kept (`blixard logs`)"),
+        hint,
+    ))
+}
+
 /// The member `text` names: its number, or its name when only one has it.
 ///
 /// # Errors

@@ -21,7 +21,7 @@ use super::files::Files;
 use super::host_paths::HostPaths;
 use super::images::{ImageStore, SNAPSHOTTER};
 use super::networks::Networks;
-use super::record::{Record, signal_of};
+use super::record::{Record, signal_names, signal_of};
 use super::shims;
 use crate::platform::RuntimeError;
 
@@ -259,7 +259,8 @@ impl Containers {
     /// Sends a signal, by name or number, to a running container's process.
     pub(crate) async fn send_signal(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
         let number = signal_of(signal).ok_or_else(|| {
-            RuntimeError::Invalid(format!("there is no signal `{signal}`: write SIGHUP, HUP or 1"))
+            let shown = blixard_core::text::printable(signal);
+            RuntimeError::Invalid(format!("there is no signal `{shown}`: there are {}", signal_names()))
         })?;
         match self.client.process(&id.0).await? {
             Some(process) if process.status == ProcessStatus::Running as i32 => {

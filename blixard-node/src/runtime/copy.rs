@@ -113,7 +113,7 @@ impl Containers {
             let running = process.filter(|process| process.status == ProcessStatus::Running as i32);
             running.map(|process| process.pid).ok_or_else(|| {
                 RuntimeError::Invalid(format!(
-                    "container {} does not run: its files are not at hand",
+                    "container {} does not run: its files can be copied only while it does",
                     id.short()
                 ))
             })

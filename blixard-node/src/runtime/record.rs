@@ -95,49 +95,63 @@ impl Record {
     }
 }
 
+/// Signals by name. `IOT`, `CLD` and `POLL` are other names of some.
+const SIGNALS: [(&str, u32); 34] = [
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("IOT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("STKFLT", 16),
+    ("CHLD", 17),
+    ("CLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("VTALRM", 26),
+    ("PROF", 27),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("POLL", 29),
+    ("PWR", 30),
+    ("SYS", 31),
+];
+const RTMIN: u32 = 34;
+const RTMAX: u32 = 64;
+
 /// The number of an image's STOPSIGNAL: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`. SIGTERM for what
 /// names none.
 pub(crate) fn signal_number(name: Option<&str>) -> u32 {
     name.and_then(signal_of).unwrap_or(SIGTERM)
 }
 
+/// What [`signal_of`] takes, for people.
+pub(crate) fn signal_names() -> String {
+    let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| *name).collect();
+    format!("{}, RTMIN, RTMIN+1 to RTMAX, with or without SIG, or a number from 1 to {RTMAX}", names.join(", "))
+}
+
 /// The number of a signal by its name or number, if it is one.
 pub(crate) fn signal_of(name: &str) -> Option<u32> {
-    const NAMES: [(&str, u32); 28] = [
-        ("HUP", 1),
-        ("INT", 2),
-        ("QUIT", 3),
-        ("ABRT", 6),
-        ("KILL", 9),
-        ("USR1", 10),
-        ("SEGV", 11),
-        ("USR2", 12),
-        ("PIPE", 13),
-        ("ALRM", 14),
-        ("TERM", 15),
-        ("STKFLT", 16),
-        ("CHLD", 17),
-        ("CONT", 18),
-        ("STOP", 19),
-        ("TSTP", 20),
-        ("TTIN", 21),
-        ("TTOU", 22),
-        ("URG", 23),
-        ("XCPU", 24),
-        ("XFSZ", 25),
-        ("VTALRM", 26),
-        ("PROF", 27),
-        ("WINCH", 28),
-        ("IO", 29),
-        ("POLL", 29),
-        ("PWR", 30),
-        ("SYS", 31),
-    ];
-    const RTMIN: u32 = 34;
-    const RTMAX: u32 = 64;
     let name = name.trim().to_ascii_uppercase();
     let bare = name.strip_prefix("SIG").unwrap_or(&name);
-    let named = NAMES.iter().find(|(known, _)| *known == bare).map(|(_, number)| *number);
+    let named = SIGNALS.iter().find(|(known, _)| *known == bare).map(|(_, number)| *number);
     let real_time = || {
         if let Some(rest) = bare.strip_prefix("RTMIN") {
             let above: u32 = if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse().ok()? };
@@ -157,7 +171,7 @@ mod tests {
     use containerd_client::services::v1::Container;
     use prost_types::Any;
 
-    use super::{PORTS, Record, signal_number, signal_of};
+    use super::{PORTS, Record, SIGNALS, signal_names, signal_number, signal_of};
 
     #[test]
     fn stop_signals_are_read_in_every_spelling() {
@@ -172,7 +186,9 @@ mod tests {
         check("0", 15);
         check("nonsense", 15);
         assert_eq!(signal_number(None), 15);
-        assert_eq!(signal_of("hup"), Some(1));
+        assert_eq!(["hup", "SIGTRAP", "iot", "ILL", "BUS", "64"].map(signal_of), [1, 5, 6, 4, 7, 64].map(Some));
+        let named = signal_names();
+        assert!(SIGNALS.iter().all(|(name, _)| named.contains(name)), "{named}");
         assert_eq!(["", "SIG", "nonsense", "-1", "65", "RTMAX+1"].map(signal_of), [None; 6]);
     }
 

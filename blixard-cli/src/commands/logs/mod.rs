@@ -5,6 +5,7 @@ mod printer;
 mod sources;
 
 use std::collections::BTreeSet;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -108,7 +109,7 @@ async fn show(client: &Client, args: &Args, sources: Vec<Source>) -> anyhow::Res
     let mut opened = Vec::new();
     for (answer, source) in answers {
         match answer {
-            Ok(log) => opened.push((source.name, log)),
+            Ok(log) => opened.push((source.name, Log { is_later: source.before.is_some(), ..log })),
             Err(error) if several => render::warn(&format!("no lines of {}: {error:#}", source.name)),
             Err(error) => return Err(error),
         }
@@ -127,8 +128,17 @@ async fn show(client: &Client, args: &Args, sources: Vec<Source>) -> anyhow::Res
             printer.take(said)?;
         }
     } else {
-        for (name, log) in in_order(opened, &mut printer).await? {
-            log.say_nothing_was_written(&name, args);
+        let earlier: Vec<_> = opened.iter().map(|(name, log)| (name.clone(), log.earlier(args))).collect();
+        let silent = in_order(opened, &mut printer).await?;
+        for (name, log) in &silent {
+            log.say_nothing_was_written(name, args);
+        }
+        // Whoever looks may miss what came before; a program that reads has asked for no more.
+        let spoke = earlier.into_iter().filter(|(name, _)| silent.iter().all(|(other, _)| other != name));
+        for (name, earlier) in spoke.filter(|_| io::stderr().is_terminal()) {
+            if let Some(earlier) = earlier {
+                render::note(&format!("{name} is not the first in its place: {earlier}"));
+            }
         }
     }
     Ok(printer.finish()?)
@@ -192,6 +202,8 @@ async fn follow(
 /// An open log.
 struct Log {
     lines: Lines<LogLine>,
+    /// Whether another container was in its place before, of which there is a log.
+    is_later: bool,
 }
 
 impl Log {
@@ -202,9 +214,21 @@ impl Log {
         }
         let attempt = self.lines.attempt().filter(|attempt| *attempt > 0);
         let which = attempt.map(|attempt| format!(" (attempt {attempt})")).unwrap_or_default();
-        let earlier = self.lines.attempts().iter().rfind(|kept| Some(**kept) < self.lines.attempt());
-        let hint = earlier.map(|kept| format!("; --previous shows what attempt {kept} wrote"));
-        render::note(&format!("{name}{which} has written nothing yet{}", hint.unwrap_or_default()));
+        let hint = self.earlier(args).map(|earlier| format!("; {earlier}")).unwrap_or_default();
+        render::note(&format!("{name}{which} has written nothing yet{hint}"));
+    }
+
+    /// How to see what was written before this log, where that is kept and was not asked for.
+    fn earlier(&self, args: &Args) -> Option<String> {
+        if args.attempt.is_some() || args.previous || args.since.is_some() || args.until.is_some() {
+            return None;
+        }
+        let kept = self.lines.attempts().iter().rfind(|kept| Some(**kept) < self.lines.attempt());
+        match (kept, self.is_later) {
+            (Some(kept), _) => Some(format!("--previous shows what attempt {kept} wrote")),
+            (None, true) => Some("--previous shows what the container before it wrote".to_owned()),
+            (None, false) => None,
+        }
     }
 }
 
@@ -229,7 +253,7 @@ async fn open(client: &Client, args: &Args, source: &Source, tail: Option<usize>
         client.lines::<LogLine>(Method::GET, &path, None).await
     };
     let error = match get(&source.id, chosen).await {
-        Ok(lines) => return Ok(Log { lines }),
+        Ok(lines) => return Ok(Log { lines, is_later: false }),
         Err(error) => error,
     };
     let absent =
@@ -240,7 +264,7 @@ async fn open(client: &Client, args: &Args, source: &Source, tail: Option<usize>
     if !args.previous {
         render::note(&format!("{}; this is the log of the container before it", failure::chain(&error)));
     }
-    Ok(Log { lines: get(before, String::new()).await? })
+    Ok(Log { lines: get(before, String::new()).await?, is_later: false })
 }
 
 /// What was read of one log: which, whose, and what.

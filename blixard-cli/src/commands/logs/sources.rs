@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use blixard_core::api::replica::ReplicaRow;
+use blixard_core::api::replica::{ReplicaDetail, ReplicaRow};
 use blixard_core::api::service::ServiceDetail;
 use blixard_core::cluster::Phase;
 use blixard_core::id::ReplicaId;
@@ -84,8 +84,10 @@ pub(super) async fn resolve(client: &Client, name: &str) -> anyhow::Result<Targe
     if !gone.is_empty() {
         return Ok(Target::Gone(gone));
     }
-    let before = ended.iter().find(|row| row.name == name).and_then(|row| row.container_id.as_ref());
-    Ok(Target::Container(Source { before: before.map(|id| id.0.clone()), ..Source::named(name) }))
+    // One that cannot be asked for is told of when its log is.
+    let own = client.get::<ReplicaDetail>(&format!("/v1/replicas/{}", segment(name))).await.ok();
+    let own = own.map(|detail| detail.row);
+    Ok(Target::Container(Source { before: before(&ended, name, own.as_ref()), ..Source::named(name) }))
 }
 
 impl Target {
@@ -94,20 +96,16 @@ impl Target {
         match self {
             Self::Service(detail, ended) => {
                 let mut sources = started(detail);
-                let newest = newest_of_slots(ended);
-                for source in &mut sources {
-                    let row = newest
-                        .values()
-                        .find(|row| row.name == source.name && row.replica < source.replica.map(|own| own.0));
-                    source.before = row.and_then(|row| row.container_id.as_ref()).map(|id| id.0.clone());
-                }
                 let read: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
-                let missing =
-                    newest.into_values().filter(|row| row.slot < detail.row.max && !read.contains(&row.name));
+                let missing = newest_of_slots(ended).into_values();
+                let missing = missing.filter(|row| row.slot < detail.row.max && !read.contains(&row.name));
                 sources.extend(missing.filter_map(Source::of_row));
-                sources
+                with_those_before(sources, ended)
             }
-            Self::Gone(ended) => newest_of_slots(ended).into_values().filter_map(Source::of_row).collect(),
+            Self::Gone(ended) => {
+                let newest = newest_of_slots(ended).into_values();
+                with_those_before(newest.filter_map(Source::of_row).collect(), ended)
+            }
             Self::Container(source) => vec![source.clone()],
         }
     }
@@ -119,6 +117,28 @@ impl Target {
             Self::Gone(_) | Self::Container(_) => None,
         }
     }
+}
+
+/// Each source with the one before it, if that is among those that `ended`, the last first.
+fn with_those_before(mut sources: Vec<Source>, ended: &[ReplicaRow]) -> Vec<Source> {
+    for source in &mut sources {
+        source.before = last_before(ended, &source.name, source.replica.map(|(replica, _)| replica));
+    }
+    sources
+}
+
+/// The container that was before the one that is named: of another replica of the same place, since
+/// earlier attempts are asked for as such.
+fn before(ended: &[ReplicaRow], name: &str, own: Option<&ReplicaRow>) -> Option<String> {
+    match own {
+        Some(own) => last_before(ended, &own.name, own.replica),
+        None => last_before(ended, name, None),
+    }
+}
+
+fn last_before(ended: &[ReplicaRow], name: &str, replica: Option<ReplicaId>) -> Option<String> {
+    let is_before = |row: &&ReplicaRow| row.name == name && replica.is_none_or(|own| row.replica < Some(own));
+    ended.iter().find(is_before).and_then(|row| row.container_id.as_ref()).map(|id| id.0.clone())
 }
 
 /// The container that ended last, of each slot. The rows have the last first.
@@ -152,5 +172,39 @@ pub(super) async fn service(client: &Client, name: &str) -> anyhow::Result<Optio
     match client.get::<ServiceDetail>(&format!("/v1/services/{}", segment(name))).await {
         Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => Ok(None),
         answer => answer.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blixard_core::api::replica::ReplicaRow;
+
+    use super::{Source, before, newest_of_slots, with_those_before};
+
+    fn row(slot: u32, replica: u64, attempt: u32) -> ReplicaRow {
+        serde_json::from_value(serde_json::json!({
+            "container_id": format!("{replica:08x}{attempt:08x}"), "name": format!("web-{slot}"),
+            "replica": replica, "service": "web", "slot": slot, "version": 2, "node": 3, "node_name": "box3",
+            "image": "nginx:1", "phase": "gone", "desired": null, "ready": false, "healthy": null,
+            "lost": false, "attempt": attempt, "exit_code": 1, "message": "", "since": 1, "created_at": 1,
+            "address": null, "node_address": null, "ports": []
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_container_before_is_another_replica_of_the_same_place() {
+        let ended = [row(0, 9, 1), row(0, 9, 0), row(1, 8, 0), row(0, 7, 2), row(0, 7, 1)];
+        let id = |replica: u64, attempt: u32| Some(format!("{replica:08x}{attempt:08x}"));
+        // One that runs, and one that is the newest of what is gone.
+        assert_eq!(before(&ended, "web-0", Some(&row(0, 12, 0))), id(9, 1));
+        assert_eq!(before(&ended, "web-0", Some(&row(0, 9, 2))), id(7, 2));
+        assert_eq!(before(&ended, "00000009", Some(&row(0, 9, 1))), id(7, 2));
+        assert_eq!(before(&ended, "web-1", Some(&row(1, 8, 0))), None);
+        assert_eq!(before(&ended, "web-1", None), id(8, 0));
+        let newest = newest_of_slots(&ended).into_values().filter_map(Source::of_row).collect();
+        let found: Vec<_> =
+            with_those_before(newest, &ended).into_iter().map(|source| (source.id, source.before)).collect();
+        assert_eq!(found, [(id(9, 1).unwrap(), id(7, 2)), (id(8, 0).unwrap(), None)]);
     }
 }

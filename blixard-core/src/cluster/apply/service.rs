@@ -114,9 +114,11 @@ impl ClusterState {
     pub(super) fn roll_back(&mut self, name: &ServiceName, version: Option<u64>) -> Answer {
         let service = self.service_to_change(name)?;
         let target = match version {
-            Some(number) => service.versions.iter().find(|kept| kept.version == number).ok_or_else(|| {
-                Refusal::not_found("version", format!("{number} of {name}"))
-            })?,
+            Some(number) => service
+                .versions
+                .iter()
+                .find(|kept| kept.version == number)
+                .ok_or_else(|| Refusal::not_found("version", number))?,
             None => service.previous().ok_or_else(|| {
                 Refusal::conflict(format!(
                     "`{name}` has no earlier version that runs something else: `blixard service history {name}` lists what is kept"

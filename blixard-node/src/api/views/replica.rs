@@ -9,7 +9,7 @@ use super::service::pending_slots;
 use blixard_core::readiness::{Readiness, has_arrived, readiness, serves};
 
 /// Every replica and every slot that waits for one, by service and slot. Without `all`, replicas
-/// that ended or were told to go are left out.
+/// that ended are left out, unless they ended for good and are all there is in their slots.
 pub fn replicas(state: &ClusterState, cluster: ClusterId, all: bool) -> Vec<ReplicaRow> {
     let mut rows: Vec<ReplicaRow> = state
         .replicas
@@ -30,9 +30,9 @@ pub fn replica(state: &ClusterState, cluster: ClusterId, id: ReplicaId) -> Optio
     state.replicas.get(&id).map(|replica| row(state, cluster, id, replica))
 }
 
-/// Whether a replica belongs in `ps` without `-a`: it has not ended, or it is about to be replaced.
+/// Whether a replica belongs in `ps` without `-a`: it has not ended, or nothing comes in its place.
 fn is_live(replica: &Replica) -> bool {
-    !replica.status.phase.is_final()
+    !replica.status.phase.is_final() || (replica.is_over() && replica.desired == Desired::Run)
 }
 
 /// Whether a replica does what it is for: it serves, or it ran to its successful end.
@@ -143,6 +143,12 @@ mod tests {
             fixture::add_service(&mut state, "web", 3);
             fixture::add_replica(&mut state, 1, "web", 0, Phase::Running, Desired::Run);
             fixture::add_replica(&mut state, 2, "web", 1, Phase::Failed, Desired::Stop);
+            // One that ended for good is its service's state; one that was told to go is not.
+            fixture::add_service(&mut state, "job", 1);
+            fixture::add_replica(&mut state, 3, "job", 0, Phase::Completed, Desired::Run);
+            fixture::add_service(&mut state, "old", 1);
+            fixture::add_replica(&mut state, 4, "old", 0, Phase::Completed, Desired::Stop);
+            fixture::set_pending(&mut state, "old", 0, "");
             fixture::set_pending(&mut state, "web", 2, "port 8080 is taken on node 1");
             let rows = replicas(&state, fixture::CLUSTER, all);
             let short: Vec<_> = rows
@@ -153,8 +159,10 @@ mod tests {
         };
         let waits = ("web-1", None, "waiting to be placed");
         let pending = ("web-2", None, "port 8080 is taken on node 1");
-        check(false, &[("web-0", Some(1), ""), waits, pending]);
-        check(true, &[("web-0", Some(1), ""), waits, ("web-1", Some(2), ""), pending]);
+        let (job, waits_too) = (("job-0", Some(3), ""), ("old-0", None, ""));
+        check(false, &[job, waits_too, ("web-0", Some(1), ""), waits, pending]);
+        let (old, web) = (("old-0", Some(4), ""), ("web-1", Some(2), ""));
+        check(true, &[job, waits_too, old, ("web-0", Some(1), ""), waits, web, pending]);
     }
 
     #[test]
