@@ -11,7 +11,7 @@ use crate::cli::Cli;
 use crate::failure::Failure;
 
 /// Words of other tools, and what does the same here. Every command in it exists: a test says so.
-const ELSEWHERE: [(&[&str], &str); 33] = [
+const ELSEWHERE: [(&[&str], &str); 35] = [
     (&["rmi"], "`blixard image rm REF`"),
     (
         &["up", "deploy", "apply", "create", "submit", "launch", "update", "stack", "compose", "job"],
@@ -46,6 +46,8 @@ const ELSEWHERE: [(&[&str], &str); 33] = [
     (&["server", "agent", "daemon", "serve", "init", "bootstrap", "client"], "`blixard node` is the daemon"),
     (&["join", "swarm"], "`blixard node --join FILE`, on the machine to add"),
     (&["promote", "demote"], "which nodes vote is decided by the cluster: `blixard cluster status` shows it"),
+    (&["export"], "`blixard cp NAME:PATH .` copies files out of a container"),
+    (&["rollout", "undo", "revert"], "`blixard service rollback NAME`, `blixard service history NAME`"),
     (&["cordon"], "`blixard node drain ID` also moves away what runs there"),
     (&["uncordon"], "`blixard node activate ID`"),
     (&["attach"], "`blixard logs -f NAME` follows the output, `blixard exec -it NAME sh` gets a shell"),

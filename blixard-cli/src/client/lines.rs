@@ -74,7 +74,8 @@ impl<T: DeserializeOwned> Lines<T> {
                 None if self.buffer.is_empty() => return Ok(None),
                 None => anyhow::bail!("the node's answer ends within a line"),
                 Some(frame) => {
-                    let frame = frame.context("the connection broke to the node it comes from, which may be down")?;
+                    let frame =
+                        frame.context("the connection broke to the node it comes from, which may be down")?;
                     if let Ok(data) = frame.into_data() {
                         self.buffer.extend_from_slice(&data);
                     }

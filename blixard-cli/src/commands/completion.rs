@@ -1,7 +1,7 @@
 //! `blixard completion`, and what it completes: names that the cluster has at that moment.
 //!
 //! The script that a shell is given asks this program for every completion, so that it knows all
-//! commands and options by itself, and services, containers and nodes by asking a node. Which
+//! commands and options by itself, and services, containers, images and so on by asking a node. Which
 //! arguments those are follows from how the help calls them, so that a new command has it without
 //! more.
 
@@ -10,9 +10,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use blixard_core::api::List;
+use blixard_core::api::image::ImageRow;
 use blixard_core::api::node::NodeView;
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::service::ServiceRow;
+use blixard_core::api::volume::VolumeRow;
 use clap::{Arg, Command, CommandFactory, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
@@ -75,6 +77,8 @@ fn complete_names(command: Command) -> Command {
         Some(Named::Services) => arg.add(ArgValueCandidates::new(services)),
         Some(Named::Containers) => arg.add(ArgValueCandidates::new(containers)),
         Some(Named::Nodes) => arg.add(ArgValueCandidates::new(nodes)),
+        Some(Named::Images) => arg.add(ArgValueCandidates::new(images)),
+        Some(Named::Volumes) => arg.add(ArgValueCandidates::new(volumes)),
     });
     command.mut_subcommands(complete_names)
 }
@@ -86,6 +90,8 @@ enum Named {
     /// Services, replicas and container ids.
     Containers,
     Nodes,
+    Images,
+    Volumes,
 }
 
 /// What an argument of the command `parent` names, by how the help calls it.
@@ -99,6 +105,8 @@ fn named(arg: &Arg, parent: &str) -> Option<Named> {
     match value.to_ascii_uppercase().as_str() {
         "NAME|ID" => Some(Named::Containers),
         "ID" if help.starts_with("The node") => Some(Named::Nodes),
+        "NAME" | "NAMES" if help.starts_with("Images") => Some(Named::Images),
+        "NAME" | "NAMES" if help.contains("volume") => Some(Named::Volumes),
         "NAME" | "NAMES" | "SERVICE" | "SERVICES" if parent != "node" => Some(Named::Services),
         _ => None,
     }
@@ -124,6 +132,16 @@ fn containers() -> Vec<CompletionCandidate> {
 fn nodes() -> Vec<CompletionCandidate> {
     let rows: Vec<NodeView> = ask("/v1/nodes");
     rows.into_iter().map(|row| candidate(row.id.to_string(), &row.name)).collect()
+}
+
+fn images() -> Vec<CompletionCandidate> {
+    let rows: Vec<ImageRow> = ask("/v1/images");
+    rows.into_iter().map(|row| candidate(text::image(&row.reference), &text::bytes(row.bytes))).collect()
+}
+
+fn volumes() -> Vec<CompletionCandidate> {
+    let rows: Vec<VolumeRow> = ask("/v1/volumes");
+    rows.into_iter().map(|row| candidate(row.name.to_string(), "")).collect()
 }
 
 fn candidate(value: String, help: &str) -> CompletionCandidate {
@@ -198,6 +216,10 @@ mod tests {
         }
         for path in ["node drain", "node activate", "node leave", "node rm"] {
             check(path, Some(Named::Nodes));
+        }
+        check("image rm", Some(Named::Images));
+        for path in ["volume inspect", "volume sync", "volume rm"] {
+            check(path, Some(Named::Volumes));
         }
         for path in ["run", "config", "image pull", "cluster token rm", "completion"] {
             check(path, None);

@@ -17,13 +17,7 @@ use crate::render;
 )]
 pub(crate) struct Args {
     /// Which signal: SIGHUP, HUP or 1
-    #[arg(
-        short,
-        long,
-        value_name = "SIGNAL",
-        default_value = "SIGKILL",
-        allow_negative_numbers = true
-    )]
+    #[arg(short, long, value_name = "SIGNAL", default_value = "SIGKILL", allow_negative_numbers = true)]
     signal: String,
     /// Replicas such as web-0, services with one replica, or container ids or prefixes
     #[arg(value_name = "NAME|ID", required = true)]

@@ -109,6 +109,21 @@ fn is_image(image: &str, named: &str) -> bool {
     if names_one { image == wanted } else { of_name }
 }
 
+/// Every word that [`status`] may be.
+const STATUSES: [&str; 11] = [
+    "pending",
+    "assigned",
+    "pulling",
+    "starting",
+    "running",
+    "waiting",
+    "stopping",
+    "completed",
+    "failed",
+    "gone",
+    "lost",
+];
+
 /// The word for how a container is doing that `--filter status=` takes.
 fn status(row: &ReplicaRow) -> String {
     match row.phase {
@@ -130,6 +145,14 @@ fn filter(text: &str) -> Result<Filter, String> {
         text.split_once('=').ok_or_else(|| format!("write KEY=VALUE; keys are {}", names()))?;
     let key = Key::ALL.iter().find(|(known, _)| *known == name).map(|(_, key)| *key);
     let key = key.ok_or_else(|| format!("`{name}` is none of the keys {}", names()))?;
+    let known: &[&str] = match key {
+        Key::Status => &STATUSES,
+        Key::Health => &["healthy", "unhealthy", "none"],
+        _ => &[],
+    };
+    if !known.is_empty() && !known.contains(&value) {
+        return Err(format!("`{value}` is none of {}", known.join(", ")));
+    }
     Ok(Filter { key, value: value.to_owned() })
 }
 
@@ -149,8 +172,9 @@ pub(crate) async fn ps(client: &Client, mut args: Args) -> anyhow::Result<ExitCo
         let rows = rows(client, args.all).await?;
         let rows: Vec<ReplicaRow> =
             rows.into_iter().filter(|row| passes(row, &named) && passes(row, &args.filter)).collect();
-        if rows.is_empty() && !args.watch {
-            known(client, &services).await?;
+        if !args.watch {
+            let is_shown = |name: &&String| rows.iter().any(|row| row.service.as_str() == name.as_str());
+            known(client, services.iter().filter(|name| !is_shown(name))).await?;
         }
         let text = look(&rows, &args)?;
         if !args.watch {
@@ -217,7 +241,7 @@ pub(crate) async fn ended(client: &Client) -> anyhow::Result<Vec<ReplicaRow>> {
 }
 
 /// Checks that services were named that exist.
-async fn known(client: &Client, services: &[String]) -> anyhow::Result<()> {
+async fn known(client: &Client, services: impl Iterator<Item = &String>) -> anyhow::Result<()> {
     for name in services {
         let path = format!("/v1/services/{}", crate::client::segment(name));
         let found: anyhow::Result<blixard_core::api::service::ServiceDetail> = client.get(&path).await;
@@ -235,7 +259,7 @@ async fn known(client: &Client, services: &[String]) -> anyhow::Result<()> {
 mod tests {
     use blixard_core::api::replica::ReplicaRow;
 
-    use super::{Filter, filter, passes};
+    use super::{Filter, STATUSES, filter, passes, status};
 
     #[test]
     fn filters_of_one_key_are_alternatives_and_keys_add_up() {
@@ -262,5 +286,13 @@ mod tests {
         check(&["status=lost"], false);
         assert!(filter("colour=red").unwrap_err().contains("none of the keys service, name"));
         assert!(filter("web").is_err());
+        assert!(filter("status=up").unwrap_err().contains("running, waiting"));
+        assert!(filter("health=good").unwrap_err().contains("unhealthy"));
+        assert_eq!(status(&row), "running");
+        for phase in ["pulling", "stopping", "completed", "gone"] {
+            let phase = serde_json::from_value(phase.into()).unwrap();
+            let word = status(&ReplicaRow { phase: Some(phase), ..row.clone() });
+            assert!(STATUSES.contains(&word.as_str()), "{word}");
+        }
     }
 }

@@ -264,7 +264,10 @@ async fn explain(
 
 /// Of each slot that waits for another try, the container of the last one, which is gone: those that
 /// `ended`, the last first.
-fn last_tries<'a>(detail: &'a ServiceDetail, ended: &'a [ReplicaRow]) -> impl Iterator<Item = &'a ReplicaRow> {
+fn last_tries<'a>(
+    detail: &'a ServiceDetail,
+    ended: &'a [ReplicaRow],
+) -> impl Iterator<Item = &'a ReplicaRow> {
     let row = &detail.row;
     let of_version = |ended: &&ReplicaRow| ended.service == row.name && ended.version == row.version;
     let waiting = detail.pending.iter();

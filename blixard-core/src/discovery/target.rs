@@ -151,7 +151,8 @@ mod tests {
         address("[fd00::1]:7001", "fd00::1", 7001);
         address("box1:7001", "box1", 7001);
         address("host.example.net:1", "host.example.net", 1);
-        for wrong in ["host:", "host:0", "host:70000", ":7001", "fd00::1", "[fd00::1:7001", "a b:1", "é:1", "10.0.0.1"]
+        for wrong in
+            ["host:", "host:0", "host:70000", ":7001", "fd00::1", "[fd00::1:7001", "a b:1", "é:1", "10.0.0.1"]
         {
             assert_eq!(JoinTarget::parse(wrong), Err(TargetError::Address { address: wrong.to_owned() }));
         }

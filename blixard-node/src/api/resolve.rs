@@ -137,14 +137,12 @@ pub(super) fn running(state: &ClusterState, id: ReplicaId) -> Result<&Replica, A
         return Ok(replica);
     }
     let code = status.exit_code.map(|code| format!(" with code {code}")).unwrap_or_default();
-    let (what, hint) = match replica.is_over() {
-        true => ("has ended", "`blixard start` starts its service anew"),
-        false => ("has just ended, and is started again soon", "try again once it runs: `blixard ps`"),
+    let (next, hint) = match replica.is_over() {
+        true => ("", "`blixard start` starts its service anew"),
+        false => (" and is started again soon", "try again once it runs: `blixard ps`"),
     };
-    Err(ApiError::conflict(
-        format!("{service}-{slot} {what}{code}: its file system is gone, its log is kept (`blixard logs`)"),
-        hint,
-    ))
+    let left = "its file system is gone, its log is kept (`blixard logs`)";
+    Err(ApiError::conflict(format!("{service}-{slot} has ended{code}{next}: {left}"), hint))
 }
 
 /// The member `text` names: its number, or its name when only one has it.
@@ -179,7 +177,27 @@ mod tests {
     use blixard_core::id::{ContainerId, NodeId, ReplicaId};
 
     use super::super::views::fixture;
-    use super::{container, node_id, replica_id};
+    use super::{container, node_id, replica_id, running};
+
+    #[test]
+    fn only_what_runs_is_asked_for_more_than_its_log() {
+        let check = |phase, code: Option<u32>, attempt: u32, expect: &str| {
+            let mut state = fixture::state();
+            fixture::add_service(&mut state, "job", 1);
+            fixture::add_replica(&mut state, 1, "job", 0, phase, Desired::Run);
+            fixture::edit_replica(&mut state, 1, |replica| {
+                (replica.status.exit_code, replica.status.attempt) = (code, attempt);
+            });
+            let told = running(&state, ReplicaId(1)).map(|_| String::new());
+            let told = told.unwrap_or_else(|error| error.message().to_owned());
+            assert!(told.starts_with(expect) && told.is_empty() == expect.is_empty(), "{phase:?}: {told}");
+        };
+        check(Phase::Running, None, 0, "");
+        check(Phase::Starting, Some(1), 1, "");
+        check(Phase::Starting, None, 0, "job-0 has no container yet");
+        check(Phase::Waiting, Some(3), 1, "job-0 has ended with code 3 and is started again soon: ");
+        check(Phase::Completed, Some(0), 0, "job-0 has ended with code 0: its file system is gone");
+    }
 
     #[test]
     fn a_replica_is_found_by_service_name_slot_or_id_prefix() {

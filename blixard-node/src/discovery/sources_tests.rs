@@ -105,8 +105,7 @@ fn only_what_may_still_become_a_source_is_waited_for() {
             let (sign, name) = text.strip_prefix('@').map_or(("", *text), |name| ("@", name));
             JoinTarget::parse(&format!("{sign}{}", path(name).display())).unwrap()
         });
-        let (finder, world) =
-            (Finder::new(sources(parsed.collect(), Some(&path("none")))), World::default());
+        let (finder, world) = (Finder::new(sources(parsed.collect(), Some(&path("none")))), World::default());
         let reading = run(finder.read(world.seams()));
         assert_eq!(reading.is_hopeless, hopeless, "{targets:?}: {:?}", reading.problems);
         assert!(reading.problems.join("; ").contains(said), "{targets:?}: {:?}", reading.problems);

@@ -144,7 +144,10 @@ pub(crate) fn signal_number(name: Option<&str>) -> u32 {
 /// What [`signal_of`] takes, for people.
 pub(crate) fn signal_names() -> String {
     let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| *name).collect();
-    format!("{}, RTMIN, RTMIN+1 to RTMAX, with or without SIG, or a number from 1 to {RTMAX}", names.join(", "))
+    format!(
+        "{}, RTMIN, RTMIN+1 to RTMAX, with or without SIG, or a number from 1 to {RTMAX}",
+        names.join(", ")
+    )
 }
 
 /// The number of a signal by its name or number, if it is one.
@@ -186,7 +189,10 @@ mod tests {
         check("0", 15);
         check("nonsense", 15);
         assert_eq!(signal_number(None), 15);
-        assert_eq!(["hup", "SIGTRAP", "iot", "ILL", "BUS", "64"].map(signal_of), [1, 5, 6, 4, 7, 64].map(Some));
+        assert_eq!(
+            ["hup", "SIGTRAP", "iot", "ILL", "BUS", "64"].map(signal_of),
+            [1, 5, 6, 4, 7, 64].map(Some)
+        );
         let named = signal_names();
         assert!(SIGNALS.iter().all(|(name, _)| named.contains(name)), "{named}");
         assert_eq!(["", "SIG", "nonsense", "-1", "65", "RTMAX+1"].map(signal_of), [None; 6]);

@@ -155,29 +155,30 @@ fn a_registry_file_that_cannot_be_read_never_bootstraps() -> Result<()> {
     cluster.check(|cluster| {
         let whole = fs::read_to_string(cluster.registry()?)?;
         let directory = cluster.directory().to_owned();
-        let mut check = |position: usize, name: &str, content: Option<&str>, may_change: bool| -> Result<()> {
-            let path = directory.join(name);
-            if let Some(content) = content {
-                fs::write(&path, content)?;
-            }
-            let host = &mut cluster.hosts[position];
-            host.spawn(&["--join", text(&path)?])?;
-            let told = wait::until("the daemon to name the file", REFUSAL, || {
-                wait::ensure(host.log().contains(name), "the log does not name it")
-            });
-            told.with_context(|| host.log_tail(20))?;
-            ensure!(!host.registry_file().exists(), "{name}: it made a cluster of its own");
-            ensure!(host.status().is_err(), "{name}: it serves");
-            if may_change {
-                ensure!(host.is_running(), "{name}: it gave up: {}", host.log_tail(20));
-            } else {
-                let code = host.wait_exit(REFUSAL)?;
-                ensure!(code == Some(1), "{name}: it ended with {code:?}");
-                let log = host.log();
-                ensure!(log.contains("nothing to join by") && log.contains("HOST:PORT"), "{name}: {log}");
-            }
-            Ok(())
-        };
+        let mut check =
+            |position: usize, name: &str, content: Option<&str>, may_change: bool| -> Result<()> {
+                let path = directory.join(name);
+                if let Some(content) = content {
+                    fs::write(&path, content)?;
+                }
+                let host = &mut cluster.hosts[position];
+                host.spawn(&["--join", text(&path)?])?;
+                let told = wait::until("the daemon to name the file", REFUSAL, || {
+                    wait::ensure(host.log().contains(name), "the log does not name it")
+                });
+                told.with_context(|| host.log_tail(20))?;
+                ensure!(!host.registry_file().exists(), "{name}: it made a cluster of its own");
+                ensure!(host.status().is_err(), "{name}: it serves");
+                if may_change {
+                    ensure!(host.is_running(), "{name}: it gave up: {}", host.log_tail(20));
+                } else {
+                    let code = host.wait_exit(REFUSAL)?;
+                    ensure!(code == Some(1), "{name}: it ended with {code:?}");
+                    let log = host.log();
+                    ensure!(log.contains("nothing to join by") && log.contains("HOST:PORT"), "{name}: {log}");
+                }
+                Ok(())
+            };
         check(1, "malformed.json", Some("{\"cluster_node_id\": [}"), false)?;
         check(2, "truncated.json", Some(&whole[..whole.len() / 2]), true)?;
         check(3, "missing.json", None, true)?;
