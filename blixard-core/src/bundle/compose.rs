@@ -41,16 +41,34 @@ pub(super) fn refuse(walk: &mut Walk<'_>, entries: &Entries) -> Option<Vec<Draft
         walk.error(entries[0].0.place, fault.hint(hint));
         return Some(Vec::new());
     }
-    let (key, node) = entries.iter().find(|(key, _)| key.text == "services")?;
-    let Value::Mapping(services) = &node.value else { return None };
+    let (key, services) = services(entries)?;
     let names: Vec<String> = services.iter().map(|(key, _)| shorten(&key.text)).take(DRAFTS_MAX).collect();
     let fault = Fault::new(format!(
-        "this is a Compose file, not a bundle: it holds {} ({})",
-        if services.len() == 1 { "1 service".to_owned() } else { format!("{} services", services.len()) },
-        names.join(", ")
+        "this is a Compose file, not a bundle: it holds {}",
+        match services.len() {
+            0 => "no services".to_owned(),
+            1 => format!("1 service ({})", names.join("")),
+            several => format!("{several} services ({})", names.join(", ")),
+        }
     ));
     walk.error(key.place, fault.hint("a bundle is one service: write a .bun file for each, and run each"));
     Some(services.iter().take(DRAFTS_MAX).filter_map(|(key, node)| draft(&key.text, node)).collect())
+}
+
+/// The services of a Compose file: what its `services` hold, or all of one of the oldest form, which has
+/// nothing else.
+fn services(entries: &Entries) -> Option<(&Key, Vec<&(Key, Node)>)> {
+    if let Some((key, node)) = entries.iter().find(|(key, _)| key.text == "services") {
+        let Value::Mapping(services) = &node.value else { return None };
+        return Some((key, services.iter().collect()));
+    }
+    let is_service = |node: &Node| match &node.value {
+        Value::Mapping(inner) => ["image", "build"].iter().any(|key| get(inner, key).is_some()),
+        _ => false,
+    };
+    let services: Vec<_> = entries.iter().filter(|(key, _)| !key.text.starts_with("x-")).collect();
+    let (key, _) = services.first()?;
+    services.iter().all(|(_, node)| is_service(node)).then_some((key, services))
 }
 
 fn draft(name: &str, node: &Node) -> Option<Draft> {

@@ -228,6 +228,27 @@ fn the_drafts_of_a_compose_file_are_bundles() {
 }
 
 #[test]
+fn a_compose_file_is_told_in_every_form() {
+    let check = |text: &str, holds: &str, drafts: &[&str]| {
+        let parsed = read(text);
+        let [fault] = parsed.diagnostics.as_slice() else { panic!("{}", shown(&parsed)) };
+        assert_eq!(fault.message, format!("this is a Compose file, not a bundle: it holds {holds}"));
+        let files: Vec<_> = parsed.drafts.iter().map(|draft| draft.file.as_str()).collect();
+        assert_eq!(files, drafts, "{text}");
+    };
+    check("services: {web: {image: nginx}}", "1 service (web)", &["web.bun"]);
+    check("version: '3'\nservices: {a: {image: x}, b: {build: .}}", "2 services (a, b)", &["a.bun", "b.bun"]);
+    check("name: x\nservices: {}\nvolumes: {}", "no services", &[]);
+    // The oldest form has services and nothing else.
+    check("web: {image: nginx}\ndb: {build: ./db}", "2 services (web, db)", &["web.bun", "db.bun"]);
+    check("x-log: &log {driver: none}\nweb: {image: nginx}", "1 service (web)", &["web.bun"]);
+    // A bundle that lacks its image is a bundle.
+    for bundle in ["version: '1.0'\nweb: {image: nginx}", "resources: {memory: 1Gi}"] {
+        assert!(shown(&read(bundle)).contains("`image` is missing"), "{bundle}");
+    }
+}
+
+#[test]
 fn what_is_no_text_is_refused_with_its_place() {
     let check = |bytes: &[u8], place: (usize, usize), why: &str| {
         let parsed = read(bytes);
