@@ -13,6 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -31,6 +32,11 @@ const REST: Duration = Duration::from_millis(100);
 /// After how long a silence of a client's machine the kernel asks whether it is still there; after as long
 /// again without an answer it is gone.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// How much of an answer waits in the kernel that is not on its way yet, in bytes. Without it a client that
+/// reads nothing is given all that the largest buffer holds, by default 4 MiB, before it is waited for: of a
+/// log that is work and memory by the gigabyte for a few hundred clients. What is on its way is not bounded
+/// by it, so that a distant client is served as fast.
+const UNSENT_BYTES_MAX: u32 = 128 << 10;
 /// What a client is told for whom there is no place.
 const FULL: &str = concat!(
     "HTTP/1.1 503 Service Unavailable\r\n",
@@ -74,6 +80,7 @@ impl Accept for TcpListener {
         sockopt::set_tcp_keepidle(&stream, KEEPALIVE).ok();
         sockopt::set_tcp_keepintvl(&stream, KEEPALIVE / 4).ok();
         sockopt::set_tcp_keepcnt(&stream, 4).ok();
+        SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX).ok();
         Ok(stream)
     }
 

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::super::connections::Standing;
-use super::{Bounds, FULL, serve};
+use super::{Accept, Bounds, FULL, serve};
 
 /// Longer than anything takes here.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -93,4 +93,22 @@ async fn a_body_that_trickles_in_is_given_up() {
     }
     let answer = heard(&mut stream, "slow").await;
     assert!(answer.starts_with("HTTP/1.1 400") || answer.is_empty(), "{answer}");
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_given_little() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let taken = Accept::next(&listener).await.unwrap();
+    let mut given = 0;
+    // Until it takes no more: what a client that reads nothing is on its way to is taken at once.
+    while let Ok(Ok(())) = tokio::time::timeout(Duration::from_millis(500), taken.writable()).await {
+        match taken.try_write(&[0; 64 << 10]) {
+            Ok(bytes) => given += bytes,
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+        }
+        assert!(given < 1 << 20, "it was given {given} bytes");
+    }
+    assert!(given > 0);
+    drop(client);
 }
