@@ -436,6 +436,8 @@ pub enum RuntimeEvent {
         /// Whether the kernel killed it for want of memory.
         oom_killed: bool,
     },
+    /// An image got a name: it was pulled or imported, by whomever.
+    ImageNamed,
     /// Events may have been missed, as after the runtime restarted: list again.
     Resync,
 }

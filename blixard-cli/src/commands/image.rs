@@ -31,7 +31,7 @@ enum Command {
     /// Import the images of an OCI or Docker archive into every node
     ///
     /// From then on its name stands for it in the whole cluster, whatever a registry says, until it is
-    /// pulled with `blixard image pull` or removed.
+    /// pulled with `blixard image pull` or removed. Replicas that wait for it start within seconds.
     #[command(
         after_help = "Example:\n  docker save app:1 -o app.tar && blixard image import app.tar\n  blixard image import --name team/app:1 layout.tar.zst"
     )]

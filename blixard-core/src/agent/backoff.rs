@@ -8,6 +8,9 @@ use std::time::Duration;
 use crate::limits::{RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN};
 use crate::time::Mono;
 
+/// The longest wait once what is waited for may be there. Not none: what changed may be what failed.
+const HURRIED: Duration = Duration::from_secs(2);
+
 /// Failures in a row of one thing, and when it may be tried again.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Backoff {
@@ -23,6 +26,13 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         self.until = now + delay;
         delay
+    }
+
+    /// Has the next try made soon, whatever failed before: something that it waits for has changed.
+    /// Returns how long it waits now.
+    pub(super) fn hurry(&mut self, now: Mono) -> Duration {
+        self.until = self.until.min(now + HURRIED);
+        self.until.since(now)
     }
 
     /// Forgives all failures.
@@ -62,6 +72,10 @@ mod tests {
         }
         assert!(!backoff.is_over(now));
         assert!(backoff.is_over(now + RESTART_BACKOFF_MAX));
+        assert_eq!((backoff.hurry(now), backoff.is_over(now)), (HURRIED, false));
+        assert!(backoff.is_over(now + HURRIED));
+        assert_eq!(backoff.hurry(now + HURRIED * 2), Duration::ZERO);
+        assert_eq!(backoff.fail(now), RESTART_BACKOFF_MAX, "no failure is forgiven");
         backoff.reset();
         assert_eq!(backoff.fail(now), RESTART_BACKOFF_MIN);
     }

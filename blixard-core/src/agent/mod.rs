@@ -114,6 +114,8 @@ pub enum Event {
         /// Why, for people.
         error: String,
     },
+    /// An image got a name on this node, from wherever.
+    ImageNamed,
     /// A container runs.
     Started {
         /// Whose.

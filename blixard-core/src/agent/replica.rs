@@ -3,6 +3,7 @@
 //! What is known of its containers, what is under way, and what its status is; [`Replica::advance`]
 //! compares them and takes the next step. The status only moves forward on `(attempt, phase)`.
 
+mod naming;
 mod removal;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,6 +78,8 @@ struct Preparation {
     here: usize,
     /// What was asked for and is waited for.
     waiting: Option<Prerequisite>,
+    /// Whether an image got a name here meanwhile.
+    named: bool,
 }
 
 /// One replica.
@@ -272,8 +275,9 @@ impl Replica {
                 self.pulls.reset();
             }
             Err(error) => {
-                self.preparation = Preparation::default();
-                let again = at.utc.after(self.pulls.fail(at.now));
+                let Preparation { named, .. } = std::mem::take(&mut self.preparation);
+                let wait = self.pulls.fail(at.now);
+                let again = at.utc.after(if named { self.pulls.hurry(at.now) } else { wait });
                 if !self.should_go() {
                     let failed = match need {
                         Prerequisite::Image { .. } => PULL_FAILED.to_owned(),

@@ -31,6 +31,9 @@ impl Agent {
             Event::Listed(observed) => self.list(&observed, at.now),
             Event::Prepared { replica } => self.prepared(at, replica, Ok(())),
             Event::PrepareFailed { replica, error } => self.prepared(at, replica, Err(&error)),
+            Event::ImageNamed => {
+                self.replicas.values_mut().for_each(|replica| replica.image_named(at.now));
+            }
             Event::Started { replica, attempt, address } => {
                 self.with(replica, |own| own.started(at, attempt, address));
             }

@@ -435,6 +435,30 @@ fn a_failed_pull_is_tried_again_with_back_off_for_ever() {
 }
 
 #[test]
+fn an_image_that_gets_a_name_here_is_tried_soon() {
+    let mut bench = Bench::fresh(RestartPolicy::Unsaid, None);
+    for seconds in [1, 2, 4, 8] {
+        bench.check("unready 1", "report 1 0:pulling");
+        bench.check_wakes_after(seconds, "pull 1");
+    }
+    // While it waits for the next try.
+    bench.check("unready 1", "report 1 0:pulling");
+    bench.check_event(Event::ImageNamed, "report 1 0:pulling");
+    assert_eq!(bench.message(), "pull failed: boom; trying again now");
+    bench.check_event(Event::ImageNamed, "");
+    bench.check_wakes_after(2, "pull 1");
+    // While it is tried: what was asked may have been too early.
+    bench.check_event(Event::ImageNamed, "");
+    bench.check("unready 1", "report 1 0:pulling");
+    bench.check_wakes_after(2, "pull 1");
+    // Its failures are not forgiven: it may have been another image.
+    bench.check("unready 1", "report 1 0:pulling");
+    bench.check_wakes_after(64, "pull 1");
+    bench.check("ready 1", "start 1 0; report 1 0:starting");
+    bench.check_event(Event::ImageNamed, "");
+}
+
+#[test]
 fn a_container_that_cannot_start_fails_after_five_tries() {
     for policy in [RestartPolicy::Unsaid, RestartPolicy::Always] {
         let mut bench = Bench::fresh(policy, None);

@@ -1,4 +1,4 @@
-//! The ends of containers, as containerd publishes them.
+//! The ends of containers and the names of images, as containerd publishes them.
 //!
 //! The subscription says nothing when it begins: a server that streams sends its headers with its
 //! first message. So the subscriber publishes marks itself until it sees one; whatever happens
@@ -26,6 +26,7 @@ use crate::platform::RuntimeEvent;
 
 const EXIT_TOPIC: &str = "/tasks/exit";
 const OOM_TOPIC: &str = "/tasks/oom";
+const IMAGE_TOPICS: [&str; 2] = ["/images/create", "/images/update"];
 const MARK_TOPIC: &str = "/blixard/subscribed";
 const MARK_EVERY: Duration = Duration::from_millis(50);
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -78,7 +79,8 @@ async fn forward(containers: &Arc<Containers>, sender: &mpsc::Sender<RuntimeEven
 async fn begin(client: &Client) -> Result<Streaming<Envelope>, Status> {
     let namespace = client.namespace();
     let filter = |topic: &str| format!("namespace==\"{namespace}\",topic==\"{topic}\"");
-    let request = SubscribeRequest { filters: [EXIT_TOPIC, OOM_TOPIC, MARK_TOPIC].map(filter).to_vec() };
+    let topics = [EXIT_TOPIC, OOM_TOPIC, MARK_TOPIC].into_iter().chain(IMAGE_TOPICS);
+    let request = SubscribeRequest { filters: topics.map(filter).collect() };
     let mut events = client.events();
     let subscribing = async {
         let mut stream = events.subscribe(client.unbounded(request)).await?.into_inner();
@@ -112,6 +114,9 @@ async fn read(containers: &Arc<Containers>, envelope: &Envelope) -> Option<Runti
         let oom = TaskOom::decode(value).ok()?;
         containers.survives_oom(ContainerId(oom.container_id));
         return None;
+    }
+    if IMAGE_TOPICS.contains(&envelope.topic.as_str()) {
+        return Some(RuntimeEvent::ImageNamed);
     }
     if envelope.topic != EXIT_TOPIC {
         return None;

@@ -44,10 +44,15 @@ impl Bench {
         let directory = tempfile::Builder::new().prefix("blixard-runtime-").tempdir().expect("directory");
         let mut bench = Self { cluster: ClusterId(rand::random()), directory, networks, runtime: None };
         bench.connect().await;
-        let archive = Box::pin(std::io::Cursor::new(box_image()));
-        let images = bench.runtime().import(archive, None).await.expect("import");
-        assert_eq!(images.len(), 1, "{images:?}");
+        bench.import().await;
         bench
+    }
+
+    /// Imports the image that containers are made of.
+    pub(crate) async fn import(&self) {
+        let archive = Box::pin(std::io::Cursor::new(box_image()));
+        let images = self.runtime().import(archive, None).await.expect("import");
+        assert_eq!(images.len(), 1, "{images:?}");
     }
 
     /// Connects anew, as a daemon that was started again.

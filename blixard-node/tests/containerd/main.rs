@@ -52,6 +52,9 @@ async fn containers_start_tell_their_end_and_leave_nothing() {
     assert_eq!(listed[0].state, ObservedState::Running);
     let info = bench.runtime().inspect(first.replica, 1).await.expect("inspect");
     assert_eq!((info.pid, info.exit_code, info.image.as_str()), (Some(started.pid), None, IMAGE));
+    // Whoever waits for an image is told that one has a name now.
+    bench.import().await;
+    assert_eq!(next_event(&mut events).await, RuntimeEvent::ImageNamed);
     bench.finish().await;
 }
 

@@ -30,6 +30,10 @@ use crate::render;
 /// several. What a container wrote to stderr goes to stderr. Logs of containers that ended are kept: of a
 /// replica's last attempts as long as the replica is there, and for an hour after it is gone. Without
 /// --attempt and --previous, the log is that of the newest attempt that has one.
+///
+/// With -f, a service that is named is followed from container to container, also to another node. A
+/// container that is named is followed until it ends. Where the node goes away first, a warning says so,
+/// and the exit code is 1.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  blixard logs web\n  blixard logs -f -n 20 web-0\n  blixard logs --previous web-0\n  blixard logs --since 10m web db\n  blixard logs 3f2a9c"

@@ -106,6 +106,7 @@ impl AgentDriver {
                 },
                 seen = listing.next() => match seen {
                     Seen::Listed(list) => driving.step(Event::Listed(list)),
+                    Seen::Event(RuntimeEvent::ImageNamed) => driving.step(Event::ImageNamed),
                     Seen::Event(RuntimeEvent::Exited { replica, attempt, code, oom_killed }) => {
                         driving.step(Event::Exited { replica, attempt, code, oom_killed });
                     }
