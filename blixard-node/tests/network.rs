@@ -29,6 +29,10 @@ fn in_own_namespace<F: Future<Output = ()>>(
             unshare();
             let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
             assert!(up.expect("iproute2 is installed").success());
+            // A namespace begins with what the machine has, which other tests may have changed.
+            for key in ["conf/all/forwarding", "conf/default/forwarding"] {
+                std::fs::write(format!("/proc/sys/net/ipv4/{key}"), "0").expect("root may set it");
+            }
             // One thread: a second would stand in another namespace.
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -54,6 +54,14 @@ fn put(directory: &Path, files: &Files) {
     }
 }
 
+/// Stops a member, and waits until its files are as it leaves them, however busy the machine is.
+async fn close(node: &RaftNode) {
+    node.shutdown().await;
+    for closing in &node.inner.closing {
+        tokio::time::timeout(PATIENCE, closing.clone().closed()).await.expect("a store closes");
+    }
+}
+
 async fn propose(node: &RaftNode, numbers: Range<u64>) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     for number in numbers {
@@ -86,7 +94,7 @@ async fn make(purged: bool) -> [Files; 2] {
         }
         assert!(tokio::time::Instant::now() < deadline, "it goes on writing");
     }
-    node.shutdown().await;
+    close(&node).await;
     [killed, files(directory.path())]
 }
 
@@ -206,7 +214,7 @@ async fn an_old_copy_of_a_log_is_refused() {
     let config = RaftConfig::default();
     let node = RaftNode::open(platform.clone(), OWNER.cluster, OWNER.node, config).await.expect("it opens");
     propose(&node, 90..95).await;
-    node.shutdown().await;
+    close(&node).await;
     fs::write(directory.path().join(LOG_FILE), &image[LOG_FILE]).expect("there is room");
     let error = context.run(read(&platform)).await.expect_err("it lacks commits").to_string();
     assert!(error.contains("or it is an old copy"), "{error}");
