@@ -17,6 +17,9 @@ use rustix::io::Errno;
 
 /// Links followed for one path before it counts as a loop; the kernel's own number.
 const LINKS_MAX: usize = 40;
+/// Where a container sees the kernel's files, whatever its image holds there: who opens one may read for ever
+/// or wait for ever, and the runtime opens the accounts itself before the container runs.
+const KERNELS: [&str; 3] = ["proc", "sys", "dev"];
 /// No link is followed, and no way leads out, also not by what the kernel makes links of.
 const CONFINED: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
@@ -53,12 +56,11 @@ impl Rootfs {
         Some(Self { layers: upper.into_iter().chain(lower).collect() })
     }
 
-    /// Reads the file at `path`, an absolute path in the root file system; nothing when it is
-    /// absent or no regular file.
+    /// Reads the file at `path`, an absolute path in the root file system; nothing when it is absent.
     ///
     /// # Errors
-    /// When the layers cannot be read; of kind `InvalidData` when the links form a loop or the file is
-    /// larger than is read.
+    /// When the layers cannot be read; of kind `InvalidData` when the links form a loop or lead to the
+    /// kernel's files, when it is no regular file, or larger than is read.
     pub(crate) fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
         let mut pending: VecDeque<OsString> = parts(Path::new(path)).collect();
         let mut resolved = PathBuf::new();
@@ -69,6 +71,12 @@ impl Rootfs {
                 continue;
             }
             let next = resolved.join(&part);
+            if resolved.as_os_str().is_empty() && KERNELS.iter().any(|kernels| part == *kernels) {
+                return Err(invalid(format!(
+                    "{path} leads to /{}, which is not the image's",
+                    part.display()
+                )));
+            }
             match self.find(&next)? {
                 None => return Ok(None),
                 Some(Found::Directory) => resolved = next,
@@ -85,10 +93,11 @@ impl Rootfs {
                     }
                 }
                 Some(Found::File(file)) if pending.is_empty() => return read(path, &file).map(Some),
-                Some(Found::File(_) | Found::Other) => return Ok(None),
+                Some(Found::File(_)) => return Ok(None),
+                Some(Found::Other) => break,
             }
         }
-        Ok(None)
+        Err(invalid(format!("{path} is no regular file")))
     }
 
     /// Finds the uppermost entry at `path`, whose parents are directories in the merged tree.
@@ -220,10 +229,11 @@ mod tests {
         check("/etc/absolute", Some("linked"));
         check("/etc/relative", Some("linked"));
         check("/etc/escape", None);
-        check("/etc", None);
         check("/etc/passwd/more", None);
         check("/absent", None);
-        assert!(rootfs.read("/etc/loop").is_err());
+        for path in ["/etc/loop", "/etc"] {
+            assert_eq!(rootfs.read(path).expect_err(path).kind(), std::io::ErrorKind::InvalidData, "{path}");
+        }
     }
 
     #[test]
@@ -245,12 +255,23 @@ mod tests {
             .and_then(|file| file.set_len(1 << 40))
             .expect("sparse file");
         symlink("/proc/self/environ", upper.join("etc/proc")).expect("link");
+        symlink("/etc/../zero", upper.join("etc/dev")).expect("link");
+        symlink("dev/zero", upper.join("zero")).expect("link");
+        fs::create_dir_all(upper.join("dev")).expect("directory");
+        fs::write(upper.join("dev/zero"), "what the container does not see").expect("file");
         symlink("/etc/../../../../../etc/../host/passwd", upper.join("etc/up")).expect("link");
         let rootfs = Rootfs { layers: vec![upper, lower] };
-        for path in
-            ["/etc/passwd", "/etc/group", "/etc/proc", "/etc/up", "/run/passwd", "/var/../../host/passwd"]
-        {
+        for path in ["/etc/passwd", "/etc/up", "/run/passwd", "/var/../../host/passwd"] {
             assert_eq!(rootfs.read(path).expect(path), None, "{path}");
+        }
+        for (path, why) in [
+            ("/etc/group", "is no regular file"),
+            ("/etc/proc", "leads to /proc"),
+            ("/etc/dev", "leads to /dev"),
+        ] {
+            let error = rootfs.read(path).expect_err(path);
+            assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{path}");
+            assert!(error.to_string().contains(why), "{error}");
         }
         let error = rootfs.read("/etc/large").expect_err("too large");
         assert!(error.to_string().contains("/etc/large is longer than"), "{error}");

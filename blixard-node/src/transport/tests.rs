@@ -248,12 +248,14 @@ async fn strangers_may_only_ask_to_join() {
     // The same protocol with another channel.
     let target = endpoint_addr(one.transport.key(), &one.transport.addresses(), None).unwrap();
     let endpoint = stranger.transport.shared.listener.endpoint().expect("it listens");
-    let connection = endpoint.connect(target, super::endpoint::ALPN_JOIN).await.unwrap();
-    let (mut send, _recv) = connection.open_bi().await.unwrap();
-    let frame = super::frame::Frame { id: 0, tag: Channel::Raft as u8, payload: "vote".into() };
-    super::stream::write_frame(&mut send, &[], frame).await.unwrap();
-    let closed = super::link::close_reason(&connection.closed().await);
-    assert!(closed.contains("only a member may ask that"), "{closed}");
+    for channel in Channel::ALL.into_iter().filter(|channel| *channel != Channel::Join) {
+        let connection = endpoint.connect(target.clone(), super::endpoint::ALPN_JOIN).await.unwrap();
+        let (mut send, _recv) = connection.open_bi().await.unwrap();
+        let frame = super::frame::Frame { id: 0, tag: channel as u8, payload: "vote".into() };
+        super::stream::write_frame(&mut send, &[], frame).await.unwrap();
+        let closed = super::link::close_reason(&connection.closed().await);
+        assert!(closed.contains("only a member may ask that"), "{channel:?}: {closed}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
