@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ use crate::platform::{Duplex, Inbound, LinkError, RandomSource, Transport};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Numbers the endpoints, so that no two draw the same: a start is told from another by what it drew.
+static ENDPOINTS: AtomicU64 = AtomicU64::new(0);
 
 /// Randomness good enough for jitter and boot numbers.
 struct Random(Mutex<u64>);
@@ -121,7 +125,7 @@ impl Member {
 
     async fn start_on(node: u64, bind: SocketAddr) -> Self {
         let secret_key = secret_key(node);
-        let seed = Instant::now().elapsed().as_nanos() as u64 ^ (node << 32) ^ u64::from(bind.port());
+        let seed = (node << 32) | ENDPOINTS.fetch_add(1, Ordering::Relaxed);
         let random = Arc::new(Random(Mutex::new(seed)));
         let mut transport = None;
         // A socket that was just closed may still hold its port.
