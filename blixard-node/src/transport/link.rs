@@ -30,6 +30,8 @@ pub(super) const LANE_BYTES_MAX: usize = 64 << 10;
 pub(super) const LANE_QUEUE: usize = 1024;
 /// Frames written at once at most.
 const LANE_BATCH: usize = 64;
+/// What a lane has to say goes before what other streams have: those have 0.
+const LANE_PRIORITY: i32 = 1;
 /// How long a superseded link lives on for what is under way on it.
 const RETIRE_AFTER: Duration = Duration::from_secs(10);
 
@@ -305,6 +307,8 @@ pub(super) async fn write_lane(
     kind: Option<StreamKind>,
     mut queue: mpsc::Receiver<Frame>,
 ) {
+    // Of a stream that has ended already: so will the first write.
+    let _ended = send.set_priority(LANE_PRIORITY);
     let mut scratch = BytesMut::new();
     let mut frames = Vec::with_capacity(LANE_BATCH);
     let mut chunks = Vec::with_capacity(4);

@@ -12,7 +12,7 @@ use blixard_core::id::{NodeId, NodeKey};
 use blixard_core::wire::{Channel, Peer};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::endpoint::endpoint_addr;
 use super::hello::Hello;
@@ -82,6 +82,9 @@ impl Inbound for Echo {
 
     /// Counts what comes until its end and answers with the count.
     async fn stream(&self, _from: NodeId, _channel: Channel, header: Bytes, mut stream: Box<dyn Duplex>) {
+        if header == b"unread"[..] {
+            return std::future::pending().await;
+        }
         let mut count = u64::try_from(header.len()).unwrap();
         let mut buffer = vec![0; 1 << 16];
         while let Ok(bytes @ 1..) = stream.read(&mut buffer).await {
@@ -287,6 +290,21 @@ async fn a_stream_carries_a_hundred_mebibytes() {
     stream.shutdown().await.unwrap();
     assert_eq!(stream.read_u64().await.unwrap(), 4 + (100 << 20));
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+}
+
+/// What is on the way of one stream delays what others say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_nobody_reads_takes_no_more_than_its_window_and_delays_no_call() {
+    let (one, two) = pair().await;
+    let header = Bytes::from_static(b"unread");
+    let mut stream = one.transport.open_stream(two.node, Channel::Image, header, DEADLINE).await.unwrap();
+    let mut taken = 0;
+    while let Ok(written) = timeout(SECOND, stream.write(&[1; 1 << 10])).await {
+        taken += written.unwrap();
+        assert!(taken <= 128 << 10, "{taken}");
+    }
+    assert!(taken > 100 << 10, "{taken}");
+    one.call(&two, Channel::Raft, b"meanwhile").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
