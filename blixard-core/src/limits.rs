@@ -143,6 +143,11 @@ pub const FOLLOWERS_MAX: usize = 256;
 pub const HTTP_SOCKET_CONNECTIONS_MAX: usize = 1_024;
 /// How many connections the API holds over TCP. Each costs a descriptor and at most about 128 KiB.
 pub const HTTP_TCP_CONNECTIONS_MAX: usize = 2_048;
+/// How often a request over TCP is answered that shows no token, when such come without end: 200 a second
+/// for all together, which take some hundredths of a processor.
+pub const HTTP_STRANGERS_INTERVAL: Duration = Duration::from_millis(5);
+/// How many of them are answered at once after a pause.
+pub const HTTP_STRANGERS_AT_ONCE: u32 = 100;
 /// How long a client of the API has for a TLS handshake, and for the head of a request from the moment
 /// the last one was answered: also how long a connection may be idle.
 pub const HTTP_HEAD_WAIT: Duration = Duration::from_secs(15);

@@ -3,6 +3,7 @@
 //! Here and not beside one decoder: what reads a request is the HTTP library, the checks of headers, path
 //! parameters, queries and bodies one after the other.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -10,8 +11,10 @@ use axum::Router;
 use axum::body::Body;
 use blixard_core::api::REQUEST_ID_HEADER;
 use blixard_core::api::token::TokenAnswer;
+use blixard_core::limits::{HTTP_STRANGERS_AT_ONCE, HTTP_STRANGERS_INTERVAL};
 use blixard_node::api::{self, Access};
 use blixard_node::raft::RaftConfig;
+use futures_util::future::join_all;
 use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -20,6 +23,7 @@ use simulation::machine::Running;
 use simulation::trace::Show;
 use simulation::world::World;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Runtime;
 use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 
@@ -77,6 +81,63 @@ fn judge(answer: &[u8]) -> Result<(), String> {
     Err(body["error"].as_str().unwrap_or_else(|| panic!("no reason: {text}")).to_owned())
 }
 
+/// A runtime whose time passes when all wait.
+fn paused() -> Runtime {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime without I/O needs nothing")
+}
+
+/// A cluster of one machine that has formed.
+async fn formed() -> Arc<World> {
+    let world = World::new(7, 1, &RaftConfig::default(), Show::Hash);
+    let end = Instant::now() + PATIENCE;
+    while settled(&world).is_err() {
+        assert!(Instant::now() < end, "the cluster does not form");
+        world.start(1);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    world
+}
+
+/// A token that may do everything.
+async fn admin_token(node: &Running) -> String {
+    let body = Body::from(json!({"scope": "admin"}).to_string());
+    let request = Request::post("/v1/tokens").header("content-type", "application/json").body(body);
+    let Ok(answer) = node.router.clone().oneshot(request.expect("it is well formed")).await;
+    let bytes = answer.into_body().collect().await.expect("a whole body").to_bytes();
+    serde_json::from_slice::<TokenAnswer>(&bytes).expect("a token").token
+}
+
+/// 200 a second for all without a token together, whoever has one waits for none of them.
+#[test]
+fn requests_over_tcp_without_a_token_come_at_a_pace_and_others_at_once() {
+    paused().block_on(async {
+        let world = formed().await;
+        let node = world.machine(1).running().expect("it runs");
+        let token = admin_token(&node).await;
+        let router = api::router(node.handle.clone(), Access::Tcp);
+        let asked = |headers: String, expected: &'static str| {
+            let (node, router) = (&node, router.clone());
+            async move {
+                let begun = Instant::now();
+                let answer = send(node, router, request("GET /v1/services", &headers, "")).await;
+                assert_eq!(answer.get(..12), Some(format!("HTTP/1.1 {expected}").as_bytes()));
+                begun.elapsed()
+            }
+        };
+        // Half of them show one that nobody made.
+        let unknown = format!("authorization: Bearer {}\r\n", token.replace(['a', 'b', 'c'], "d"));
+        let flood = HTTP_STRANGERS_AT_ONCE + 100;
+        let without = (0..flood).map(|count| asked(unknown.repeat(count as usize % 2), "401"));
+        let with = asked(format!("authorization: Bearer {token}\r\n"), "200");
+        let (without, with) = tokio::join!(join_all(without), with);
+        let (longest, pace) = (without.into_iter().max().unwrap_or_default(), HTTP_STRANGERS_INTERVAL);
+        assert!(longest > pace * 90 && longest < pace * 200, "{longest:?}");
+        assert!(with < pace * 10, "{with:?}");
+        world.end();
+    });
+}
+
 #[test]
 fn requests_survive_every_damage() {
     let hook = std::panic::take_hook();
@@ -84,26 +145,10 @@ fn requests_survive_every_damage() {
         PANICKED.store(true, Ordering::Relaxed);
         hook(info);
     }));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let runtime = runtime.expect("a runtime without I/O needs nothing");
-    let world = runtime.block_on(async {
-        let world = World::new(7, 1, &RaftConfig::default(), Show::Hash);
-        let end = Instant::now() + PATIENCE;
-        while settled(&world).is_err() {
-            assert!(Instant::now() < end, "the cluster does not form");
-            world.start(1);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        world
-    });
+    let runtime = paused();
+    let world = runtime.block_on(formed());
     let node = world.machine(1).running().expect("it runs");
-    let token = runtime.block_on(async {
-        let body = Body::from(json!({"scope": "admin"}).to_string());
-        let request = Request::post("/v1/tokens").header("content-type", "application/json").body(body);
-        let Ok(answer) = node.router.clone().oneshot(request.expect("it is well formed")).await;
-        let bytes = answer.into_body().collect().await.expect("a whole body").to_bytes();
-        serde_json::from_slice::<TokenAnswer>(&bytes).expect("a token").token
-    });
+    let token = runtime.block_on(admin_token(&node));
     let bearer = format!(
         "authorization: Bearer {token}\r\norigin: http://127.0.0.1:8082\r\nsec-fetch-site: same-origin\r\n"
     );

@@ -60,6 +60,9 @@ pub(super) async fn check(State(api): State<Api>, mut request: Request, next: Ne
             tcp_principal(access, method, path, request.headers(), &token_ok)
         }
     };
+    if !matches!(principal, Ok(Principal::Full)) {
+        api.strangers.turn(&*api.handle.platform.clock).await;
+    }
     match principal {
         Ok(principal) => {
             if let Some(standing) = standing.as_ref().filter(|_| principal == Principal::Full) {

@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 use super::access::Access;
 use super::error::ApiError;
 use super::rights::Caller;
+use super::strangers::Strangers;
 use super::views;
 use crate::handle::{NodeHandle, Unconfirmed};
 use crate::platform::Clock;
@@ -34,6 +35,7 @@ const READ_DEADLINE: Duration = Duration::from_millis(1500);
 pub(super) struct Api {
     pub(super) handle: NodeHandle,
     pub(super) access: Access,
+    pub(super) strangers: Arc<Strangers>,
 }
 
 /// A state to answer from, and why it may be old.

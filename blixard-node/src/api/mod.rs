@@ -32,10 +32,13 @@ mod rights;
 mod serve;
 mod services;
 mod socket_user;
+mod strangers;
 mod tls;
 mod tokens;
 pub mod views;
 mod volumes;
+
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -56,7 +59,7 @@ const BODY_BYTES_MAX: usize = limits::SPEC_BYTES_MAX * 4;
 
 /// Builds the API of one node for callers that come in by `access`.
 pub fn router(handle: NodeHandle, access: Access) -> Router {
-    let api = Api { handle, access };
+    let api = Api { handle, access, strangers: Arc::default() };
     Router::new()
         .route("/v1/health", get(nodes::health))
         .route("/v1/openapi.json", get(openapi::serve))

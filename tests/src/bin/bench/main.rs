@@ -173,7 +173,9 @@ fn machine() -> Result<String> {
     let memory = std::fs::read_to_string("/proc/meminfo")?;
     let memory =
         memory.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).context("no MemTotal")?;
-    let versions = [version("containerd", "--version")?, version("etcd", "--version")?].join("; ");
+    // The rows that need a peer say so themselves.
+    let peers = ["containerd", "etcd"].map(|peer| version(peer, "--version").unwrap_or(format!("no {peer}")));
+    let versions = peers.join("; ");
     Ok(format!(
         "Machine: Linux {}, {cpus} CPUs, {} GiB of memory. Peers: {versions}.",
         kernel.release().to_string_lossy(),
