@@ -27,6 +27,7 @@ fn submission(number: u64, note: u64) -> Entry {
         "name": format!("service-{number}"),
         "image": {"reference": "docker.io/library/web:1", "digest": format!("sha256:{number:064x}")},
         "environment": {"NOTE": format!("{note:0200}")},
+        "limits": {"pids": 4096},
     }))
     .expect("the specification is well formed");
     let write = Write::Submit { spec: Arc::new(spec), origin: NodeId(1) };
@@ -45,7 +46,7 @@ fn cluster(services: u64) -> ClusterState {
         arch: "amd64".to_owned(),
         os: "linux".to_owned(),
         version: "0.1.0".to_owned(),
-        level: 1,
+        level: blixard_core::cluster::level::LEVEL,
         reserved_ports: Vec::new(),
     };
     let token = Token {
@@ -99,6 +100,11 @@ fn entries(criterion: &mut Criterion) {
     }
     let entry = submission(1, 1);
     let bytes = encode_entry(&entry);
+    let Command::Write { write: Write::Submit { spec, .. }, .. } = &entry.commands[0] else { unreachable!() };
+    group.bench_function("check", |bencher| bencher.iter(|| blixard_core::bundle::check(black_box(spec))));
+    group.bench_function("complete", |bencher| {
+        bencher.iter(|| Arc::new(black_box(spec).as_ref().clone().completed()))
+    });
     group.bench_function("encode", |bencher| bencher.iter(|| encode_entry(black_box(&entry))));
     group.bench_function("decode", |bencher| bencher.iter(|| decode_entry(black_box(&bytes))));
     group.finish();

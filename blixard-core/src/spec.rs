@@ -73,6 +73,12 @@ impl ServiceSpec {
         self
     }
 
+    /// Whether [`Self::completed`] changes nothing.
+    pub fn is_complete(&self) -> bool {
+        let is_checked = |mount: &MountSpec| mount.checked || mount.kind != MountKind::HostPath;
+        self.limits.pids.is_some() && self.volumes.iter().all(is_checked)
+    }
+
     /// Whether its replicas can only run where its host paths are: on the node it was submitted on.
     pub fn is_pinned(&self) -> bool {
         self.volumes.iter().any(|mount| mount.kind == MountKind::HostPath)

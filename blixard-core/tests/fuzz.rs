@@ -533,7 +533,7 @@ fn links() -> Vec<Vec<u8>> {
 }
 
 fn events() -> Vec<Vec<u8>> {
-    json(&golden().events.iter().cloned().collect::<Vec<Event>>())
+    json(&golden().events.iter().map(|event| event.as_ref().clone()).collect::<Vec<Event>>())
 }
 
 fn registries() -> Vec<Vec<u8>> {

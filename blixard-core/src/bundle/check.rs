@@ -42,8 +42,12 @@ impl fmt::Display for SpecFault {
 /// Everything that `spec` may not say, at most [`BUNDLE_FAULTS_MAX`]; none of a good one, which
 /// [`to_bundle`] then writes as text that reads back as the same specification.
 pub fn check(spec: &ServiceSpec) -> Vec<SpecFault> {
+    check_of(spec, encoded_len(spec))
+}
+
+/// The same of a specification that takes `bytes` when it is encoded.
+pub(crate) fn check_of(spec: &ServiceSpec, bytes: usize) -> Vec<SpecFault> {
     let mut check = Check { faults: Vec::new() };
-    let bytes = encoded_len(spec);
     if bytes > SPEC_BYTES_MAX {
         let message = format!("takes {bytes} bytes, at most {SPEC_BYTES_MAX} are stored");
         check.fault("the specification", Fault::new(message));

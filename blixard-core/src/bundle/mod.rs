@@ -34,6 +34,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::check::check_of;
 pub use self::check::{SpecFault, check};
 pub use self::compose::Draft;
 pub use self::diagnostic::{Diagnostic, Severity};

@@ -364,7 +364,7 @@ mod tests {
         let ana = Actor::User { uid: 1_000, name: Some("ana\u{1b}".to_owned()), node: NodeId(2) };
         by(&mut cluster, 99, ana.clone(), submit("web"));
         let event = cluster.state.events.last().expect("an event").clone();
-        assert_eq!((event.kind, event.by), (EventKind::ServiceSubmitted, Some(ana.clone())));
+        assert_eq!((event.kind, event.by.clone()), (EventKind::ServiceSubmitted, Some(ana.clone())));
         assert_eq!(cluster.state.services[&name("web")].current().by, Some(ana.clone()));
         by(&mut cluster, 98, Actor::Token { id: ID }, Write::RemoveNode { node: NodeId(2), force: false });
         let records: Vec<String> = cluster

@@ -282,7 +282,7 @@ fn state() -> ClusterState {
         requests: requests.collect(),
         requests_by_time: OrdMap::new(),
         requests_from: UtcMs(7),
-        events: events(),
+        events: events().into_iter().map(Arc::new).collect(),
         audit: Vector::new(),
         volumes: OrdMap::new(),
         next_volume: super::first_volume(),

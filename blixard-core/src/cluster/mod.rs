@@ -30,6 +30,8 @@ mod table;
 pub(crate) mod testing;
 pub mod volume;
 
+use std::sync::Arc;
+
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 
@@ -88,13 +90,14 @@ pub struct ClusterState {
     /// A write made before this may have been applied and forgotten: it is refused.
     #[serde(default)]
     pub requests_from: UtcMs,
-    /// The latest events, oldest first, at most [`crate::limits::EVENTS_MAX`].
+    /// The latest events, oldest first, at most [`crate::limits::EVENTS_MAX`]. Shared, as the audit's records
+    /// are: the vector copies its last 64 whenever somebody holds an earlier state.
     #[serde(deserialize_with = "table::list")]
-    pub events: Vector<Event>,
+    pub events: Vector<Arc<Event>>,
     /// The latest writes and who made them, oldest first, at most [`crate::limits::AUDIT_MAX`]. Of the
     /// second feature level.
     #[serde(default, skip_serializing_if = "Vector::is_empty", deserialize_with = "table::list")]
-    pub audit: Vector<AuditRecord>,
+    pub audit: Vector<Arc<AuditRecord>>,
     /// The volumes. Of the second feature level.
     #[serde(default, skip_serializing_if = "OrdMap::is_empty", deserialize_with = "table::map")]
     pub volumes: OrdMap<VolumeName, Volume>,

@@ -14,6 +14,6 @@ use super::context::Api;
 )]
 pub(super) async fn list(State(api): State<Api>) -> Response {
     let snapshot = api.read().await;
-    let items: Vec<AuditRecord> = snapshot.state.audit.iter().cloned().collect();
+    let items: Vec<AuditRecord> = snapshot.state.audit.iter().map(|record| record.as_ref().clone()).collect();
     snapshot.answer(List { items, stale: snapshot.is_stale() })
 }

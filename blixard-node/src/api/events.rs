@@ -119,7 +119,7 @@ fn lines(
     let newer = state.events.iter().filter(|event| after.is_none_or(|after| event.id > after)).take(max);
     let last = newer.clone().last().map(|event| event.id);
     let covers =
-        |event: &&Event| event.service.as_ref().map_or(caller.covers_all(), |name| caller.covers(name));
+        |event: &&Arc<Event>| event.service.as_ref().map_or(caller.covers_all(), |name| caller.covers(name));
     (newer.filter(covers).flat_map(|event| ndjson(event).to_vec()).collect(), last)
 }
 
@@ -134,6 +134,8 @@ fn forgotten(state: &ClusterState, after: EventId) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use blixard_core::cluster::{Event, EventId, EventKind};
     use blixard_core::limits;
     use blixard_core::time::UtcMs;
@@ -141,6 +143,10 @@ mod tests {
     use super::super::rights::Caller;
     use super::super::views::fixture;
     use super::{forgotten, lines, position};
+
+    fn shared<T: FromIterator<Arc<Event>>>(events: impl IntoIterator<Item = Event>) -> T {
+        events.into_iter().map(Arc::new).collect()
+    }
 
     fn event(index: u64, n: u32) -> Event {
         Event {
@@ -158,7 +164,7 @@ mod tests {
     #[test]
     fn a_stream_resumes_after_the_position_given() {
         let mut state = fixture::state();
-        state.events = [event(3, 0), event(3, 1), event(9, 0)].into_iter().collect();
+        state.events = shared([event(3, 0), event(3, 1), event(9, 0)]);
         let caller = Caller::reading(None);
         let check = |after: Option<&str>, expect: &[&str]| {
             let after = after.map(|text| position(text).unwrap());
@@ -187,7 +193,7 @@ mod tests {
             service: service.map(|name| name.parse().unwrap()),
             ..event(3, n)
         };
-        state.events = [about(0, None), about(1, Some("web-a")), about(2, Some("db"))].into_iter().collect();
+        state.events = shared([about(0, None), about(1, Some("web-a")), about(2, Some("db"))]);
         let check = |services, expect: &[&str]| {
             let text =
                 String::from_utf8(lines(&state, None, usize::MAX, &Caller::reading(services)).0.to_vec())
@@ -204,10 +210,10 @@ mod tests {
     #[test]
     fn a_position_older_than_the_ring_is_reported() {
         let mut state = fixture::state();
-        state.events = (10..10 + limits::EVENTS_MAX as u64).map(|index| event(index, 0)).collect();
+        state.events = shared((10..10 + limits::EVENTS_MAX as u64).map(|index| event(index, 0)));
         assert!(forgotten(&state, EventId { index: 9, n: 0 }));
         assert!(!forgotten(&state, EventId { index: 10, n: 0 }));
-        state.events = [event(10, 0)].into_iter().collect();
+        state.events = shared([event(10, 0)]);
         assert!(!forgotten(&state, EventId { index: 9, n: 0 }), "the ring never filled");
     }
 

@@ -68,7 +68,9 @@ pub(super) async fn submit(
     let name = spec.name.clone();
     check_volumes(&api, &spec).await?;
     let digest = spec.image.digest.clone();
-    let write = Write::Submit { spec: Arc::new(spec), origin: api.handle.id };
+    // Here once, so that no member has to do it again.
+    let spec = api.handle.state().completed(&Arc::new(spec));
+    let write = Write::Submit { spec, origin: api.handle.id };
     let left = give_up.since(clock.now());
     let (index, outcome) = api.write_within(request, write, left).await?;
     let Outcome::Service { version, changed } = outcome else { return Err(unexpected(&outcome)) };

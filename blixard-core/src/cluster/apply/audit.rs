@@ -1,5 +1,7 @@
 //! Who did what: kept with events, versions and a record of writes, as of the second feature level.
 
+use std::sync::Arc;
+
 use crate::cluster::level::SECOND_LEVEL;
 use crate::cluster::{Actor, AuditRecord, ClusterState, EventId, Outcome, Refusal, Write};
 use crate::limits::AUDIT_MAX;
@@ -37,7 +39,7 @@ impl ClusterState {
         let new = self.events.iter().rev().take_while(|event| event.id >= first).count();
         for at in self.events.len() - new..self.events.len() {
             if let Some(event) = self.events.get_mut(at) {
-                event.by = Some(by.clone());
+                Arc::make_mut(event).by = Some(by.clone());
             }
         }
         if let (
@@ -65,7 +67,8 @@ impl ClusterState {
             _ => 0,
         };
         let id = EventId { index: self.applied, n };
-        self.audit.push_back(AuditRecord { id, at: self.time, by: by.cloned(), what, refused });
+        let record = AuditRecord { id, at: self.time, by: by.cloned(), what, refused };
+        self.audit.push_back(Arc::new(record));
         while self.audit.len() > AUDIT_MAX {
             self.audit.pop_front();
         }

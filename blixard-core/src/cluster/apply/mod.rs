@@ -17,6 +17,8 @@ mod submission;
 mod token;
 mod volume;
 
+use std::sync::Arc;
+
 use super::level::SECOND_LEVEL;
 use super::{Actor, ClusterState, Command, Entry, Event, EventId, EventKind, Outcome, Refusal, Write};
 use crate::id::{NodeId, ReplicaId, ServiceName};
@@ -125,7 +127,8 @@ impl ClusterState {
         };
         let About { service, replica, node } = about;
         let id = EventId { index: self.applied, n };
-        self.events.push_back(Event { id, at: self.time, kind, service, replica, node, message, by: None });
+        let event = Event { id, at: self.time, kind, service, replica, node, message, by: None };
+        self.events.push_back(Arc::new(event));
         while self.events.len() > limits::EVENTS_MAX {
             self.events.pop_front();
         }

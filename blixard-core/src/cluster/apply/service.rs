@@ -17,7 +17,7 @@ use crate::spec::ServiceSpec;
 
 impl ClusterState {
     pub(super) fn submit(&mut self, spec: &Arc<ServiceSpec>, origin: NodeId) -> Answer {
-        let spec = &submission::completed(self, spec);
+        let spec = &self.completed(spec);
         let name = &spec.name;
         let Some(service) = self.services.get(name) else {
             submission::check(self, spec, origin)?;

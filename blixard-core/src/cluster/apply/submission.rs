@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::bundle;
+use crate::bundle::{self, SpecFault};
 use crate::cluster::index::claims;
 use crate::cluster::level::SECOND_LEVEL;
 use crate::cluster::snapshot::encoded_len;
@@ -13,13 +13,15 @@ use crate::id::{NodeId, ServiceName};
 use crate::limits::{REPLICAS_PER_SERVICE_MAX, SERVICES_MAX, SPEC_BYTES_MAX};
 use crate::spec::{NetworkMode, ServiceSpec, is_host_address};
 
-/// A submitted specification as it is stored: since the second feature level with the defaults
-/// written out that services of before go on without.
-pub(super) fn completed(state: &ClusterState, spec: &Arc<ServiceSpec>) -> Arc<ServiceSpec> {
-    if !state.knows(SECOND_LEVEL) {
-        return Arc::clone(spec);
+impl ClusterState {
+    /// A submitted specification as it is stored: since the second feature level with the defaults
+    /// written out that services of before go on without. The same one where nothing is missing.
+    pub fn completed(&self, spec: &Arc<ServiceSpec>) -> Arc<ServiceSpec> {
+        if !self.knows(SECOND_LEVEL) || spec.is_complete() {
+            return Arc::clone(spec);
+        }
+        Arc::new(spec.as_ref().clone().completed())
     }
-    Arc::new(spec.as_ref().clone().completed())
 }
 
 /// Checks that `spec`, submitted on `origin`, may become a version of its service.
@@ -27,36 +29,40 @@ pub(super) fn completed(state: &ClusterState, spec: &Arc<ServiceSpec>) -> Arc<Se
 /// # Errors
 /// The first reason why not.
 pub(super) fn check(state: &ClusterState, spec: &ServiceSpec, origin: NodeId) -> Result<(), Refusal> {
-    check_bounds(state, spec)?;
+    let bytes = encoded_len(spec);
+    check_bounds(state, spec, bytes)?;
     check_ports(state, spec)?;
     check_origin(state, spec, origin)?;
     state.check_volumes(spec)?;
     check_cycle(state, spec)?;
-    check_spec(state, spec)
+    check_spec(state, spec, bytes)
 }
 
 /// Refuses what the bundle reader would, once every member does. What is stored already stays, and may be
 /// rolled back to.
-fn check_spec(state: &ClusterState, spec: &ServiceSpec) -> Result<(), Refusal> {
-    let stored = || state.services.get(&spec.name).is_some_and(|service| service.has_had(spec));
-    if !state.knows(SECOND_LEVEL) || stored() {
+fn check_spec(state: &ClusterState, spec: &ServiceSpec, bytes: usize) -> Result<(), Refusal> {
+    if !state.knows(SECOND_LEVEL) {
         return Ok(());
     }
-    match invalid(spec) {
-        Some(reason) => Err(Refusal::out_of_bounds(reason)),
-        None => Ok(()),
+    let stored = || state.services.get(&spec.name).is_some_and(|service| service.has_had(spec));
+    match reason(spec, bundle::check_of(spec, bytes)) {
+        Some(reason) if !stored() => Err(Refusal::out_of_bounds(reason)),
+        _ => Ok(()),
     }
 }
 
 /// Why no service may ask for `spec`.
 pub(super) fn invalid(spec: &ServiceSpec) -> Option<String> {
-    let faults = bundle::check(spec);
+    reason(spec, bundle::check(spec))
+}
+
+fn reason(spec: &ServiceSpec, faults: Vec<SpecFault>) -> Option<String> {
     let reasons: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
     (!reasons.is_empty())
         .then(|| format!("the specification of `{}` is not valid: {}", spec.name, reasons.join("; ")))
 }
 
-fn check_bounds(state: &ClusterState, spec: &ServiceSpec) -> Result<(), Refusal> {
+fn check_bounds(state: &ClusterState, spec: &ServiceSpec, bytes: usize) -> Result<(), Refusal> {
     let (name, bounds) = (&spec.name, spec.replicas);
     if !state.services.contains_key(name) && state.services.len() >= SERVICES_MAX {
         return Err(Refusal::out_of_bounds(format!("a cluster has at most {SERVICES_MAX} services")));
@@ -67,7 +73,6 @@ fn check_bounds(state: &ClusterState, spec: &ServiceSpec) -> Result<(), Refusal>
             bounds.min, bounds.max
         )));
     }
-    let bytes = encoded_len(spec);
     if bytes > SPEC_BYTES_MAX {
         return Err(Refusal::out_of_bounds(format!(
             "the specification of `{name}` takes {bytes} bytes, at most {SPEC_BYTES_MAX} are stored"
