@@ -6,6 +6,7 @@
 
 use std::io;
 use std::ops::Bound;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -34,7 +35,23 @@ type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 /// A database to read from. Cloning shares it.
 #[derive(Clone)]
 pub(super) struct Reader {
-    database: Arc<Database>,
+    database: Arc<OpenDatabase>,
+}
+
+/// A database that its writer and whoever reads it have open together: redb writes to its file once more
+/// when the last of them lets go of it.
+struct OpenDatabase {
+    database: Database,
+    /// Dropped after the database: [`Closing`] waits for it.
+    _open: watch::Sender<()>,
+}
+
+impl Deref for OpenDatabase {
+    type Target = Database;
+
+    fn deref(&self) -> &Database {
+        &self.database
+    }
 }
 
 impl Reader {
@@ -92,7 +109,7 @@ pub(super) struct Files {
 }
 
 /// Opens a store's database, making it when absent, and starts its writer. `failure` gets the
-/// words of the first failed commit; the last part returned ends when the writer has closed.
+/// words of the first failed commit; the last part returned ends when the database has closed.
 ///
 /// # Errors
 /// [`io::ErrorKind::WouldBlock`] when someone else has the file open, [`io::ErrorKind::InvalidData`]
@@ -106,7 +123,7 @@ pub(super) fn open(
     let Opened { database, commits, mark } = database::open(disk, name, mark, values, CACHE_BYTES)?;
     let (jobs, queued) = mpsc::channel(QUEUE_MAX);
     let (open, closing) = watch::channel(());
-    let database = Arc::new(database);
+    let database = Arc::new(OpenDatabase { database, _open: open });
     let reader = Reader { database: Arc::clone(&database) };
     let writer = Writer {
         name,
@@ -118,18 +135,17 @@ pub(super) fn open(
         database,
         failed: None,
         failure,
-        _open: open,
     };
     disk.start_writer(name, Box::new(writer))?;
     Ok((reader, Queue { jobs }, Closing(closing)))
 }
 
-/// Tells when a database's writer has closed.
+/// Tells when a database has closed: its writer is gone, and nobody reads it any more.
 #[derive(Clone)]
 pub(super) struct Closing(watch::Receiver<()>);
 
 impl Closing {
-    /// Waits until everything queued is written and the writer is gone.
+    /// Waits until everything queued is written and the file is as it stays.
     pub(super) async fn closed(mut self) {
         while self.0.changed().await.is_ok() {}
     }
@@ -161,11 +177,9 @@ struct Writer {
     mark: Arc<Mark>,
     waiting: Vec<Job>,
     queued: mpsc::Receiver<Job>,
-    database: Arc<Database>,
+    database: Arc<OpenDatabase>,
     failed: Option<Arc<str>>,
     failure: watch::Sender<Option<Arc<str>>>,
-    /// Dropped last, after the database: [`Closing`] waits for it.
-    _open: watch::Sender<()>,
 }
 
 impl Writer {

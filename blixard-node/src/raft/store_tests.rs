@@ -1,9 +1,12 @@
 //! openraft's own suite on the stores, and what it does not ask.
 
+use std::time::Duration;
+
 use blixard_core::id::{ClusterId, NodeId};
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use super::log_store::{self, LogStore};
 use super::owner::Owner;
@@ -35,4 +38,18 @@ impl StoreBuilder<Types, LogStore, StateMachine, TempDir> for Builder {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openraft_accepts_the_stores() {
     testing::context(1).run(Suite::test_all(Builder)).await.expect("the suite passes");
+}
+
+/// redb writes once more when the last lets go: until then the file is not what the next start finds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_has_not_closed_while_somebody_reads_it() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let disk = LinuxDisk::new(directory.path());
+    let (failing, _) = watch::channel(None);
+    let (reader, queue, closing) = store::open(&disk, log_store::FILES, failing).expect("a new log");
+    drop(queue);
+    let still = timeout(Duration::from_millis(300), closing.clone().closed()).await;
+    assert!(still.is_err(), "it is read");
+    drop(reader);
+    timeout(Duration::from_secs(60), closing.closed()).await.expect("it closes");
 }
