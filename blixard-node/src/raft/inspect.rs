@@ -150,13 +150,28 @@ pub fn entries(log: Box<dyn StorageBackend>, from: u64) -> io::Result<Vec<EntryM
     Ok(marks)
 }
 
-/// The term and the candidate of the vote in a log's file.
+/// A vote in a log's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptVote {
+    /// The term it holds for.
+    pub term: u64,
+    /// Whom it names.
+    pub candidate: u64,
+    /// Whether the candidate has won the term, by what this member was told.
+    pub won: bool,
+}
+
+/// The vote in a log's file.
 ///
 /// # Errors
 /// When it is no such file or damaged.
-pub fn vote(log: Box<dyn StorageBackend>) -> io::Result<Option<(u64, u64)>> {
+pub fn vote(log: Box<dyn StorageBackend>) -> io::Result<Option<KeptVote>> {
     let vote = read(log, log_store::FACTS, log_store::vote)?.flatten();
-    Ok(vote.map(|vote| (vote.leader_id.term, vote.leader_id.voted_for)))
+    Ok(vote.map(|vote| KeptVote {
+        term: vote.leader_id.term,
+        candidate: vote.leader_id.voted_for,
+        won: vote.committed,
+    }))
 }
 
 /// The index up to which the snapshot in a file covers the log.

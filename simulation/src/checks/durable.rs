@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 
 use blixard_core::id::NodeId;
 use blixard_node::handle::RaftStatus;
-use blixard_node::raft::inspect::{self, Configuration, LOG_FILE, STATE_FILE};
+use blixard_node::raft::inspect::{self, Configuration, KeptVote, LOG_FILE, STATE_FILE};
 
 use crate::disk::SimDisk;
 use crate::held::Image;
@@ -107,21 +107,37 @@ fn covered(disk: &SimDisk) -> Option<u64> {
     inspect::covered(Image::of(&disk.durable(STATE_FILE)?)).unwrap_or_default()
 }
 
-/// `votes_are_durable`: checks that a member's disk has a vote that it gives, or a later one.
+/// `votes_are_durable`: checks that a member's disk has a vote that it gives, or what binds it as much.
 ///
 /// # Errors
 /// What it has.
 pub(super) fn vote(disk: &SimDisk, voter: NodeId, term: u64, candidate: u64) -> Result<(), String> {
     let kept = disk.durable(LOG_FILE).and_then(|log| inspect::vote(Image::of(&log)).ok().flatten());
-    if kept.is_some_and(|kept| kept == (term, candidate) || kept.0 > term) {
+    if kept.is_some_and(|kept| binds(kept, term, candidate)) {
         return Ok(());
     }
     Err(format!("node {voter} voted for node {candidate} in term {term}, and its disk has {kept:?}"))
 }
 
+/// Whether a member that keeps a vote can give none in a term but to this candidate: it keeps that one,
+/// or one of a later term, or knows who has won this one, which takes the place of whom it voted for.
+fn binds(kept: KeptVote, term: u64, candidate: u64) -> bool {
+    kept.term > term || kept.term == term && (kept.candidate == candidate || kept.won)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_winner_of_a_term_takes_the_place_of_whom_a_member_voted_for() {
+        let kept = |term, candidate, won| KeptVote { term, candidate, won };
+        assert!(binds(kept(7, 1, false), 7, 1));
+        assert!(binds(kept(8, 2, false), 7, 1), "of a later term");
+        assert!(binds(kept(7, 2, true), 7, 1), "the two came in one batch");
+        assert!(!binds(kept(7, 2, false), 7, 1), "two votes in one term");
+        assert!(!binds(kept(6, 1, true), 7, 1), "not on disk yet");
+    }
 
     #[test]
     fn a_leader_counts_by_what_it_told_nobody_yet() {
