@@ -3,8 +3,8 @@
 //!
 //! Everything a container has is recorded in a lease file beside its namespace, so a daemon that
 //! restarts finds it all again. Links and addresses are made over netlink; translation is one
-//! nftables table that is replaced as a whole, so a half-made rule set never exists. Both live in
-//! whatever network namespace the daemon runs in: several nodes on one machine do not meet.
+//! nftables table whose rules are replaced in one transaction, so a half-made rule set never exists.
+//! Both live in whatever network namespace the daemon runs in: several nodes on one machine do not meet.
 //!
 //! The network is a boundary: containers reach the world, each other and what the node serves them;
 //! what reaches them is what is published. Which containers a published port leads to is told by
@@ -426,7 +426,7 @@ impl ContainerNetwork {
         let (targets, served, closed) = &wanted;
         let closed = closed.as_ref();
         let rules = Rules { name: &self.name, subnet: self.subnet, targets, served, closed };
-        firewall::load(&rules.text()).await?;
+        firewall::replace(&self.name, &rules.text(), before.is_none()).await?;
         self.forget_datagrams(before.map(|(targets, ..)| targets).unwrap_or_default(), targets).await;
         state.loaded = Some(wanted);
         Ok(())
