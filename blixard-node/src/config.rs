@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use blixard_core::api::token::Secret;
 use blixard_core::cluster::SubnetRange;
+use blixard_core::discovery::target::{JoinTarget, TargetError};
 use blixard_core::discovery::ticket::Ticket;
 use blixard_core::id::NodeId;
 use blixard_core::text::printable;
@@ -92,8 +93,8 @@ pub struct NodeConfig {
     pub bind: Option<SocketAddr>,
     /// Where other members reach this one; empty: at `bind`.
     pub advertise: Vec<SocketAddr>,
-    /// Whom to join: registry files, tickets, addresses and so on, in the order given.
-    pub join: Vec<String>,
+    /// Whom to join, in the order given.
+    pub join: Vec<JoinTarget>,
     /// The token to join by, besides those that come with `join`.
     pub token: Option<JoinToken>,
     /// Whether and where the local network is told of this node and its containers.
@@ -193,21 +194,27 @@ pub enum LogFormat {
 
 /// What is wrong with an option.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{option}: `{}` {}; {hint}", printable(value), printable(problem))]
-pub struct ConfigError {
-    /// The flag or environment variable.
-    pub option: &'static str,
-    /// Its value.
-    pub value: String,
-    /// What is wrong with it.
-    pub problem: String,
-    /// What to write instead.
-    pub hint: &'static str,
+pub enum ConfigError {
+    /// Its value cannot be used.
+    #[error("{option}: `{}` {}; {hint}", printable(value), printable(problem))]
+    Value {
+        /// The flag or environment variable.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What to write instead.
+        hint: &'static str,
+    },
+    /// It cannot be joined by.
+    #[error(transparent)]
+    Join(#[from] TargetError),
 }
 
 impl ConfigError {
     fn new(option: &'static str, value: &str, problem: impl Into<String>, hint: &'static str) -> Self {
-        Self { option, value: value.to_owned(), problem: problem.into(), hint }
+        Self::Value { option, value: value.to_owned(), problem: problem.into(), hint }
     }
 }
 
@@ -291,7 +298,9 @@ impl NodeOptions {
         if let Some(Err(fault)) = self.log.as_deref().map(check_log) {
             keep(fault);
         }
-        let mut join = self.join;
+        let parsed = self.join.iter().map(|text| JoinTarget::parse(text));
+        let mut join: Vec<JoinTarget> =
+            parsed.filter_map(|target| target.map_err(|error| keep(error.into())).ok()).collect();
         let token = match (self.join_token, self.token_file) {
             (Some(text), _) => parse_token(&text, &mut join).map_err(&mut keep).ok(),
             (None, file) => file.map(JoinToken::File),
@@ -343,7 +352,7 @@ fn parse_announce(text: Option<&str>) -> Result<Announce, ConfigError> {
 
 /// Reads a token, or the one of a ticket, which is then something to join by as well. What is wrong with
 /// it does not repeat it.
-fn parse_token(text: &str, join: &mut Vec<String>) -> Result<JoinToken, ConfigError> {
+fn parse_token(text: &str, join: &mut Vec<JoinTarget>) -> Result<JoinToken, ConfigError> {
     if let Ok(token) = text.trim().parse() {
         return Ok(JoinToken::Given(token));
     }
@@ -351,8 +360,9 @@ fn parse_token(text: &str, join: &mut Vec<String>) -> Result<JoinToken, ConfigEr
         let hint = "give the output of `blixard cluster token create` on a member, or its token";
         ConfigError::new(TOKEN_VARIABLE, "(not shown)", "is no token to join by", hint)
     })?;
-    join.push(text.trim().to_owned());
-    Ok(JoinToken::Given(ticket.token))
+    let token = ticket.token.clone();
+    join.push(JoinTarget::Ticket(Box::new(ticket)));
+    Ok(JoinToken::Given(token))
 }
 
 fn default_data_dir(id: Option<NodeId>, root: bool) -> PathBuf {

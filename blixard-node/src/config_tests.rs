@@ -1,5 +1,7 @@
 //! Options as they are checked.
 
+use blixard_core::discovery::target::JoinTarget;
+
 use super::{Announce, Containerd, HttpListen, JoinToken, LOG, LogFormat, NodeOptions};
 
 fn options(edit: impl FnOnce(&mut NodeOptions)) -> NodeOptions {
@@ -28,6 +30,10 @@ fn faults_name_the_option_its_value_and_what_to_write() {
         let text = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         assert!(text.contains(expect), "`{expect}` in `{text}`");
     };
+    let several =
+        |o: &mut NodeOptions| o.join = ["box:99999", "web.json", "bxt1bad"].map(String::from).into();
+    check(several, "--join box:99999: not a host and a port");
+    check(several, "--join: the ticket");
     check(|o| o.id = Some(0), "--id: `0` is not a node's number");
     check(|o| o.bind = Some("eth0".into()), "--bind: `eth0` is not an address");
     check(|o| o.bind = Some("10.0.0.1:99999".into()), "--bind: `10.0.0.1:99999` is not an address");
@@ -114,7 +120,7 @@ fn flags_win_over_the_environment() {
     assert_eq!(config.name.as_deref(), Some("from-flag"));
     assert_eq!(config.http, HttpListen::Asked("127.0.0.1:9001".parse().unwrap()));
     assert_eq!(config.data_dir.to_str(), Some("/env"));
-    assert_eq!(config.join, ["first.json", "a.json", "b.json"]);
+    assert_eq!(config.join, ["first.json", "a.json", "b.json"].map(|path| JoinTarget::File(path.into())));
     assert_eq!(config.log, LOG);
 }
 

@@ -239,8 +239,7 @@ async fn build(config: &NodeConfig, apart: &Handle) -> Result<Built, Error> {
     warn_if_open(&config.data_dir);
     let disk = Arc::new(LinuxDisk::new(&config.data_dir));
     let identity = while_full(&config.data_dir, async || open_identity(&disk).await).await?;
-    let mut targets =
-        config.join.iter().map(|text| JoinTarget::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let mut targets = config.join.clone();
     let token = match &config.token {
         // A member needs none: its file may be gone by now.
         Some(token) if identity.membership().is_none() => Some(read_token(token, &mut targets)?),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// How long a server may take to accept, and between two pieces of its answer.
-const LIMIT: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs `work` on a thread that stands in network namespace `name`.
 ///
@@ -52,7 +52,7 @@ impl Response {
 /// Asks `address` from namespace `name`, with `headers` as whole lines.
 ///
 /// # Errors
-/// When nobody answers within two seconds, or not in HTTP.
+/// When nobody answers within five seconds, or not in HTTP.
 pub fn request(
     name: &str,
     address: SocketAddr,
@@ -84,7 +84,7 @@ pub fn request(
 /// The status and body of `GET path` at `address`, asked from namespace `name`.
 ///
 /// # Errors
-/// When nobody answers within two seconds, or not in HTTP.
+/// When nobody answers within five seconds, or not in HTTP.
 pub fn get(name: &str, address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let response = request(name, address, "GET", path, &[], &[])?;
     Ok((response.status, response.body))
@@ -94,7 +94,7 @@ pub fn get(name: &str, address: SocketAddr, path: &str) -> Result<(u16, String)>
 /// back first.
 ///
 /// # Errors
-/// When nobody answers within two seconds.
+/// When nobody answers within five seconds.
 pub fn converse(name: &str, address: SocketAddr, question: &[u8], bytes_max: usize) -> Result<Vec<u8>> {
     inside(name, || {
         let mut stream = connect(address)?;

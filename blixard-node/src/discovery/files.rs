@@ -1,6 +1,6 @@
 //! Sources that are here: registry files, the static file, files with tickets, and tickets.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -85,7 +85,13 @@ fn read_ticket_file(path: &Path) -> Result<Vec<Contact>, SourceError> {
         // What was on standard input is among the tickets.
         return Err(SourceError::NoTicket { path: path.to_owned() });
     }
-    read_tickets(path, &read_text(path)?)
+    let text = read_text(path).map_err(|error| match error {
+        SourceError::Unreadable { path, error } if error.kind() == io::ErrorKind::NotFound => {
+            SourceError::Missing { path, error }
+        }
+        other => other,
+    })?;
+    read_tickets(path, &text)
 }
 
 fn read_tickets(path: &Path, text: &str) -> Result<Vec<Contact>, SourceError> {

@@ -64,6 +64,17 @@ pub enum SourceError {
         /// Which file; `-` is standard input.
         path: PathBuf,
     },
+    /// A file that should hold a ticket is not there.
+    #[error(
+        "cannot read {}: {error} (put the output of `blixard cluster token create` on a member there)",
+        path.display()
+    )]
+    Missing {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        error: Arc<io::Error>,
+    },
     /// What a file holds is no ticket.
     #[error("{}: {error}", path.display())]
     Ticket {
@@ -90,7 +101,7 @@ impl SourceError {
             Self::Unreadable { error, .. } => error.kind() == io::ErrorKind::IsADirectory,
             Self::File(error) => !matches!(error, FileError::Truncated { .. }),
             Self::TooLarge { .. } | Self::NoTicket { .. } | Self::Ticket { .. } => true,
-            Self::Silent { .. } => false,
+            Self::Missing { .. } | Self::Silent { .. } => false,
         }
     }
 }

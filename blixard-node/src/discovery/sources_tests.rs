@@ -81,7 +81,11 @@ fn a_ticket_is_taken_from_a_file_and_a_file_without_one_never_founds() {
     check(Some(&member(3)), &[3], "");
     check(Some(""), &[], "holds no ticket");
     check(Some("bxt1zz"), &[], "ticket");
-    check(None, &[], "No such file");
+    check(
+        None,
+        &[],
+        "No such file or directory (os error 2) (put the output of `blixard cluster token create`",
+    );
     let (finder, world) =
         (Finder::new(sources(vec![JoinTarget::parse("-").unwrap()], None)), World::default());
     assert!(finder.is_configured());
