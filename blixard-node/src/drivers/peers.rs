@@ -75,6 +75,9 @@ pub(crate) async fn run(
         let status = statuses.borrow_and_update().clone();
         let mut peers = peers_of(&state, shared.id, &hints);
         add_told(&mut peers, &told.borrow_and_update(), &state);
+        if let Some(raft) = shared.raft() {
+            add_told(&mut peers, raft.joining().unknown_to(&state), &state);
+        }
         peers.extend(departing(&state, &status, last.as_ref().unwrap_or(&hints)));
         peers.remove(&shared.id);
         if last.as_ref() != Some(&peers) {

@@ -82,6 +82,11 @@ impl LogStore {
         lock(&self.reader.tail).purged
     }
 
+    /// Reads it beside openraft, which owns it.
+    pub(super) fn reader(&self) -> LogReader {
+        self.reader.clone()
+    }
+
     async fn push(&self, write: Write, done: impl FnOnce(&mut Tail, io::Result<()>) + Send + 'static) {
         let tail = Arc::clone(&self.reader.tail);
         self.queue.push(write, move |outcome| done(&mut lock(&tail), outcome)).await;

@@ -19,6 +19,7 @@ mod digests;
 mod golden_tests;
 mod inbound;
 pub mod inspect;
+mod joining;
 mod log_store;
 mod message;
 mod network;
@@ -49,11 +50,13 @@ use std::time::Duration;
 use blixard_core::cluster::ClusterState;
 use blixard_core::id::{ClusterId, NodeId};
 use blixard_core::time::{LogClock, Mono};
+use openraft::RaftLogReader as _;
 use openraft::error::{InitializeError, RaftError};
 
 pub use self::config::RaftConfig;
 pub(crate) use self::digests::Compared;
 use self::digests::Points;
+use self::joining::Joining;
 use self::log_store::LogStore;
 use self::owner::{Owner, StoreError};
 pub use self::propose::ProposeError;
@@ -158,6 +161,7 @@ struct Inner {
     state: watch::Receiver<Arc<ClusterState>>,
     /// About how many bytes the state takes encoded.
     state_bytes: Arc<AtomicU64>,
+    joining: Joining,
     digests: Arc<Points>,
     failure: watch::Receiver<Option<Arc<str>>>,
     leader_contact: Mutex<Option<(NodeId, Mono)>>,
@@ -255,6 +259,7 @@ impl RaftNode {
             return Err(OpenError::Lost { file: STATE_FILE, node: id });
         }
 
+        let mut reader = log.reader();
         let (state, state_bytes, digests) = (machine.published(), machine.size(), machine.digests());
         let network = network::Network { id: id.0, transport: Arc::clone(&platform.transport) };
         let started = Raft::new(id.0, openraft, network, log, machine).await;
@@ -262,6 +267,10 @@ impl RaftNode {
             let words = failure.borrow().as_deref().map(str::to_owned);
             OpenError::Store(words.unwrap_or_else(|| fatal.to_string()))
         })?;
+        let applied = Arc::clone(&state.borrow());
+        let entries = reader.limited_get_log_entries(applied.applied + 1, u64::MAX).await;
+        // Whoever needs what cannot be read says so.
+        let joining = Joining::read(&applied, &entries.unwrap_or_default());
         context.spawn("state digests", digests::run(Arc::clone(&digests)));
         context.spawn("raft compaction", compact(raft.clone(), uncompacted, config.snapshot_bytes));
         let closing = vec![log_closing, state_closing];
@@ -275,6 +284,7 @@ impl RaftNode {
             raft,
             state,
             state_bytes,
+            joining,
             digests,
             failure,
             leader_contact,
@@ -305,6 +315,11 @@ impl RaftNode {
     /// The state as this member has applied it; perhaps old.
     pub fn state(&self) -> Arc<ClusterState> {
         Arc::clone(&self.inner.state.borrow())
+    }
+
+    /// Members that the log named when it was opened and the state did not have.
+    pub(crate) fn joining(&self) -> &Joining {
+        &self.inner.joining
     }
 
     /// About how many bytes the state takes encoded.
