@@ -1,6 +1,6 @@
 //! `blixard man`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -21,22 +21,26 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let shown = args.directory.display();
-    std::fs::create_dir_all(&args.directory).with_context(|| format!("cannot make {shown}"))?;
-    clap_mangen::generate_to(Cli::command(), &args.directory)
-        .with_context(|| format!("cannot write manual pages to {shown}"))?;
-    render::line(&format!("manual pages are in {shown}"))?;
+    write_pages(&args.directory)?;
+    render::line(&format!("manual pages are in {}", args.directory.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn write_pages(directory: &Path) -> anyhow::Result<()> {
+    let shown = directory.display();
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {shown}"))?;
+    clap_mangen::generate_to(Cli::command(), directory)
+        .with_context(|| format!("cannot write manual pages to {shown}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Args, run};
+    use super::write_pages;
 
     #[test]
     fn every_command_has_a_page_of_its_own() {
         let directory = tempfile::tempdir().unwrap();
-        run(&Args { directory: directory.path().join("man1") }).unwrap();
+        write_pages(&directory.path().join("man1")).unwrap();
         let page = |name: &str| {
             let path = directory.path().join("man1").join(name);
             std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))

@@ -66,13 +66,13 @@ fn an_address_a_url_and_a_program_are_sources_and_a_failure_is_said_once() -> Re
         let host = &mut cluster.hosts[3];
         host.spawn(&["--join", &web.url("registry.json")])?;
         wait::until("the daemon to say that the server has no such file", SAID, || {
-            wait::ensure(host.log().contains("404"), host.log_tail(9))
+            wait::ensure(host.log().contains("it answers 404"), host.log_tail(9))
         })?;
         ensure!(!host.registry_file().exists(), "it made a cluster of its own");
         fs::copy(cluster.hosts[0].registry_file(), files.join("registry.json"))?;
         cluster.hosts[3].wait_ready()?;
         let log = cluster.hosts[3].log();
-        ensure!(log.matches("404").count() == 1, "it is said again and again: {log}");
+        ensure!(log.matches("it answers 404").count() == 1, "it is said again and again: {log}");
 
         // A token that is not the cluster's is refused, and its secret shown to nobody.
         let wrong = directory.join("wrong");
