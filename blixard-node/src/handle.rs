@@ -61,8 +61,8 @@ pub struct RaftStatus {
     pub applied: u64,
     /// The last index covered by a snapshot here.
     pub snapshot: u64,
-    /// For how long a quorum has not acknowledged this node as leader, in milliseconds; absent
-    /// when it does not lead.
+    /// For how long a quorum has not acknowledged this node as leader, in milliseconds: never, when it is
+    /// one by itself. Absent when it does not lead.
     pub quorum_ack_ms_ago: Option<u64>,
 }
 

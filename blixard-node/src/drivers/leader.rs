@@ -118,7 +118,7 @@ async fn lead(shared: &Shared, inputs: &mut mpsc::Receiver<Input>, newest: &mut 
                 batch.commands.push(Command::Facts { node, facts: beat.facts });
             }
         }
-        liveness.look(now, unconfirmed(shared, &raft));
+        liveness.look(now, unconfirmed(&raft));
         batch.commands.extend(liveness.step(now, log_time, &state));
         wake = liveness.wake_at(now, log_time, &state).unwrap_or(now + LOOK);
         housekeeping(shared, &state, log_time, &mut batch.commands);
@@ -194,11 +194,9 @@ fn adds(command: &Command) -> bool {
     matches!(command, Command::Write { write: Write::Submit { .. } | Write::AddToken { .. }, .. })
 }
 
-/// For how long no quorum has confirmed this leader; one that is a quorum by itself needs none.
-fn unconfirmed(shared: &Shared, raft: &RaftNode) -> Duration {
-    let status = raft.status();
-    let alone = status.voters == [shared.id];
-    status.quorum_ack_ms_ago.filter(|_| !alone).map_or(Duration::ZERO, Duration::from_millis)
+/// For how long no quorum has confirmed this leader.
+fn unconfirmed(raft: &RaftNode) -> Duration {
+    raft.status().quorum_ack_ms_ago.map_or(Duration::ZERO, Duration::from_millis)
 }
 
 /// What became of the entry in flight, `proposing`. Those who wait for it are answered when it is
@@ -235,7 +233,7 @@ async fn looking<T>(
     let mut work = pin!(work);
     loop {
         let done = shared.within(LOOK, &mut work).await;
-        liveness.look(shared.platform.clock.now(), unconfirmed(shared, raft));
+        liveness.look(shared.platform.clock.now(), unconfirmed(raft));
         if let Some(done) = done {
             return done;
         }

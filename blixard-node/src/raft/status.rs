@@ -65,17 +65,21 @@ impl RaftNode {
         let metrics = metrics.borrow();
         let membership = metrics.membership_config.membership();
         let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
+        let voters: Vec<NodeId> = membership.voter_ids().map(NodeId).collect();
+        // Nobody else is asked by whom a quorum is one member.
+        let alone = voters == [self.id()];
         RaftStatus {
             leader: metrics.current_leader.map(NodeId).filter(|leader| self.hears(*leader)),
             term: metrics.current_term,
-            voters: membership.voter_ids().map(NodeId).collect(),
+            voters,
             learners: membership.learner_ids().map(NodeId).collect(),
             last_log: metrics.last_log_index.unwrap_or(0),
             applied: index(&metrics.last_applied),
             snapshot: index(&metrics.snapshot),
-            quorum_ack_ms_ago: metrics
-                .last_quorum_acked
-                .map(|acked| u64::try_from(acked.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            quorum_ack_ms_ago: metrics.last_quorum_acked.map(|acked| match alone {
+                true => 0,
+                false => u64::try_from(acked.elapsed().as_millis()).unwrap_or(u64::MAX),
+            }),
         }
     }
 

@@ -376,6 +376,14 @@ async fn a_stopped_member_starts_with_the_state_it_had_also_without_a_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_a_quorum_by_itself_is_confirmed_at_any_time() {
+    let cluster = Cluster::start(1, RaftConfig::default()).await;
+    let leader = cluster.leader().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(leader.status().quorum_ack_ms_ago, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_data_directory_is_one_members_and_one_process() {
     let mut cluster = Cluster::start(1, RaftConfig::default()).await;
     let directory = cluster.directories[&NodeId(1)].path().to_owned();
