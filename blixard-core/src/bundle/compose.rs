@@ -4,18 +4,21 @@
 //! A draft is a proposal for a person to read: what a bundle cannot say, and what means something
 //! else in one, stands in it as a comment. Nothing is submitted from it.
 
-use std::fmt::Write;
-use std::net::Ipv4Addr;
+mod deploy;
+mod plain;
+mod ports;
+mod security;
 
 use super::diagnostic::{Fault, shorten};
-use super::number;
 use super::print::scalar;
 use super::service::valid_name;
+use super::source::Place;
 use super::tree::{Key, Node, Value};
 use super::walk::Walk;
 
 /// The most services of a Compose file that are written out.
 const DRAFTS_MAX: usize = 20;
+const NOTHING_LIKE_IT: &str = "a bundle has nothing like it";
 
 /// One service of a Compose file, as a bundle would have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +44,7 @@ pub(super) fn refuse(walk: &mut Walk<'_>, entries: &Entries) -> Option<Vec<Draft
         walk.error(entries[0].0.place, fault.hint(hint));
         return Some(Vec::new());
     }
-    let (key, services) = services(entries)?;
+    let (place, services) = services(entries)?;
     let names: Vec<String> = services.iter().map(|(key, _)| shorten(&key.text)).take(DRAFTS_MAX).collect();
     let fault = Fault::new(format!(
         "this is a Compose file, not a bundle: it holds {}",
@@ -51,92 +54,109 @@ pub(super) fn refuse(walk: &mut Walk<'_>, entries: &Entries) -> Option<Vec<Draft
             several => format!("{several} services ({})", names.join(", ")),
         }
     ));
-    walk.error(key.place, fault.hint("a bundle is one service: write a .bun file for each, and run each"));
-    Some(services.iter().take(DRAFTS_MAX).filter_map(|(key, node)| draft(&key.text, node)).collect())
+    walk.error(place, fault.hint("a bundle is one service: write a .bun file for each, and run each"));
+    Some(services.into_iter().take(DRAFTS_MAX).filter_map(|(key, node)| draft(&key.text, node)).collect())
 }
 
 /// The services of a Compose file: what its `services` hold, or all of one of the oldest form, which has
 /// nothing else.
-fn services(entries: &Entries) -> Option<(&Key, Vec<&(Key, Node)>)> {
+fn services(entries: &Entries) -> Option<(Place, Vec<(Key, Node)>)> {
     if let Some((key, node)) = entries.iter().find(|(key, _)| key.text == "services") {
         let Value::Mapping(services) = &node.value else { return None };
-        return Some((key, services.iter().collect()));
+        return Some((key.place, plain::merged(services)));
     }
     let is_service = |node: &Node| match &node.value {
         Value::Mapping(inner) => ["image", "build"].iter().any(|key| get(inner, key).is_some()),
         _ => false,
     };
-    let services: Vec<_> = entries.iter().filter(|(key, _)| !key.text.starts_with("x-")).collect();
-    let (key, _) = services.first()?;
-    services.iter().all(|(_, node)| is_service(node)).then_some((key, services))
+    let mut services = plain::merged(entries);
+    services.retain(|(key, _)| !key.text.starts_with("x-"));
+    let place = services.first()?.0.place;
+    services.iter().all(|(_, node)| is_service(node)).then_some((place, services))
 }
 
-fn draft(name: &str, node: &Node) -> Option<Draft> {
-    let Value::Mapping(entries) = &node.value else { return None };
+fn draft(name: &str, node: Node) -> Option<Draft> {
+    let Value::Mapping(mut entries) = node.value else { return None };
     let file = format!("{}.bun", valid_name(name)?);
     let mut out = Out { text: String::new(), unsaid: Vec::new() };
+    for (key, node) in &mut entries {
+        let variable = plain::unescape(node).filter(|_| TAKEN.contains(&key.text.as_str()));
+        if let Some(variable) = variable {
+            let variable = shorten(&variable);
+            out.unsaid(&key.text, &format!("`{variable}` is not replaced: put what it stands for there"));
+        }
+    }
     out.line("version: \"1.0\"");
-    image(&mut out, entries);
-    ports(&mut out, entries);
-    volumes(&mut out, entries);
-    environment(&mut out, entries);
-    replicas(&mut out, entries);
-    resources(&mut out, entries);
-    restart(&mut out, entries);
-    depends_on(&mut out, entries);
-    if let Some(period) = get(entries, "stop_grace_period").and_then(text) {
+    image(&mut out, &entries);
+    ports::ports(&mut out, &entries);
+    volumes(&mut out, &entries);
+    environment(&mut out, &entries);
+    deploy::replicas(&mut out, &entries);
+    resources(&mut out, &entries);
+    security::security(&mut out, &entries);
+    deploy::restart(&mut out, &entries);
+    depends_on(&mut out, &entries);
+    deploy::placement(&mut out, &entries);
+    if let Some(period) = get(&entries, "stop_grace_period").and_then(text) {
         match super::parse_duration(period) {
             Ok(period) => out.line(&format!("stop_timeout: {}", period.as_secs().clamp(1, 3600))),
             Err(_) => out.unsaid("stop_grace_period", "write stop_timeout in seconds"),
         }
     }
-    match get(entries, "network_mode").and_then(text) {
+    match get(&entries, "network_mode").and_then(text) {
         Some("host") => out.line("network: host"),
+        Some("bridge") | None => {}
         Some(_) => out.unsaid("network_mode", "bridge and host are the networks there are"),
-        None => {}
     }
-    leftovers(&mut out, entries);
+    leftovers(&mut out, &entries);
     Some(Draft { file, text: out.finish() })
 }
 
+/// The keys of which a draft says what a bundle can.
+const TAKEN: [&str; 24] = [
+    "image",
+    "command",
+    "entrypoint",
+    "working_dir",
+    "volumes",
+    "environment",
+    "env_file",
+    "deploy",
+    "scale",
+    "mem_limit",
+    "mem_reservation",
+    "memswap_limit",
+    "cpus",
+    "cpu_shares",
+    "pids_limit",
+    "user",
+    "read_only",
+    "security_opt",
+    "cap_drop",
+    "cap_add",
+    "restart",
+    "depends_on",
+    "stop_grace_period",
+    "network_mode",
+];
+
 /// The keys that nothing else took up.
 fn leftovers(out: &mut Out, entries: &Entries) {
-    const TAKEN: [&str; 23] = [
-        "image",
-        "command",
-        "entrypoint",
-        "working_dir",
-        "ports",
-        "volumes",
-        "environment",
-        "env_file",
-        "deploy",
-        "scale",
-        "mem_limit",
-        "mem_reservation",
-        "cpus",
-        "cpu_shares",
-        "pids_limit",
-        "restart",
-        "depends_on",
-        "stop_grace_period",
-        "network_mode",
-        "container_name",
-        "expose",
-        "healthcheck",
-        "build",
-    ];
-    if get(entries, "build").is_some() {
-        out.unsaid("build", "build the image elsewhere, then `blixard image import FILE.tar` or a registry");
-    }
-    if get(entries, "healthcheck").is_some() {
-        out.unsaid("healthcheck", "write healthcheck: {path: /…}; it is an HTTP GET on the first TCP port");
-    }
-    if get(entries, "expose").is_some() {
-        out.unsaid("expose", "write ports: [{container_port: N}]");
-    }
-    for (key, _) in entries.iter().filter(|(key, _)| !TAKEN.contains(&key.text.as_str())) {
-        out.unsaid(&key.text, "a bundle has nothing like it");
+    deploy::others(out, entries);
+    for (key, _) in entries {
+        let instead = match key.text.as_str() {
+            "ports" | "container_name" => continue,
+            known if TAKEN.contains(&known) || known.starts_with("x-") => continue,
+            "build" => "build the image elsewhere, then `blixard image import FILE.tar` or a registry",
+            "healthcheck" => "write healthcheck: {path: /…}; it is an HTTP GET on the first TCP port",
+            "expose" => "write ports: [{container_port: N}]",
+            "platform" => "write placement: {constraints: [node.arch==amd64]}, or another node.arch",
+            "cpu_quota" | "cpu_period" => "write resources: {cpu_quota: N}, microseconds for each 100 ms",
+            "blkio_config" => "write resources: {blkio_weight: N}, from 10 to 1000",
+            "extends" | "<<" => "write out here what it stands for",
+            _ => NOTHING_LIKE_IT,
+        };
+        out.unsaid(&key.text, instead);
     }
 }
 
@@ -174,65 +194,15 @@ fn words(node: &Node) -> Vec<String> {
     }
 }
 
-fn ports(out: &mut Out, entries: &Entries) {
-    let Some(node) = get(entries, "ports") else { return };
-    let Value::List(items) = &node.value else { return out.unsaid("ports", "write a list") };
-    let mut lines = Vec::new();
-    for item in items {
-        let address = match &item.value {
-            Value::Text(text) => text.rsplitn(3, ':').nth(2),
-            Value::Mapping(entries) => get(entries, "host_ip").and_then(text),
-            _ => None,
-        };
-        // On all addresses is what nothing said means.
-        let address = match address.map(|address| (address, address.parse::<Ipv4Addr>())) {
-            None => String::new(),
-            Some((_, Ok(address))) if address.is_unspecified() => String::new(),
-            Some((_, Ok(address))) => format!(", host_ip: {address}"),
-            Some((address, Err(_))) => {
-                out.unsaid("ports", &format!("the address `{}`: write an IPv4 address", shorten(address)));
-                String::new()
-            }
-        };
-        match port(item) {
-            Some(port) => lines.push(format!("  - {{{port}{address}}}")),
-            None => out.unsaid("ports", "a range: write each port by itself"),
-        }
-    }
-    out.section("ports:", &lines);
-}
-
-/// `8080:80/udp`, `127.0.0.1:8080:80`, `80`, or the long form.
-fn port(item: &Node) -> Option<String> {
-    let (host, container, protocol) = match &item.value {
-        Value::Text(text) => {
-            let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-            let mut parts = ports.rsplit(':');
-            let container = parts.next()?;
-            (parts.next(), container, protocol)
-        }
-        Value::Mapping(entries) => (
-            get(entries, "published").and_then(text),
-            get(entries, "target").and_then(text)?,
-            get(entries, "protocol").and_then(text).unwrap_or("tcp"),
-        ),
-        _ => return None,
-    };
-    let mut port = format!("container_port: {}", number::port(container).ok()?);
-    if let Some(host) = host {
-        let _ = write!(port, ", host_port: {}", number::port(host).ok()?);
-    }
-    if protocol == "udp" {
-        port.push_str(", protocol: udp");
-    }
-    Some(port)
-}
-
 fn volumes(out: &mut Out, entries: &Entries) {
     let Some(node) = get(entries, "volumes") else { return };
     let Value::List(items) = &node.value else { return out.unsaid("volumes", "write a list") };
     let mut lines = Vec::new();
     for item in items {
+        if let Some(kind) = other_kind(item) {
+            out.unsaid("volumes", &format!("one of type `{}`: {NOTHING_LIKE_IT}", shorten(kind)));
+            continue;
+        }
         let (source, target, read_only) = match &item.value {
             Value::Text(text) => {
                 let mut parts = text.split(':');
@@ -245,7 +215,7 @@ fn volumes(out: &mut Out, entries: &Entries) {
             Value::Mapping(entries) => (
                 get(entries, "source").and_then(text).unwrap_or_default(),
                 get(entries, "target").and_then(text).unwrap_or_default(),
-                get(entries, "read_only").and_then(text) == Some("true"),
+                get(entries, "read_only").is_some_and(is_true),
             ),
             _ => continue,
         };
@@ -253,19 +223,24 @@ fn volumes(out: &mut Out, entries: &Entries) {
         let is_path = source.starts_with(['/', '.']);
         if !(is_path || is_volume) || !target.starts_with('/') {
             let volume = if source.is_empty() { target } else { source };
-            out.unsaid(
-                "volumes",
-                &format!(
-                    "`{}` has no name: write one, and the cluster keeps it as a volume",
-                    shorten(volume)
-                ),
-            );
+            let why = match volume.chars().next() {
+                Some('$') => "holds a variable, which is not replaced: write the path",
+                Some('~') => "has no meaning on another machine: write the absolute path",
+                _ => "has no name: write one, and the cluster keeps it as a volume",
+            };
+            out.unsaid("volumes", &format!("`{}` {why}", shorten(volume)));
             continue;
         }
         let mode = if read_only { ", mode: ro" } else { "" };
         lines.push(format!("  - {{source: {}, target: {}{mode}}}", scalar(source), scalar(target)));
     }
     out.section("volumes:", &lines);
+}
+
+/// What a mount is of that is neither a path of the host nor a volume.
+fn other_kind(item: &Node) -> Option<&str> {
+    let Value::Mapping(entries) = &item.value else { return None };
+    get(entries, "type").and_then(text).filter(|kind| !matches!(*kind, "bind" | "volume"))
 }
 
 fn environment(out: &mut Out, entries: &Entries) {
@@ -300,14 +275,6 @@ fn environment(out: &mut Out, entries: &Entries) {
     out.section("environment:", &lines);
 }
 
-fn replicas(out: &mut Out, entries: &Entries) {
-    let deployed = section(entries, "deploy").and_then(|deploy| get(deploy, "replicas"));
-    let count = deployed.or_else(|| get(entries, "scale")).and_then(text);
-    if let Some(count) = count.and_then(|count| count.parse::<u32>().ok()).filter(|count| *count > 0) {
-        out.line(&format!("replicas: {{min: {count}}}"));
-    }
-}
-
 fn resources(out: &mut Out, entries: &Entries) {
     let of = |kind| {
         section(entries, "deploy").and_then(|d| section(d, "resources")).and_then(|r| section(r, kind))
@@ -320,7 +287,9 @@ fn resources(out: &mut Out, entries: &Entries) {
         Some(None) => out.unsaid(key, "write the memory with a unit such as 512MiB"),
         None => {}
     };
-    memory("memory_limit", deployed("limits", "memory").or_else(|| old("mem_limit")));
+    let limit = deployed("limits", "memory").or_else(|| old("mem_limit"));
+    memory("memory_limit", limit);
+    memory("memory_swap", old("memswap_limit").filter(|_| limit.is_some()));
     memory("memory", deployed("reservations", "memory").or_else(|| old("mem_reservation")));
     let cpus = |text: &str| text.parse::<f64>().ok().filter(|cpus| *cpus >= 0.01 && *cpus < 10_000.0);
     if let Some(cpus) = deployed("limits", "cpus").or_else(|| old("cpus")).and_then(cpus) {
@@ -329,10 +298,14 @@ fn resources(out: &mut Out, entries: &Entries) {
     if let Some(cpus) = deployed("reservations", "cpus").and_then(cpus) {
         lines.push(format!("  cpu: {:.0}m", cpus * 1000.0));
     }
-    for (key, name) in [("cpu_shares", "cpu_shares"), ("pids_limit", "pids_limit")] {
-        if let Some(count) = old(key).and_then(|text| text.parse::<i64>().ok()) {
-            lines.push(format!("  {name}: {count}"));
+    let pids = deployed("limits", "pids").or_else(|| old("pids_limit"));
+    for (key, count) in [("cpu_shares", old("cpu_shares")), ("pids_limit", pids)] {
+        if let Some(count) = count.and_then(|text| text.parse::<i64>().ok()) {
+            lines.push(format!("  {key}: {count}"));
         }
+    }
+    if limit.is_none() && old("memswap_limit").is_some() {
+        out.unsaid("memswap_limit", "memory_swap needs a memory_limit beside it");
     }
     out.section("resources:", &lines);
 }
@@ -350,20 +323,6 @@ fn bytes(text: &str) -> Option<String> {
         _ => return None,
     };
     Some(format!("{amount}{unit}"))
-}
-
-fn restart(out: &mut Out, entries: &Entries) {
-    let Some(policy) = get(entries, "restart").and_then(text) else { return };
-    let (name, count) = policy.split_once(':').unwrap_or((policy, ""));
-    match name {
-        "no" | "false" | "always" | "unless-stopped" | "on-failure" => {
-            let name = if name == "false" { "no" } else { name };
-            let count =
-                count.parse::<u32>().map(|n| format!(", maximum_retry_count: {n}")).unwrap_or_default();
-            out.line(&format!("restart_policy: {{name: {name}{count}}}"));
-        }
-        _ => out.unsaid("restart", "write restart_policy: {name: always}"),
-    }
 }
 
 fn depends_on(out: &mut Out, entries: &Entries) {
@@ -405,6 +364,13 @@ impl Out {
         }
     }
 
+    /// Says of the keys of `path` that are not among `known` what to do instead.
+    fn others(&mut self, path: &str, entries: &Entries, known: &[&str], instead: fn(&str) -> &'static str) {
+        for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&key.text.as_str())) {
+            self.unsaid(&format!("{path}.{}", key.text), instead(&key.text));
+        }
+    }
+
     fn finish(mut self) -> String {
         for line in std::mem::take(&mut self.unsaid) {
             self.line(&line);
@@ -430,6 +396,17 @@ fn text(node: &Node) -> Option<&str> {
         Value::Text(text) => Some(text),
         _ => None,
     }
+}
+
+fn is_true(node: &Node) -> bool {
+    let words = ["true", "yes", "y", "on"];
+    text(node).is_some_and(|text| words.iter().any(|word| text.eq_ignore_ascii_case(word)))
+}
+
+/// A fault that a bundle's rule finds, as a comment says it.
+fn said(fault: Fault) -> String {
+    let hint = fault.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+    format!("{}{hint}", fault.message)
 }
 
 /// The texts of a list, or the one text.

@@ -9,6 +9,8 @@ use super::walk::{Field, Section, Walk};
 
 /// The longest name of a variable, in bytes.
 const NAME_BYTES_MAX: usize = 255;
+/// The longest `${…}` that is looked for, in bytes: so a text of many that are not closed is read quickly.
+const VARIABLE_BYTES_MAX: usize = 1_024;
 const EXAMPLE: &str = "[LOG_LEVEL=info] or {LOG_LEVEL: info}";
 
 /// The variables of `env_file` and over them those of `environment`.
@@ -125,21 +127,23 @@ fn literal(name: &str, value: &str) -> Option<Fault> {
 
 /// The first `$NAME`, `${NAME...}` or `$(NAME)` of a text.
 fn variable(text: &str) -> Option<&str> {
+    text.match_indices('$').find_map(|(at, _)| variable_at(&text[at..]))
+}
+
+/// The variable that `text`, which begins with `$`, begins with. One that does not end soon is none.
+pub(super) fn variable_at(text: &str) -> Option<&str> {
     let letter = |c: char| c.is_ascii_alphabetic() || c == '_';
-    text.match_indices('$').find_map(|(at, _)| {
-        let (text, rest) = (&text[at..], &text[at + 1..]);
-        let end = match rest.chars().next()? {
-            open @ ('{' | '(') => {
-                let close = if open == '{' { '}' } else { ')' };
-                rest[1..].starts_with(letter).then(|| rest.find(close).map(|end| end + 2))??
-            }
-            c if letter(c) => {
-                1 + rest.find(|c: char| !letter(c) && !c.is_ascii_digit()).unwrap_or(rest.len())
-            }
-            _ => return None,
-        };
-        text.get(..end)
-    })
+    let rest = text.get(1..)?;
+    let end = match rest.chars().next()? {
+        open @ ('{' | '(') => {
+            let close = if open == '{' { '}' } else { ')' };
+            let near = &rest[..rest.floor_char_boundary(VARIABLE_BYTES_MAX)];
+            rest[1..].starts_with(letter).then(|| near.find(close))?? + 2
+        }
+        c if letter(c) => 1 + rest.find(|c: char| !letter(c) && !c.is_ascii_digit()).unwrap_or(rest.len()),
+        _ => return None,
+    };
+    text.get(..end)
 }
 
 fn pair(text: &str) -> Result<(String, String), Fault> {

@@ -116,6 +116,8 @@ fn syntax(source: &Source<'_>, error: &ScanError) -> (Place, Fault) {
     let indentation = &line[..line.len() - line.trim_start().len()];
     if indentation.contains('\t') {
         (place, fault.hint("indent with spaces: YAML does not allow tabs there"))
+    } else if tab(error.info()) {
+        (place, fault.hint("write a space in place of the tab: YAML does not allow tabs there"))
     } else if error.info().contains("mapping values are not allowed") {
         (
             place,
@@ -126,6 +128,11 @@ fn syntax(source: &Source<'_>, error: &ScanError) -> (Place, Fault) {
     } else {
         (place, fault)
     }
+}
+
+/// Whether the parser complains of a tab: it names it, or a blank that it lacks, which a tab is not to it.
+fn tab(info: &str) -> bool {
+    info.contains("tab") || info.contains("a valid YAML whitespace") || info == "expected whitespace"
 }
 
 fn too_deep() -> Fault {

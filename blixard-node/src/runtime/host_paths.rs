@@ -78,7 +78,7 @@ impl HostPaths {
         }
         let named = place_of(Path::new(&volume.source)).unwrap_or_else(|| real.to_path_buf());
         if READ_ONLY.iter().any(|path| named == Path::new(path)) {
-            return (!volume.read_only).then(|| "given read-only alone (`read_only: true`)".to_owned());
+            return (!volume.read_only).then(|| "given read-only alone (`mode: ro` in a bundle)".to_owned());
         }
         self.reserved(real).or_else(|| self.reserved(&named))
     }
@@ -218,6 +218,9 @@ mod tests {
             check(path, true, true);
             check(path, false, false);
         }
+        // By the key that a bundle has for it.
+        let refused = paths.refusals(&[volume(Path::new("/etc/localtime"), false, true)]);
+        assert!(refused[0].contains("`mode: ro`"), "{refused:?}");
         check("/etc/localtime.d", true, false);
         check("/etcetera", false, true);
     }

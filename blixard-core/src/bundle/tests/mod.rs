@@ -1,5 +1,6 @@
 //! Whole bundles: the golden files of `testdata/bundles`, the examples, and what holds of any text.
 
+mod compose;
 mod generate;
 
 use std::collections::BTreeMap;
@@ -217,38 +218,6 @@ fn a_name_that_is_not_the_files_own_is_told() {
 }
 
 #[test]
-fn the_drafts_of_a_compose_file_are_bundles() {
-    let compose = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/bundles/compose.bun"));
-    let drafts = read(compose.unwrap()).drafts;
-    assert_eq!(drafts.len(), 2);
-    for draft in drafts {
-        let parsed = read(draft.text.replace("db.env", "app.env"));
-        assert!(parsed.spec.is_some(), "{}", shown(&parsed));
-    }
-}
-
-#[test]
-fn a_compose_file_is_told_in_every_form() {
-    let check = |text: &str, holds: &str, drafts: &[&str]| {
-        let parsed = read(text);
-        let [fault] = parsed.diagnostics.as_slice() else { panic!("{}", shown(&parsed)) };
-        assert_eq!(fault.message, format!("this is a Compose file, not a bundle: it holds {holds}"));
-        let files: Vec<_> = parsed.drafts.iter().map(|draft| draft.file.as_str()).collect();
-        assert_eq!(files, drafts, "{text}");
-    };
-    check("services: {web: {image: nginx}}", "1 service (web)", &["web.bun"]);
-    check("version: '3'\nservices: {a: {image: x}, b: {build: .}}", "2 services (a, b)", &["a.bun", "b.bun"]);
-    check("name: x\nservices: {}\nvolumes: {}", "no services", &[]);
-    // The oldest form has services and nothing else.
-    check("web: {image: nginx}\ndb: {build: ./db}", "2 services (web, db)", &["web.bun", "db.bun"]);
-    check("x-log: &log {driver: none}\nweb: {image: nginx}", "1 service (web)", &["web.bun"]);
-    // A bundle that lacks its image is a bundle.
-    for bundle in ["version: '1.0'\nweb: {image: nginx}", "resources: {memory: 1Gi}"] {
-        assert!(shown(&read(bundle)).contains("`image` is missing"), "{bundle}");
-    }
-}
-
-#[test]
 fn what_is_no_text_is_refused_with_its_place() {
     let check = |bytes: &[u8], place: (usize, usize), why: &str| {
         let parsed = read(bytes);
@@ -266,7 +235,17 @@ fn what_is_no_text_is_refused_with_its_place() {
     check(b"a: b\n---\na: c\n", (2, 1), "one YAML document");
     check(b"a: [b\n", (1, 6), "not YAML");
     check(b"a:\n\tb: c\n", (2, 2), "not YAML");
+    check(b"a:\tb\n", (1, 4), "not YAML");
     check(&vec![b'a'; BUNDLE_BYTES_MAX + 1], (1, 1), "more than 1048576 bytes");
+}
+
+#[test]
+fn a_tab_that_yaml_does_not_take_is_named() {
+    for text in ["a:\n\tb: c\n", "a:\tb\n", "image:\tnginx\n", "a:\n  b:\t-1\n", "-\t- a\n", "?\ta\n"] {
+        let parsed = read(text);
+        let hint = parsed.diagnostics[0].hint.as_deref().unwrap_or_default();
+        assert!(hint.contains("YAML does not allow tabs there"), "{text:?}: {}", shown(&parsed));
+    }
 }
 
 #[test]
@@ -290,6 +269,9 @@ fn a_bomb_is_refused_quickly() {
     check(laughs, &format!("more than {BUNDLE_NODES_MAX} values"));
     let long = "x".repeat(BUNDLE_BYTES_MAX / 4);
     check(format!("a: &a {long}\nb: [*a, *a, *a, *a]\n"), "bytes, aliases written out");
+    let open = "${a".repeat(BUNDLE_BYTES_MAX / 4);
+    check(format!("environment: {{A: '{open}'}}"), "`image` is missing");
+    check(format!("services: {{a: {{image: '{open}'}}}}"), "a Compose file");
     check("a: &a [*a]\n".to_owned(), "stands for something that holds it");
     check(format!("ports: [{}]", "{container_port: 0},".repeat(5_000)), "more are not shown");
 }
