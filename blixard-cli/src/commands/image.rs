@@ -158,7 +158,7 @@ async fn pull(client: &Client, reference: String) -> anyhow::Result<ExitCode> {
     while let Some(line) = lines.next().await? {
         if let Some(error) = line.error {
             drop(progress);
-            let hint = "check the name; `blixard node --help` says how registries are configured";
+            let hint = "`blixard node --help` says how registries are configured";
             return Err(Failure::new(format!("cannot pull {reference}: {error}"), hint).into());
         }
         if let Some(digest) = line.digest {

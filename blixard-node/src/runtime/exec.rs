@@ -80,7 +80,7 @@ impl Containers {
         let mut session = Session::new(self.client.clone(), target, fifos, permit);
         let request = StartRequest { container_id: id.0.clone(), exec_id: session.target.exec.clone() };
         if let Err(status) = tasks.start(self.client.request(request)).await {
-            return match Unrunnable::of(&program, status.message()) {
+            return match Unrunnable::of(&program, process.cwd(), status.message()) {
                 Some(why) => Ok(Box::new(Unstarted::new(&program, &process, why))),
                 None => Err(failed(&format!("run `{program}` in the container"), &status)),
             };

@@ -11,7 +11,7 @@ use containerd_client::services::v1::{Container, CreateContainerRequest, CreateT
 use containerd_client::tonic::{Code, Status};
 use containerd_client::types::Mount;
 use containerd_client::types::v1::Status as ProcessStatus;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 use prost::Message;
 use prost_types::Any;
 use rustix::process::Resource;
@@ -134,10 +134,9 @@ impl Containers {
             tracing::warn!(service = %config.spec.name, limits = ?missing, "this kernel cannot enforce some limits");
         }
         self.create_container(id, config, image, &spec).await?;
-        let program = spec.process().as_ref().and_then(|process| process.args().as_ref()?.first().cloned());
-        self.create_process(id, config, rootfs).await.map_err(|status| {
-            start_failure(program.as_deref().unwrap_or_default(), &config.spec.image.reference, &status)
-        })
+        let process = spec.process().clone().unwrap_or_default();
+        let created = self.create_process(id, config, rootfs).await;
+        created.map_err(|status| start_failure(&process, &config.spec.image.reference, &status))
     }
 
     async fn open_network(
@@ -362,15 +361,20 @@ fn is_in_the_way(status: &Status, namespace: &str, id: &ContainerId) -> bool {
 }
 
 /// What runc could not start, in words for whoever wrote the bundle where the bundle is to blame.
-fn start_failure(program: &str, image: &str, status: &Status) -> RuntimeError {
+fn start_failure(process: &Process, image: &str, status: &Status) -> RuntimeError {
     let message = status.message();
-    if let Some(why) = Unrunnable::of(program, message) {
-        let why = match why {
-            Unrunnable::NotExecutable => "cannot be executed in",
-            Unrunnable::NotFound => "is not in",
-            Unrunnable::NoDirectory => "cannot start in the directory that is set, of",
-        };
-        return RuntimeError::Invalid(format!("the command `{program}` {why} the image {image}"));
+    let program = process.args().iter().flatten().next().map_or("", String::as_str);
+    if let Some(why) = Unrunnable::of(program, process.cwd(), message) {
+        return RuntimeError::Invalid(match why {
+            Unrunnable::NotExecutable => {
+                format!("the command `{program}` cannot be executed in the image {image}")
+            }
+            Unrunnable::NotFound => format!("the command `{program}` is not in the image {image}"),
+            Unrunnable::NoDirectory => format!(
+                "the container has no directory `{}` to start in, or its user may not enter it: set image.workdir, or WORKDIR in the image {image}",
+                process.cwd().display()
+            ),
+        });
     }
     if message.contains("error mounting") {
         return RuntimeError::Invalid(format!("cannot start the container: {message}"));
@@ -396,6 +400,7 @@ mod tests {
 
     use blixard_core::id::ContainerId;
     use containerd_client::tonic::Status;
+    use oci_spec::runtime::Process;
 
     use super::{is_in_the_way, missing_sources, percent_encode, start_failure};
     use crate::platform::RuntimeError;
@@ -441,13 +446,18 @@ mod tests {
     #[test]
     fn a_missing_command_is_the_bundles_fault() {
         let status = Status::unknown("runc create failed: exec: \"nope\": permission denied: unknown");
-        match start_failure("nope", "web:1", &status) {
-            RuntimeError::Invalid(text) => {
-                assert_eq!(text, "the command `nope` cannot be executed in the image web:1");
-            }
+        let mut process = Process::default();
+        process.set_args(Some(vec!["nope".to_owned()])).set_cwd("/etc/passwd".into());
+        let check = |status: Status, expect: &str| match start_failure(&process, "web:1", &status) {
+            RuntimeError::Invalid(text) => assert_eq!(text, expect),
             other => panic!("{other:?}"),
-        }
-        let other = start_failure("nope", "web:1", &Status::unknown("no space left on device"));
+        };
+        check(status, "the command `nope` cannot be executed in the image web:1");
+        check(
+            Status::unknown("error during container init: mkdir /etc/passwd: not a directory: unknown"),
+            "the container has no directory `/etc/passwd` to start in, or its user may not enter it: set image.workdir, or WORKDIR in the image web:1",
+        );
+        let other = start_failure(&process, "web:1", &Status::unknown("no space left on device"));
         assert!(matches!(other, RuntimeError::Unavailable(_)));
     }
 }

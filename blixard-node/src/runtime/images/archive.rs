@@ -3,7 +3,6 @@
 //! Asynchronous from end to end, which the tar crate is not: an import that is dropped leaves no
 //! thread waiting for its source. Only what archives of images use: files, links, long names.
 
-use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 
@@ -58,7 +57,7 @@ impl Source {
 /// One entry.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// Its name without a leading `/` or `./`.
+    /// Its name, normalised: without a leading `/`, without `.` and `..`.
     pub(super) path: String,
     pub(super) kind: EntryKind,
     /// The size of its content, in bytes.
@@ -255,27 +254,22 @@ fn is_extension(kind: EntryType) -> bool {
     kind.is_gnu_longname() || kind.is_gnu_longlink() || kind.is_pax_local_extensions()
 }
 
-fn normalise(path: &str) -> String {
-    path.split('/').filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>().join("/")
+/// A path from the archive's root in the one form that entries are known by.
+pub(super) fn normalise(path: &str) -> String {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
 }
 
 /// What a symbolic link at `path` points to, as a path from the archive's root.
 fn beside(path: &str, link: &str) -> String {
-    if link.starts_with('/') {
-        return normalise(link);
-    }
-    let mut parts: VecDeque<&str> = path.split('/').collect();
-    parts.pop_back();
-    for part in link.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop_back();
-            }
-            part => parts.push_back(part),
-        }
-    }
-    Vec::from(parts).join("/")
+    if link.starts_with('/') { normalise(link) } else { normalise(&format!("{path}/../{link}")) }
 }
 
 fn source_fault(path: &str, err: &io::Error) -> RuntimeError {
@@ -329,7 +323,7 @@ mod tests {
         add("./a/", EntryType::Directory, b"", None);
         add("a/layer.tar", EntryType::Regular, &[7; 1500], None);
         add("b/layer.tar", EntryType::Symlink, b"", Some("../a/layer.tar"));
-        add("c", EntryType::Link, b"", Some("a/layer.tar"));
+        add("c", EntryType::Link, b"", Some("./b/../a/layer.tar"));
         add(&"long/".repeat(40), EntryType::Regular, b"x", None);
         add("empty", EntryType::Regular, b"", None);
         builder.into_inner().expect("into memory")

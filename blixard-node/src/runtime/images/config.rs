@@ -7,6 +7,7 @@ use blixard_core::limits::{
     IMAGE_LIST_BYTES_MAX, IMAGE_LIST_ENTRIES_MAX, IMAGE_PATH_BYTES_MAX, IMAGE_USER_BYTES_MAX,
 };
 use blixard_core::text::one_line;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
 use super::manifest::LAYERS_MAX;
@@ -94,8 +95,15 @@ impl From<Words> for Vec<String> {
 }
 
 /// Reads `null` as what is left out.
-fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+pub(super) fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    from: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// Reads JSON, also behind the byte order mark that some editors write.
+pub(super) fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes))
 }
 
 impl ImageConfig {
@@ -104,7 +112,7 @@ impl ImageConfig {
     /// # Errors
     /// In words, when it is none, or out of bounds.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|err| one_line(&err))?;
+        let raw: Raw = read_json(bytes).map_err(|err| one_line(&err))?;
         let RawConfig { user, env, entrypoint, cmd, working_dir, stop_signal } = raw.config;
         let mut entrypoint = Vec::from(entrypoint);
         // `ENTRYPOINT [""]` takes a base image's entrypoint away.
@@ -220,6 +228,7 @@ mod tests {
         let bare = ImageConfig::parse(b"{}").expect("valid");
         assert_eq!(bare, ImageConfig::default());
         assert_eq!(ImageConfig::parse(br#"{"os": null, "rootfs": null}"#).expect("valid"), bare);
+        assert_eq!(ImageConfig::parse("\u{feff}{}".as_bytes()).expect("valid"), bare);
     }
 
     #[test]

@@ -14,8 +14,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncRead;
 
 use super::ImageStore;
-use super::archive::{Archive, Entry, EntryKind};
+use super::archive::{Archive, Entry, EntryKind, normalise};
 use super::compression::Compression;
+use super::config::{or_default, read_json};
 use super::containerd::Containerd;
 use super::content::{FRAME_BYTES_MAX, Opened};
 use super::manifest::{Descriptor, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Platform, Roots};
@@ -52,8 +53,11 @@ pub(super) const PULLED: &str = "blixard.pulled";
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DockerImage {
+    #[serde(default, deserialize_with = "or_default")]
     config: String,
-    repo_tags: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "or_default")]
+    repo_tags: Vec<String>,
+    #[serde(default, deserialize_with = "or_default")]
     layers: Vec<String>,
 }
 
@@ -154,10 +158,7 @@ async fn docker_images(containerd: &Containerd, contents: &Contents) -> Result<I
     let mut roots = Images::new();
     for image in docker_list(bytes)? {
         let digest = docker_manifest(containerd, contents, &image).await?;
-        let mut names: Vec<Name> = image.repo_tags.unwrap_or_default().into_iter().map(Name::Full).collect();
-        if names.is_empty() {
-            names.push(Name::None);
-        }
+        let names = Name::of_tags(image.repo_tags);
         check_number(roots.len() + names.len())?;
         for name in names {
             roots.insert(name, Found { roots: Roots::one(digest.clone(), false), pulled: false });
@@ -168,9 +169,12 @@ async fn docker_images(containerd: &Containerd, contents: &Contents) -> Result<I
 
 /// Reads Docker's `manifest.json`.
 fn docker_list(bytes: &[u8]) -> Result<Vec<DockerImage>, RuntimeError> {
-    let images: Vec<DockerImage> = serde_json::from_slice(bytes)
-        .map_err(|err| RuntimeError::Invalid(format!("not an image archive: manifest.json: {err}")))?;
+    let not = |err: String| RuntimeError::Invalid(format!("not an image archive: manifest.json: {err}"));
+    let images: Vec<DockerImage> = read_json(bytes).map_err(|err| not(err.to_string()))?;
     check_number(images.len())?;
+    if let Some(number) = images.iter().position(|image| image.config.is_empty()) {
+        return Err(not(format!("image {} names no Config", number + 1)));
+    }
     Ok(images)
 }
 
@@ -218,7 +222,7 @@ impl Contents {
     fn oci_images(&self, platform: &Platform) -> Result<Images, RuntimeError> {
         let Some(bytes) = &self.index else { return Ok(Images::new()) };
         let not = |err: String| RuntimeError::Invalid(format!("not an image archive: index.json: {err}"));
-        let index: Index = serde_json::from_slice(bytes).map_err(|err| not(err.to_string()))?;
+        let index: Index = read_json(bytes).map_err(|err| not(err.to_string()))?;
         index.check().map_err(not)?;
         let mut named: BTreeMap<Name, Vec<Descriptor>> = BTreeMap::new();
         for descriptor in index.manifests.into_iter().filter(|entry| !entry.is_about_an_image()) {
@@ -236,7 +240,8 @@ impl Contents {
 
     /// The content of a file, through links.
     fn blob(&self, path: &str) -> Result<Blob, RuntimeError> {
-        let mut at = path;
+        let asked = normalise(path);
+        let mut at = &asked;
         for _ in 0..=LINKS_MAX {
             if let Some(blob) = self.blobs.get(at) {
                 return Ok(blob.clone());
@@ -377,6 +382,9 @@ mod tests {
             ..Contents::default()
         };
         assert!(contents.blob("circle").is_err());
+        for path in ["./c.json", "/c.json", "x/../c.json", ".//l/layer.tar", "./link"] {
+            assert!(contents.blob(path).is_ok(), "{path}");
+        }
         damage::survives("manifest.json of an archive", &[list.to_vec()], |input| {
             let images = docker_list(input).map_err(|error| error.to_string())?;
             assert!(images.len() <= IMAGES_MAX);
@@ -385,5 +393,17 @@ mod tests {
             }
             Ok(())
         });
+    }
+
+    #[test]
+    fn what_is_left_out_is_none_and_not_a_fault_of_json() {
+        let list = "\u{feff}[{\"Config\": \"c.json\", \"RepoTags\": null, \"Layers\": null}]";
+        let images = docker_list(list.as_bytes()).expect("valid");
+        assert!(images[0].layers.is_empty() && images[0].repo_tags.is_empty());
+        let error = docker_list(br#"[{"Config": "c.json"}, {"Config": null}]"#).err().expect("refused");
+        assert!(error.to_string().contains("manifest.json: image 2 names no Config"), "{error}");
+        let index = "\u{feff}{\"schemaVersion\": 2, \"manifests\": null}";
+        let contents = Contents { index: Some(index.into()), ..Contents::default() };
+        assert!(contents.oci_images(&Platform::of_node()).expect("valid").is_empty());
     }
 }

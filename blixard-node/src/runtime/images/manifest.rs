@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::image_reference::is_digest;
 use blixard_core::limits::{IMAGE_BYTES_MAX, IMAGE_INDEX_ENTRIES_MAX};
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::config::ImageConfig;
+use super::config::{ImageConfig, or_default, read_json};
 use super::digest_of;
 use crate::platform::RuntimeError;
 
@@ -59,6 +60,7 @@ pub(super) struct Index {
     pub(super) schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) media_type: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) manifests: Vec<Descriptor>,
 }
 
@@ -70,6 +72,7 @@ pub(super) struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) media_type: Option<String>,
     pub(super) config: Descriptor,
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) layers: Vec<Descriptor>,
 }
 
@@ -90,28 +93,33 @@ impl Document {
         #[serde(rename_all = "camelCase")]
         struct Shape {
             schema_version: Option<u32>,
-            manifests: Option<serde::de::IgnoredAny>,
-            layers: Option<serde::de::IgnoredAny>,
+            manifests: Option<IgnoredAny>,
+            /// Within: `null`, which tools write for no layers at all, is said too.
+            #[serde(default, deserialize_with = "said")]
+            layers: Option<Option<IgnoredAny>>,
+        }
+        fn said<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<IgnoredAny>>, D::Error> {
+            Option::deserialize(from).map(Some)
         }
         let not = |reason: String| RuntimeError::Invalid(format!("not an image manifest: {reason}"));
-        let shape: Shape = serde_json::from_slice(bytes).map_err(|err| not(err.to_string()))?;
+        let shape: Shape = read_json(bytes).map_err(|err| not(err.to_string()))?;
         match shape {
             Shape { schema_version: Some(1), .. } => {
                 Err(not("it has the outdated schema 1: push the image again with a current tool".into()))
             }
-            Shape { manifests: Some(_), layers: None, .. } => {
-                let index: Index = serde_json::from_slice(bytes).map_err(|err| not(err.to_string()))?;
+            Shape { manifests: Some(_), layers: None | Some(None), .. } => {
+                let index: Index = read_json(bytes).map_err(|err| not(err.to_string()))?;
                 index.check().map_err(not)?;
                 Ok(Self::Index(index))
             }
             Shape { manifests: None, layers: Some(_), .. } => {
-                let manifest: Manifest = serde_json::from_slice(bytes).map_err(|err| not(err.to_string()))?;
+                let manifest: Manifest = read_json(bytes).map_err(|err| not(err.to_string()))?;
                 check_digests(std::slice::from_ref(&manifest.config)).map_err(not)?;
                 check_digests(&manifest.layers).map_err(not)?;
                 manifest.check_bounds().map_err(not)?;
                 Ok(Self::Manifest(manifest))
             }
-            Shape { manifests: Some(_), layers: Some(_), .. } => {
+            Shape { manifests: Some(_), layers: Some(Some(_)), .. } => {
                 Err(not("it claims to be both an index and a manifest".into()))
             }
             Shape { manifests: None, layers: None, .. } => {
@@ -232,23 +240,39 @@ impl Platform {
         if !self.runs(&offered.os, &offered.architecture) {
             return None;
         }
-        let level = |platform: &Self, default: u32| -> u32 {
-            let variant = platform.variant.as_deref().unwrap_or("");
-            variant.strip_prefix('v').and_then(|number| number.parse().ok()).unwrap_or(default)
+        let level = |platform: &Self| -> u32 {
+            let (architecture, implied) = in_gos_words(&platform.architecture);
+            let variant = platform.variant.as_deref().unwrap_or_default().trim_start_matches(['v', 'V']);
+            implied.or_else(|| variant.parse().ok()).unwrap_or(match architecture.as_str() {
+                "arm64" => 8,
+                "arm" => 7,
+                _ => 1,
+            })
         };
-        let default = match self.architecture.as_str() {
-            "arm64" => 8,
-            "arm" => 7,
-            _ => 1,
-        };
-        level(self, default).checked_sub(level(offered, default))
+        level(self).checked_sub(level(offered))
     }
 
     /// Whether an image whose configuration names this platform runs here. Images made by hand
     /// often name none.
     pub(super) fn runs(&self, os: &str, architecture: &str) -> bool {
-        (os.is_empty() || os == self.os) && (architecture.is_empty() || architecture == self.architecture)
+        (os.is_empty() || os.eq_ignore_ascii_case(&self.os))
+            && (architecture.is_empty() || in_gos_words(architecture).0 == self.architecture)
     }
+}
+
+/// A processor in Go's words, which not every tool writes, and the variant that such a word implies.
+/// Knows the words that containerd knows.
+fn in_gos_words(architecture: &str) -> (String, Option<u32>) {
+    let architecture = architecture.to_ascii_lowercase();
+    let (known, implied) = match architecture.as_str() {
+        "x86_64" | "x86-64" => ("amd64", None),
+        "i386" => ("386", None),
+        "aarch64" => ("arm64", None),
+        "armhf" => ("arm", Some(7)),
+        "armel" => ("arm", Some(6)),
+        _ => return (architecture, None),
+    };
+    (known.to_owned(), implied)
 }
 
 impl std::fmt::Display for Platform {
@@ -381,6 +405,26 @@ mod tests {
         check(&["", "linux/amd64", ""], "linux/amd64", &[(1, true), (0, false), (2, false)]);
         check(&["/amd64", "/"], "linux/amd64", &[(0, true), (1, false)]);
         check(&[], "linux/amd64", &[]);
+        check(&["Linux/x86_64", "linux/aarch64"], "linux/amd64", &[(0, true)]);
+        check(&["linux/amd64", "linux/aarch64/8"], "linux/arm64/v8", &[(1, true)]);
+        check(&["linux/armel", "linux/armhf"], "linux/arm/v7", &[(1, true), (0, true)]);
+        check(&["linux/armhf", "linux/ARM/V6"], "linux/arm/v6", &[(1, true)]);
+    }
+
+    #[test]
+    fn platforms_are_known_in_the_words_of_every_tool() {
+        let check = |node: &str, os: &str, architecture: &str, expect: bool| {
+            assert_eq!(platform(node).runs(os, architecture), expect, "{os}/{architecture} on {node}");
+        };
+        for word in ["amd64", "x86_64", "x86-64", "X86_64", ""] {
+            check("linux/amd64", "Linux", word, true);
+            check("linux/amd64", "windows", word, false);
+            check("linux/arm64/v8", "linux", word, word.is_empty());
+        }
+        for (node, word) in [("386", "i386"), ("arm64", "aarch64"), ("arm", "armhf"), ("arm", "armel")] {
+            check(&format!("linux/{node}"), "LINUX", word, true);
+            check("linux/s390x", "linux", word, false);
+        }
     }
 
     #[test]
@@ -398,6 +442,8 @@ mod tests {
             let error = parse(text).expect_err(text);
             assert!(error.contains(expect), "{text}: {error}");
         };
+        let bare = format!("\u{feff}{{\"schemaVersion\": 2, \"config\": {blob}, \"layers\": null}}");
+        assert!(matches!(parse(&bare), Ok(Document::Manifest(manifest)) if manifest.layers.is_empty()));
         check("{}", "neither");
         check(r#"{"schemaVersion": 1, "fsLayers": []}"#, "schema 1");
         check(r#"{"schemaVersion": 2, "layers": []}"#, "missing field `config`");

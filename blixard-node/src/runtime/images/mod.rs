@@ -109,7 +109,7 @@ impl ImageStore {
             return Ok(digest.to_owned());
         }
         let session = registry::RegistrySession::new(&self.registries, &reference)?;
-        session.digest(reference.tag().unwrap_or_default()).await
+        session.digest().await
     }
 
     /// What the name stands for here; none when there is no image of that name.

@@ -20,7 +20,7 @@ pub(super) enum Name {
 impl Name {
     /// What an OCI layout's entry with these annotations is called.
     pub(super) fn of(annotations: Option<&BTreeMap<String, String>>) -> Self {
-        let note = |key| annotations.and_then(|notes| notes.get(key)).filter(|text| !text.is_empty());
+        let note = |key| annotations.and_then(|notes| notes.get(key)).filter(|text| is_said(text));
         if let Some(full) = note(FULL_NAME) {
             return Self::Full(full.clone());
         }
@@ -31,6 +31,12 @@ impl Name {
         }
     }
 
+    /// What an image with these tags in Docker's older form is called.
+    pub(super) fn of_tags(tags: Vec<String>) -> Vec<Self> {
+        let names: Vec<Self> = tags.into_iter().filter(|tag| is_said(tag)).map(Self::Full).collect();
+        if names.is_empty() { vec![Self::None] } else { names }
+    }
+
     fn tag(&self) -> Option<&str> {
         match self {
             Self::Full(name) => name.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/')),
@@ -38,6 +44,11 @@ impl Name {
             Self::None => None,
         }
     }
+}
+
+/// Whether a name is one: Docker writes `<none>` for a repository or a tag that there is not.
+fn is_said(name: &str) -> bool {
+    !name.is_empty() && !name.contains("<none>")
 }
 
 /// The references of an archive's images, in their order; those without one are left out.
@@ -142,6 +153,18 @@ mod tests {
         check(&[(REFERENCE_NAME, "a/b:1")], Name::Full("a/b:1".into()));
         check(&[(REFERENCE_NAME, "latest")], Name::Tag("latest".into()));
         check(&[(REFERENCE_NAME, "")], Name::None);
+        check(&[(FULL_NAME, "<none>:<none>"), (REFERENCE_NAME, "<none>")], Name::None);
         assert_eq!(Name::of(None), Name::None);
+    }
+
+    #[test]
+    fn tags_that_docker_writes_for_none_name_nothing() {
+        let check = |tags: &[&str], expect: &[Name]| {
+            assert_eq!(Name::of_tags(tags.iter().map(|&tag| tag.to_owned()).collect()), expect, "{tags:?}");
+        };
+        check(&[], &[Name::None]);
+        check(&["<none>:<none>"], &[Name::None]);
+        check(&["", "team/app:<none>"], &[Name::None]);
+        check(&["<none>:<none>", "team/app:1"], &[Name::Full("team/app:1".into())]);
     }
 }

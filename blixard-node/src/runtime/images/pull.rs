@@ -36,10 +36,10 @@ impl ImageStore {
         let by_digest = digest.is_some();
         let name = reference.to_string();
         let _alone = self.locks.hold(&name).await;
-        let session = RegistrySession::new(&self.registries, reference)?;
+        let session = RegistrySession::new(&self.registries, reference)?.patient();
         let digest = match digest.or(reference.digest()) {
             Some(digest) => digest.to_owned(),
-            None => session.digest(reference.tag().unwrap_or_default()).await?,
+            None => session.digest().await?,
         };
         let hash = digest_of(name.as_bytes());
         let lease = format!("pull-{}-{}", &hash["sha256:".len()..][..16], self.instance);

@@ -28,6 +28,11 @@ use crate::platform::RuntimeError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A registry that sends nothing for so long is taken for dead.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a pull asks again where a registry is busy, and after how long at least.
+const BUSY_RETRIES_MAX: u32 = 2;
+const BUSY_BACKOFF: Duration = Duration::from_millis(300);
+/// A registry that asks to wait longer is not waited for.
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The largest answer of a token server or error text read, in bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
@@ -42,6 +47,29 @@ pub(super) struct BlobStream {
 pub(super) struct RegistrySession {
     reference: ImageReference,
     endpoints: Vec<Endpoint>,
+    /// How often it is asked again where it is busy.
+    retries: u32,
+}
+
+/// What of an image is asked for.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    /// What its name stands for.
+    Name,
+    /// A manifest or index by its digest.
+    Manifest(&'a str),
+    /// A layer or a configuration by its digest.
+    Blob(&'a str),
+}
+
+impl Asked<'_> {
+    fn path(self, reference: &ImageReference) -> String {
+        match self {
+            Self::Name => format!("manifests/{}", reference.tag().unwrap_or_default()),
+            Self::Manifest(digest) => format!("manifests/{digest}"),
+            Self::Blob(digest) => format!("blobs/{digest}"),
+        }
+    }
 }
 
 /// One host that may have the image.
@@ -64,9 +92,15 @@ enum Fault {
     NotFound,
     Denied(String),
     Refused(String),
-    /// It answered that it is in trouble.
+    /// It answered that it is in trouble or asked too often, and perhaps for how long to leave it alone.
+    Busy {
+        status: StatusCode,
+        reason: String,
+        wait: Option<Duration>,
+    },
+    /// It answered nonsense, or closed the connection.
     Unavailable(String),
-    /// It did not answer.
+    /// It is not there, or silent: asking again would only wait again.
     Unreachable(String),
 }
 
@@ -83,17 +117,23 @@ impl RegistrySession {
             endpoints.push(Endpoint::new(&mirror, &registries.registry(&mirror), Some(name))?);
         }
         endpoints.push(Endpoint::new(name, &registries.registry(name), None)?);
-        Ok(Self { reference: reference.clone(), endpoints })
+        Ok(Self { reference: reference.clone(), endpoints, retries: 0 })
     }
 
-    /// The digest that a tag or digest stands for.
-    pub(super) async fn digest(&self, tag_or_digest: &str) -> Result<String, RuntimeError> {
-        let path = &format!("manifests/{tag_or_digest}");
-        self.first(|endpoint| async move {
-            let url = self.url(endpoint, path)?;
+    /// Asks a busy registry again, a few times: for who has the time.
+    pub(super) fn patient(self) -> Self {
+        Self { retries: BUSY_RETRIES_MAX, ..self }
+    }
+
+    /// The digest that the reference's tag stands for.
+    pub(super) async fn digest(&self) -> Result<String, RuntimeError> {
+        self.first(Asked::Name, |endpoint, url| async move {
             let digest = match endpoint.send(Method::HEAD, &url, None).await {
                 Ok(response) => header(&response, "docker-content-digest").map(str::to_owned),
-                Err(fault @ Fault::Unreachable(_)) => return Err(fault),
+                Err(
+                    fault @ (Fault::Unreachable(_)
+                    | Fault::Busy { status: StatusCode::TOO_MANY_REQUESTS, .. }),
+                ) => return Err(fault),
                 // Some registries and their proxies refuse HEAD, each with a status of its own.
                 Err(_) => None,
             };
@@ -107,28 +147,21 @@ impl RegistrySession {
 
     /// The manifest or index of that digest.
     pub(super) async fn document(&self, digest: &str) -> Result<Bytes, RuntimeError> {
-        let path = &format!("manifests/{digest}");
-        self.first(
-            |endpoint| async move { endpoint.document(&self.url(endpoint, path)?, Some(digest)).await },
-        )
-        .await
+        let asked = Asked::Manifest(digest);
+        self.first(asked, |endpoint, url| async move { endpoint.document(&url, Some(digest)).await }).await
     }
 
     /// A blob as small as a document, its digest checked.
     pub(super) async fn small_blob(&self, digest: &str) -> Result<Bytes, RuntimeError> {
-        let path = &format!("blobs/{digest}");
-        self.first(
-            |endpoint| async move { endpoint.document(&self.url(endpoint, path)?, Some(digest)).await },
-        )
-        .await
+        let asked = Asked::Blob(digest);
+        self.first(asked, |endpoint, url| async move { endpoint.document(&url, Some(digest)).await }).await
     }
 
     /// A blob from `offset` on, or from its start when the host cannot skip. Not verified.
     pub(super) async fn blob(&self, digest: &str, offset: u64) -> Result<BlobStream, RuntimeError> {
-        let path = &format!("blobs/{digest}");
-        self.first(|endpoint| async move {
+        self.first(Asked::Blob(digest), |endpoint, url| async move {
             let range = (offset > 0).then(|| format!("bytes={offset}-"));
-            let response = endpoint.send(Method::GET, &self.url(endpoint, path)?, range).await?;
+            let response = endpoint.send(Method::GET, &url, range).await?;
             let offset = if response.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
             let host = endpoint.host.clone();
             let bytes = response
@@ -139,7 +172,8 @@ impl RegistrySession {
         .await
     }
 
-    fn url(&self, endpoint: &Endpoint, path: &str) -> Result<Url, Fault> {
+    fn url(&self, endpoint: &Endpoint, asked: Asked<'_>) -> Result<Url, Fault> {
+        let path = asked.path(&self.reference);
         let host = match endpoint.host.as_str() {
             "docker.io" => "registry-1.docker.io",
             host => host,
@@ -153,31 +187,60 @@ impl RegistrySession {
         Ok(url)
     }
 
-    /// Asks each host in order until one has it. The registry's own answer decides the error.
-    async fn first<'a, T, F>(&'a self, ask: impl Fn(&'a Endpoint) -> F) -> Result<T, RuntimeError>
+    /// Asks each host in order until one has it, and when all are done with and the registry itself is
+    /// busy, perhaps again. The registry's own answer decides the error.
+    async fn first<'a, T, F>(
+        &'a self,
+        asked: Asked<'_>,
+        ask: impl Fn(&'a Endpoint, Url) -> F,
+    ) -> Result<T, RuntimeError>
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let mut last = None;
-        for endpoint in &self.endpoints {
-            match ask(endpoint).await {
-                Ok(answer) => return Ok(answer),
-                Err(fault) => {
-                    tracing::debug!(registry = endpoint.host, image = %self.reference, err = ?fault, "registry failed");
-                    last = Some(self.error(endpoint, fault));
+        let mut retries = 0;
+        loop {
+            let mut last = None;
+            for endpoint in &self.endpoints {
+                let answer = match self.url(endpoint, asked) {
+                    Ok(url) => ask(endpoint, url).await,
+                    Err(fault) => Err(fault),
+                };
+                match answer {
+                    Ok(answer) => return Ok(answer),
+                    Err(fault) => {
+                        tracing::debug!(registry = endpoint.host, image = %self.reference, err = ?fault, "registry failed");
+                        last = Some((endpoint, fault));
+                    }
                 }
             }
+            let (endpoint, fault) = last.expect("the registry itself is always asked");
+            let wait = match &fault {
+                Fault::Busy { wait, .. } => wait.unwrap_or_default().max(BUSY_BACKOFF * 2_u32.pow(retries)),
+                _ => Duration::MAX,
+            };
+            if retries == self.retries || wait > BUSY_WAIT_MAX {
+                return Err(self.error(endpoint, asked, fault));
+            }
+            retries += 1;
+            tokio::time::sleep(wait).await;
         }
-        Err(last.expect("the registry itself is always asked"))
     }
 
-    fn error(&self, endpoint: &Endpoint, fault: Fault) -> RuntimeError {
+    fn error(&self, endpoint: &Endpoint, asked: Asked<'_>, fault: Fault) -> RuntimeError {
         let image = &self.reference;
         let host = &endpoint.host;
         match fault {
-            Fault::NotFound => RuntimeError::NotFound(format!(
-                "no image {image} in registry {host}: check the name and tag, or the credentials in the registries file"
-            )),
+            Fault::NotFound => RuntimeError::NotFound(match asked {
+                Asked::Blob(digest) => format!(
+                    "registry {host} lacks a part of image {image}, {digest}: the image is incomplete there, push it again"
+                ),
+                Asked::Manifest(digest) if image.digest() != Some(digest) => format!(
+                    "registry {host} lacks a part of image {image}, the manifest {digest}: the image is incomplete there or was replaced, push it again, or check the credentials in the registries file"
+                ),
+                Asked::Name | Asked::Manifest(_) => format!(
+                    "no image {image} in registry {host}: check the name and tag, or the credentials in the registries file"
+                ),
+            }),
             Fault::Denied(reason) => {
                 let hint = match &endpoint.credentials {
                     Some(credentials) => {
@@ -192,6 +255,19 @@ impl RegistrySession {
             }
             Fault::Refused(reason) => {
                 RuntimeError::Invalid(format!("registry {host}, image {image}: {reason}"))
+            }
+            Fault::Busy { status, reason, wait } => {
+                let wait =
+                    wait.map(|wait| format!(" and asks to wait {} s", wait.as_secs())).unwrap_or_default();
+                let words = match status {
+                    StatusCode::TOO_MANY_REQUESTS => format!(
+                        "it limits how often it is asked ({reason}){wait}: try again later; with credentials in the registries file it may allow more"
+                    ),
+                    _ => format!(
+                        "it is in trouble itself ({reason}){wait}: the image's name is not to blame, try again later"
+                    ),
+                };
+                RuntimeError::Unavailable(format!("registry {host}, image {image}: {words}"))
             }
             Fault::Unavailable(reason) | Fault::Unreachable(reason) => {
                 RuntimeError::Unavailable(format!("registry {host}, image {image}: {reason}"))
@@ -298,6 +374,8 @@ impl Endpoint {
     }
 
     async fn fault(&self, status: StatusCode, response: Response) -> Fault {
+        let wait =
+            header(&response, "retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
         let answer = self.body(response, ANSWER_BYTES_MAX).await.ok();
         let reason = match answer.and_then(|answer| reason_of(&answer)) {
             Some(reason) => format!("{status}, {reason}"),
@@ -306,8 +384,10 @@ impl Endpoint {
         match status {
             StatusCode::NOT_FOUND => Fault::NotFound,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Fault::Denied(reason),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Fault::Unavailable(reason),
-            status if status.is_server_error() => Fault::Unavailable(reason),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
+                Fault::Busy { status, reason, wait }
+            }
+            status if status.is_server_error() => Fault::Busy { status, reason, wait },
             _ => Fault::Refused(reason),
         }
     }
@@ -329,7 +409,9 @@ impl Endpoint {
         } else {
             ""
         };
-        Fault::Unreachable(format!("{}{hint}", chain(&err.without_url())))
+        let answers = !err.is_connect() && !err.is_timeout();
+        let reason = format!("{}{hint}", chain(&err.without_url()));
+        if answers { Fault::Unavailable(reason) } else { Fault::Unreachable(reason) }
     }
 }
 
@@ -417,21 +499,4 @@ fn reason_of(answer: &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::reason_of;
-
-    #[test]
-    fn reasons_of_registries_survive_every_damage() {
-        let seeds = [
-            r#"{"errors": [{"code": "DENIED", "message": "access is denied", "detail": {"a": 1}}, {"code": "B"}]}"#,
-            r#"{"errors": [{"message": "no such\n\u001b[31mmanifest"}]}"#,
-        ];
-        damage::survives("error of a registry", &seeds.map(|text| text.as_bytes().to_vec()), |input| {
-            let reason = reason_of(input).ok_or("it gives no reason")?;
-            assert!(!reason.contains(char::is_control) && reason.len() <= 2048, "{reason}");
-            Ok(())
-        });
-        let long = format!(r#"{{"errors": [{{"message": "{}"}}]}}"#, "x".repeat(60_000));
-        assert!(reason_of(long.as_bytes()).is_some_and(|reason| reason.len() < 2048));
-    }
-}
+mod tests;

@@ -308,9 +308,16 @@ fn apply_fault(layer: &Descriptor, status: &Status) -> RuntimeError {
     // What it does with a layer of which one entry removes what another is below of.
     let whiteouts = (reason.contains("mkparent") && reason.contains("not a directory"))
         || reason.contains("failed to convert whiteout file");
-    if whiteouts {
+    // It unpacks a layer by itself, so that hard links reach nothing below.
+    let lower = reason.split(' ').any(|word| word == "link") && reason.contains("no such file or directory");
+    let odd = if whiteouts {
+        Some("the layer removes a path and changes what is below it at once")
+    } else {
+        lower.then_some("the layer has a hard link to a file that is not in the layer itself")
+    };
+    if let Some(odd) = odd {
         return RuntimeError::Invalid(format!(
-            "{text}: the layer removes a path and changes what is below it at once, which containerd cannot unpack: build the image anew, or with its layers squashed"
+            "{text}: {odd}, which containerd cannot unpack: build the image anew, or with its layers squashed"
         ));
     }
     let machine = ["no space left", "quota exceeded", "input/output error", "read-only file system", "mount"];
