@@ -474,8 +474,11 @@ pub trait ContainerRuntime: Routing {
     /// or SIGTERM and, when `timeout` is over, SIGKILL.
     async fn remove(&self, replica: ReplicaId, attempt: u32, timeout: Duration) -> Result<(), RuntimeError>;
 
-    /// Probes a container once by HTTP; true when it answered 200 to 399 within `timeout`.
-    async fn probe(&self, address: SocketAddr, path: &str, timeout: Duration) -> bool;
+    /// Probes a container once by HTTP: it is to answer 200 to 399 within `timeout`.
+    ///
+    /// # Errors
+    /// What came instead, for people.
+    async fn probe(&self, address: SocketAddr, path: &str, timeout: Duration) -> Result<(), String>;
 
     /// What is known of a container.
     async fn inspect(&self, replica: ReplicaId, attempt: u32) -> Result<ContainerInfo, RuntimeError>;

@@ -505,13 +505,14 @@ impl ContainerRuntime for SimContainers {
         Ok(())
     }
 
-    async fn probe(&self, address: SocketAddr, _: &str, _: Duration) -> bool {
+    async fn probe(&self, address: SocketAddr, _: &str, _: Duration) -> Result<(), String> {
         self.take(1).await;
         let inner = self.lock();
-        inner.containers.values().any(|container| {
+        let answers = inner.containers.values().any(|container| {
             container.state == ObservedState::Running
                 && container.address.map(Into::into) == Some(address.ip())
-        })
+        });
+        if answers { Ok(()) } else { Err("connection refused".to_owned()) }
     }
 
     async fn inspect(&self, replica: ReplicaId, attempt: u32) -> Result<ContainerInfo, RuntimeError> {

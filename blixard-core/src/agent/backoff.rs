@@ -35,6 +35,11 @@ impl Backoff {
         self.until.since(now)
     }
 
+    /// There were so many failures in a row before it is counted here.
+    pub(super) fn remember(&mut self, failures: u32) {
+        self.failures = self.failures.max(failures);
+    }
+
     /// Forgives all failures.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
@@ -78,5 +83,8 @@ mod tests {
         assert_eq!(backoff.fail(now), RESTART_BACKOFF_MAX, "no failure is forgiven");
         backoff.reset();
         assert_eq!(backoff.fail(now), RESTART_BACKOFF_MIN);
+        backoff.remember(3);
+        backoff.remember(0);
+        assert_eq!(backoff.fail(now), RESTART_BACKOFF_MIN * 8);
     }
 }

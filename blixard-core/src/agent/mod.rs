@@ -167,8 +167,8 @@ pub enum Event {
         replica: ReplicaId,
         /// Which attempt.
         attempt: u32,
-        /// Whether it passed.
-        healthy: bool,
+        /// Why it failed, for people; absent when it passed.
+        failed: Option<String>,
     },
     /// The statuses of all replicas are wanted again, as after a leader change.
     ReportAll,

@@ -172,7 +172,9 @@ impl World {
             (Action::Remove { replica, attempt, .. }, false) => {
                 Event::RemoveFailed { replica, attempt, error }
             }
-            (Action::Probe { replica, attempt, .. }, healthy) => Event::Probed { replica, attempt, healthy },
+            (Action::Probe { replica, attempt, .. }, healthy) => {
+                Event::Probed { replica, attempt, failed: (!healthy).then_some(error) }
+            }
             (Action::Report { .. } | Action::Publish(_) | Action::Kill { .. } | Action::WakeAt(_), _) => {
                 unreachable!("never under way")
             }

@@ -4,6 +4,7 @@
 //! compares them and takes the next step. The status only moves forward on `(attempt, phase)`.
 
 mod naming;
+mod probing;
 mod removal;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,13 +14,13 @@ use std::time::Duration;
 
 use self::removal::Removal;
 use super::backoff::Backoff;
-use super::health::{Health, Verdict, probe_port};
+use super::health::{Health, probe_port};
 use super::{Action, Assignment, MountedVolume, Observed, ObservedState, Prerequisite};
 use crate::cluster::replica::{Desired, PULL_FAILED, START_FAILED, out_of_memory};
 use crate::cluster::{Phase, ReplicaStatus};
 use crate::id::{ReplicaId, VolumeName};
 use crate::limits::{RESTART_RESET_AFTER, START_FAILURES_MAX, STARTS_MAX};
-use crate::spec::{NetworkMode, RestartPolicy, ServiceSpec};
+use crate::spec::{RestartPolicy, ServiceSpec};
 use crate::time::{Mono, UtcMs};
 
 /// The exit code of a process of which nothing is left to ask.
@@ -332,38 +333,6 @@ impl Replica {
         }
     }
 
-    /// A probe passed or failed.
-    pub(super) fn probed(&mut self, at: At, attempt: u32, passed: bool) {
-        if attempt != self.status.attempt || self.status.phase != Phase::Running {
-            return;
-        }
-        let (Some(health), Some(own)) = (&mut self.health, &self.assignment) else { return };
-        match health.record(at.now, passed) {
-            Verdict::Undecided => {}
-            Verdict::Healthy => {
-                self.status.healthy = Some(true);
-                self.status.message.clear();
-                self.ready_since = self.ready_since.or(Some(at.now));
-            }
-            Verdict::Unhealthy { failures } => {
-                let restarts =
-                    !matches!(own.spec.restart.policy, RestartPolicy::Unsaid | RestartPolicy::Never);
-                let ran = match (health.has_passed(), self.containers.get(&attempt)) {
-                    (true, Some(&Container::Running { since, .. })) => at.now.since(since),
-                    _ => Duration::ZERO,
-                };
-                self.status.healthy = Some(false);
-                self.ready_since = None;
-                if restarts && !self.should_go() {
-                    let end = End { code: None, ran, by_itself: true };
-                    self.end(at, end, format!("unhealthy: {failures} probes in a row failed"));
-                } else {
-                    self.status.message = "unhealthy: its probes fail".to_owned();
-                }
-            }
-        }
-    }
-
     fn run(&mut self, at: At, address: Option<Ipv4Addr>) {
         self.enter(Phase::Running, at, String::new());
         self.status.address = address;
@@ -458,6 +427,9 @@ impl Replica {
         if self.should_go() {
             return;
         }
+        if starting {
+            self.remember_failures(at);
+        }
         if let Some((&attempt, _)) = self.containers.last_key_value()
             && attempt > self.status.attempt
         {
@@ -493,6 +465,16 @@ impl Replica {
                 self.end(at, end, how.to_owned());
             }
             None => {}
+        }
+    }
+
+    /// Takes restarts before this agent's start for failures in a row, unless the container has run for
+    /// long since: a daemon that starts again forgives none.
+    fn remember_failures(&mut self, at: At) {
+        let forgiven =
+            self.status.phase == Phase::Running && at.utc.since(self.status.since) >= RESTART_RESET_AFTER;
+        if !forgiven {
+            self.runs.remember(self.status.attempt);
         }
     }
 
@@ -574,18 +556,5 @@ impl Replica {
         let Assignment { slot, version, spec, volumes, .. } = own;
         let volumes = volumes.into_iter().map(|(name, volume)| (name, volume.id)).collect();
         shared.actions.push(Action::Start { replica: id, attempt, slot, version, spec, volumes });
-    }
-
-    fn probe(&mut self, id: ReplicaId, at: At, shared: &mut Shared<'_>) {
-        let (Some(own), Some(health)) = (&self.assignment, &mut self.health) else { return };
-        let address = match own.spec.network {
-            NetworkMode::Host => Some(Ipv4Addr::LOCALHOST),
-            NetworkMode::Bridge => self.status.address,
-        };
-        let (Some(address), Some(_)) = (address, probe_port(&own.spec)) else { return };
-        if health.begin(at.now) {
-            let (attempt, spec) = (self.status.attempt, own.spec.clone());
-            shared.actions.push(Action::Probe { replica: id, attempt, address, spec });
-        }
     }
 }

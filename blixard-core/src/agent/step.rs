@@ -47,8 +47,8 @@ impl Agent {
             Event::RemoveFailed { replica, attempt, error } => {
                 self.with(replica, |own| own.remove_failed(at, attempt, &error));
             }
-            Event::Probed { replica, attempt, healthy } => {
-                self.with(replica, |own| own.probed(at, attempt, healthy));
+            Event::Probed { replica, attempt, failed } => {
+                self.with(replica, |own| own.probed(at, attempt, failed.as_deref()));
             }
             Event::ReportAll | Event::Tick => {}
         }

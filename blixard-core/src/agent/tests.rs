@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::cluster::Phase;
+use crate::limits::RESTART_RESET_AFTER;
 use crate::spec::{
     HealthSpec, ImageSpec, NetworkMode, PlacementSpec, PortSpec, Protocol, ReplicaBounds, Reservations,
     ResourceLimits, RestartPolicy, RestartSpec,
@@ -188,8 +189,8 @@ fn event(text: &str) -> Event {
         "killed" => Event::Exited { replica, attempt, code, oom_killed: true },
         "removed" => Event::Removed { replica, attempt },
         "unremoved" => Event::RemoveFailed { replica, attempt, error },
-        "well" => Event::Probed { replica, attempt, healthy: true },
-        "ill" => Event::Probed { replica, attempt, healthy: false },
+        "well" => Event::Probed { replica, attempt, failed: None },
+        "ill" => Event::Probed { replica, attempt, failed: Some(error) },
         other => panic!("no event is called {other}"),
     }
 }
@@ -518,6 +519,23 @@ fn a_blocked_replica_says_why_and_starts_when_it_may() {
     assert_eq!(bench.message(), "");
 }
 
+#[test]
+fn a_daemon_that_starts_again_forgives_no_failures() {
+    let check = |ran: Duration, expect: &str| {
+        let mut own = assignment(spec(RestartPolicy::OnFailure, Some(2)));
+        let now = Duration::from_secs(1000);
+        let since = UtcMs(u64::try_from((now - ran).as_millis()).expect("tests are short"));
+        own.status = ReplicaStatus { since, ..at(2, Phase::Running) };
+        let mut bench = Bench::new([own]);
+        bench.check_listed([seen(1, 2, ObservedState::Running)], "");
+        bench.check_assigned("report 1 2:running");
+        bench.check("exited 1 2 1", expect);
+    };
+    let short = RESTART_RESET_AFTER - Duration::from_millis(1);
+    check(short, "report 1 2:failed code 1 left");
+    check(RESTART_RESET_AFTER, "remove 1 2 within 7s; report 1 2:waiting code 1");
+}
+
 fn probed(policy: RestartPolicy) -> Bench {
     let mut spec = spec(policy, None);
     spec.healthcheck =
@@ -540,7 +558,7 @@ fn an_unhealthy_container_is_restarted() {
     bench.check("ill 1 0", "");
     bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
     bench.check("ill 1 0", "remove 1 0 within 7s; report 1 0:waiting unhealthy proven");
-    assert!(bench.message().starts_with("unhealthy: 2 probes in a row failed; starting again at"));
+    assert!(bench.message().starts_with("unhealthy: 2 probes in a row failed: boom; starting again at"));
     bench.check("exited 1 0 137", "");
     bench.check("removed 1 0", "");
     bench.check_wakes_after(1, "pull 1; report 1 1:starting proven");
@@ -555,6 +573,7 @@ fn an_unhealthy_container_that_is_never_restarted_is_only_reported() {
     for expect in ["report 1 0:running unhealthy proven", ""] {
         bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
         bench.check("ill 1 0", expect);
+        assert_eq!(bench.message(), "its probes fail: boom");
     }
     bench.check_wakes_after(5, "probe 1 0 10.210.1.2");
     bench.check("well 1 0", "report 1 0:running healthy proven");

@@ -283,7 +283,7 @@ impl ContainerRuntime for NoContainers {
         unreachable!("Raft runs no containers")
     }
 
-    async fn probe(&self, _: SocketAddr, _: &str, _: Duration) -> bool {
+    async fn probe(&self, _: SocketAddr, _: &str, _: Duration) -> Result<(), String> {
         unreachable!("Raft runs no containers")
     }
 

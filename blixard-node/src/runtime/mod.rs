@@ -346,7 +346,7 @@ impl ContainerRuntime for ContainerdRuntime {
         self.attached()?.publish(ready).await
     }
 
-    async fn probe(&self, address: SocketAddr, path: &str, timeout: Duration) -> bool {
+    async fn probe(&self, address: SocketAddr, path: &str, timeout: Duration) -> Result<(), String> {
         probe::http(address, path, timeout).await
     }
 

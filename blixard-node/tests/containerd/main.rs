@@ -136,19 +136,22 @@ async fn bridged_container_in_a_namespace() {
     let (code, hosts) = bench.exec(&served, &["cat", "/etc/hosts"]).await;
     assert!(code == 0 && hosts.contains(&format!("{address}\tbox-3\n")), "{hosts}");
     let published = std::net::SocketAddr::from(([127, 0, 0, 1], 8080));
-    assert!(!bench.runtime().probe(published, "/", Duration::from_millis(300)).await, "not ready yet");
+    assert!(
+        bench.runtime().probe(published, "/", Duration::from_millis(300)).await.is_err(),
+        "not ready yet"
+    );
     let ready = [((served.replica, served.attempt), served.spec.clone())].into();
     bench.runtime().publish(&ready).await.expect("publish");
     for target in [(address, 80).into(), published] {
         let deadline = Instant::now() + DEADLINE;
-        while !bench.runtime().probe(target, "/", Duration::from_secs(1)).await {
+        while bench.runtime().probe(target, "/", Duration::from_secs(1)).await.is_err() {
             assert!(Instant::now() < deadline, "{target:?} does not answer");
         }
     }
     let listed = bench.runtime().list().await.expect("list");
     assert_eq!(listed[0].address, Some(address));
     bench.remove(&served, Duration::ZERO).await;
-    assert!(!bench.runtime().probe((address, 80).into(), "/", Duration::from_millis(300)).await);
+    assert!(bench.runtime().probe((address, 80).into(), "/", Duration::from_millis(300)).await.is_err());
     bench.finish().await;
 }
 

@@ -85,8 +85,8 @@ impl Doing {
                 return None;
             }
             Action::Probe { replica, attempt, address, spec } => {
-                let healthy = self.probe(address, &spec).await;
-                Event::Probed { replica, attempt, healthy }
+                let failed = self.probe(address, &spec).await.err();
+                Event::Probed { replica, attempt, failed }
             }
             Action::Publish(_) | Action::Report { .. } | Action::WakeAt(_) => return None,
         }))
@@ -140,12 +140,15 @@ impl Doing {
         }
     }
 
-    async fn probe(&self, address: Ipv4Addr, spec: &ServiceSpec) -> bool {
-        let (Some(health), Some(port)) = (&spec.healthcheck, probe_port(spec)) else { return false };
+    async fn probe(&self, address: Ipv4Addr, spec: &ServiceSpec) -> Result<(), String> {
+        let (Some(health), Some(port)) = (&spec.healthcheck, probe_port(spec)) else {
+            return Err("there is nothing to probe".to_owned());
+        };
         let timeout = Duration::from_millis(health.timeout_ms);
         let address = SocketAddr::from((address, port));
         let probing = self.platform.containers.probe(address, &health.path, timeout);
-        within(&*self.platform.clock, timeout + RUNTIME_DEADLINE, probing).await.unwrap_or(false)
+        let probed = within(&*self.platform.clock, timeout + RUNTIME_DEADLINE, probing).await;
+        probed.unwrap_or_else(|| Err(silent().to_string()))
     }
 }
 
