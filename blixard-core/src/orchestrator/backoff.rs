@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::cluster::Service;
+use super::slot::Slot;
+use crate::cluster::{PlanStep, Service};
 use crate::limits::{RESTART_BACKOFF_MAX, RESTART_BACKOFF_MIN};
 use crate::time::UtcMs;
 
@@ -14,9 +15,16 @@ pub(super) fn delay(failures: u32) -> Duration {
 
 /// The failures in a row of a slot of which one more replica failed at `now`, and until when it waits. A new version begins without:
 /// `apply` clears what earlier ones left.
-pub(super) fn after_failure(service: &Service, slot: u32, now: UtcMs) -> (u32, UtcMs) {
+fn after_failure(service: &Service, slot: u32, now: UtcMs) -> (u32, UtcMs) {
     let failures = service.backoff.get(&slot).map_or(0, |backoff| backoff.failures).saturating_add(1);
     (failures, now.after(delay(failures)))
+}
+
+/// Records that the replica which counts in a slot failed. Where it is told to stop before, what is recorded
+/// is of no version, and holds up any.
+pub(super) fn failure(slot: &Slot<'_>) -> PlanStep {
+    let (failures, not_before) = after_failure(slot.service, slot.number, slot.draft.now());
+    PlanStep::Backoff { service: slot.name.clone(), slot: slot.number, failures, not_before }
 }
 
 /// Until when `slot` waits before it is given a replica of `version`: what failed of another

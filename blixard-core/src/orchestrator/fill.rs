@@ -2,7 +2,7 @@
 
 use super::service::Pass;
 use super::slot::{Decision, Slot};
-use super::{backoff, dependencies};
+use super::{backoff, dependencies, stranded};
 use crate::cluster::Phase;
 use crate::scheduler;
 use crate::time::UtcMs;
@@ -10,9 +10,10 @@ use crate::time::UtcMs;
 /// Fills a slot that holds no counting replica: after its back-off, after its dependencies, where
 /// one fits. On the node of an earlier replica that it must not meet, it waits for that to be gone.
 ///
-/// While the current version is held back, it is one of the version that was proven before.
+/// While the current version is held back, it is one of the version that was proven before; so it is when
+/// the current one failed here, and a replica of the other is to be moved.
 pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
-    let stand_in = pass.gate(slot.draft).stand_in(slot.number);
+    let stand_in = pass.gate(slot.draft).stand_in(slot.number).or_else(|| stranded::stand_in(slot));
     let slot = &slot.aiming_at(stand_in.unwrap_or(slot.target));
     if let Some(until) = backoff::holds_until(slot.service, slot.number, slot.target)
         && until > slot.draft.now()

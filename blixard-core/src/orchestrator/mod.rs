@@ -12,9 +12,9 @@
 //! are taken in the order of their names, slots in the order of their numbers.
 //!
 //! Where the rules are: `rules` (what happens to a slot's replicas), `fill` (empty slots), `moves`
-//! (updates and drains), `gate` (how far they may go), `dependencies`, `backoff`; `replacing`
-//! (single replicas on demand, rebalancing), [`health`] (which nodes are up) and
-//! [`membership`] (which nodes vote) are apart.
+//! (updates and drains), `stranded` (where the two meet), `gate` (how far they may go),
+//! `dependencies`, `backoff`; `replacing` (single replicas on demand, rebalancing), [`health`] (which
+//! nodes are up) and [`membership`] (which nodes vote) are apart.
 
 mod backoff;
 mod dependencies;
@@ -31,6 +31,7 @@ mod report;
 mod rules;
 mod service;
 mod slot;
+mod stranded;
 #[cfg(test)]
 pub(crate) mod tests;
 mod volumes;

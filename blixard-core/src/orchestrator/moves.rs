@@ -8,13 +8,13 @@
 //!
 //! How far an update may go is [`super::gate`]'s to say. A drain does not wait for that: a node can
 //! be emptied of a service that fails elsewhere. It gives the replica that it moves the current
-//! version, unless that is held back.
+//! version, unless that is held back. What an update has superseded there is [`super::stranded`]'s.
 
 use std::fmt::Display;
 
-use super::backoff;
 use super::service::Pass;
 use super::slot::{Decision, Slot, exclusive, set_desired};
+use super::{backoff, stranded};
 use crate::cluster::replica::Desired;
 use crate::cluster::{Availability, NodeStatus, Replica};
 use crate::id::{NodeId, ReplicaId};
@@ -27,6 +27,10 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &
     let Some(node) = slot.draft.node(replica.node).filter(|node| node.status == NodeStatus::Up) else {
         return Decision::Settled;
     };
+    if let Some(decision) = stranded::decide(slot, pass, id, replica) {
+        return decision;
+    }
+    let stands_in = stranded::stands_in(slot, replica);
     if node.availability != Availability::Active && !replica.is_over() {
         let gate = pass.gate(slot.draft);
         if !gate.admits_move_of(slot.number) {
@@ -37,7 +41,7 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &
         let held_back = gate.holds_back(slot.number);
         let failed = retry_at(slot, replica);
         let slot = match failed {
-            _ if proven && (held_back || failed.is_some()) => slot.aiming_at(replica.version),
+            _ if proven && (held_back || stands_in || failed.is_some()) => slot.aiming_at(replica.version),
             None => slot.clone(),
             Some(until) => {
                 pass.wake(until);
@@ -46,10 +50,22 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &
                 return Decision::Wait(stays(slot.draft.named(replica.node), node.availability, why));
             }
         };
-        return drain(&slot, pass, id, replica, node.availability);
+        let drained = drain(&slot, pass, id, replica, node.availability);
+        if proven && matches!(drained, Decision::Wait(_)) {
+            // The new version fits nowhere else; the old one may.
+            let moved = drain(&slot.aiming_at(replica.version), pass, id, replica, node.availability);
+            if matches!(moved, Decision::Act(_)) {
+                return moved;
+            }
+        }
+        return drained;
     }
     if let Some(until) = retry_at(slot, replica) {
         pass.wake(until);
+        return Decision::Settled;
+    }
+    // What failed in this slot is tried again once what it supersedes serves for sure.
+    if stands_in || stranded::awaits_proof(slot, replica) {
         return Decision::Settled;
     }
     if slot.is_outdated(replica) && pass.gate(slot.draft).admits_update_of(slot.number) {
@@ -79,7 +95,7 @@ fn drain(
 }
 
 /// Why a replica is still on a node that is being emptied.
-fn stays(node: impl Display, availability: Availability, why: impl Display) -> String {
+pub(super) fn stays(node: impl Display, availability: Availability, why: impl Display) -> String {
     let doing = if availability == Availability::Leaving { "leaving" } else { "draining" };
     format!("cannot move off {node}, which is {doing}: {why}")
 }

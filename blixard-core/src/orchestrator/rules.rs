@@ -4,9 +4,9 @@
 //! [`RULES`] having none: a rule that sees a counting replica sees the only one, and one that
 //! looks at lost replicas knows that the counting one is not on a node that is down.
 
-use super::backoff;
 use super::service::Pass;
 use super::slot::{Slot, set_desired};
+use super::{backoff, stranded};
 use crate::cluster::level::SECOND_LEVEL;
 use crate::cluster::replica::Desired;
 use crate::cluster::{Availability, NodeStatus, Phase, PlanStep, Replica};
@@ -68,11 +68,14 @@ fn failed(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
     };
     let stop = set_desired(id, Desired::Stop);
     if slot.is_outdated(replica) && pass.gate(slot.draft).stand_in(slot.number) != Some(replica.version) {
-        return vec![stop];
+        // One that stands in is placed again, and waits for that like any.
+        return if stranded::stands_in(slot, replica) {
+            vec![stop, backoff::failure(slot)]
+        } else {
+            vec![stop]
+        };
     }
-    let (failures, not_before) = backoff::after_failure(slot.service, slot.number, slot.draft.now());
-    let record = PlanStep::Backoff { service: slot.name.clone(), slot: slot.number, failures, not_before };
-    vec![record, stop]
+    vec![backoff::failure(slot), stop]
 }
 
 /// A replica of an older version that never did its work holds nobody up: it stops, whatever it is

@@ -6,7 +6,7 @@ use std::time::Duration;
 use blixard_core::api::node::{DownAnswer, NodeView};
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::{Health, List, WriteAnswer};
-use blixard_core::cluster::Phase;
+use blixard_core::cluster::{Desired, Phase};
 use blixard_core::id::NodeId;
 use http::StatusCode;
 use tokio::time::{Instant, sleep};
@@ -138,10 +138,12 @@ fn item(row: &ReplicaRow) -> Item {
     Item { key: format!("{}{id}", row.name), text: replica::status(&row, text::now()), bytes: None }
 }
 
-/// What is still on the node, and what waits for a place elsewhere.
+/// What is still on the node, what it waits for, and what waits for a place elsewhere.
 fn late(node: NodeId, left: &[&ReplicaRow], all: &[ReplicaRow], seconds: u64) -> Failure {
+    let unproven: Vec<&ReplicaRow> = left.iter().filter_map(|row| unproven_successor(row, all)).collect();
     let waiting = all.iter().filter(|row| row.phase.is_none());
-    let details = left.iter().copied().chain(waiting).map(|row| {
+    let elsewhere = unproven.iter().copied().filter(|row| row.phase.is_some() && !occupies(row, node));
+    let details = left.iter().copied().chain(elsewhere).chain(waiting).map(|row| {
         let item = item(row);
         format!("{}: {}", item.key, item.text)
     });
@@ -149,6 +151,88 @@ fn late(node: NodeId, left: &[&ReplicaRow], all: &[ReplicaRow], seconds: u64) ->
         0 => format!("node {node} is empty and still a member after {seconds} s"),
         count => format!("node {node} still has {} after {seconds} s", text::plural(count, "container")),
     };
-    let hint = format!("they go on moving; `blixard node activate {node}` keeps them there");
+    let keeps = format!("`blixard node activate {node}` keeps them there");
+    let is_held = |row: &&ReplicaRow| {
+        row.blocked.is_some() || unproven_successor(row, all).is_some_and(|other| other.blocked.is_some())
+    };
+    let hint = match unproven.iter().find(|row| row.blocked.is_none()) {
+        Some(row) => format!(
+            "version {} of `{}` is not proven, and the old one runs on: `blixard service rollback {}` goes back \
+             to it; {keeps}",
+            row.version, row.service, row.service
+        ),
+        None if !left.is_empty() && left.iter().all(is_held) => {
+            format!("they move once what holds them is over; {keeps}")
+        }
+        None => format!("they go on moving; {keeps}"),
+    };
     Failure::new(error, hint).with_details(details.collect())
+}
+
+/// What supersedes a replica of an older version and is not proven: until it is, the old one runs on.
+fn unproven_successor<'a>(old: &ReplicaRow, all: &'a [ReplicaRow]) -> Option<&'a ReplicaRow> {
+    let holds = |row: &&ReplicaRow| {
+        (&row.service, row.slot) == (&old.service, old.slot)
+            && (row.phase.is_none() || row.desired == Some(Desired::Run) && !row.lost)
+    };
+    let superseded = old.desired == Some(Desired::Retire) && !old.current;
+    all.iter().filter(|_| superseded).find(holds).filter(|row| row.version > old.version && !row.proven)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str, change: &[(&str, serde_json::Value)]) -> ReplicaRow {
+        let mut row = serde_json::json!({
+            "container_id": "0123456789abcdef", "name": name, "replica": 1, "service": "sd", "slot": 0,
+            "version": 1, "node": 1, "node_name": "box1", "image": "image", "phase": "running",
+            "desired": "run", "ready": true, "proven": true, "healthy": null, "lost": false, "attempt": 0,
+            "exit_code": null, "message": "", "since": null, "created_at": null, "address": null,
+            "node_address": null, "ports": []
+        });
+        for (key, value) in change {
+            row[*key] = value.clone();
+        }
+        serde_json::from_value(row).expect("a row")
+    }
+
+    fn hint(all: &[ReplicaRow]) -> String {
+        let left: Vec<&ReplicaRow> = all.iter().filter(|row| occupies(row, NodeId(1))).collect();
+        late(NodeId(1), &left, all, 20).body.hint
+    }
+
+    #[test]
+    fn what_waits_for_a_version_that_is_not_proven_says_so() {
+        let old = || row("sd-0", &[("desired", "retire".into())]);
+        let new = |change: &[(&str, serde_json::Value)]| {
+            let mut all = vec![("version", 2.into()), ("node", 2.into()), ("phase", "waiting".into())];
+            all.extend([("proven", false.into()), ("ready", false.into()), ("exit_code", 1.into())]);
+            all.extend(change.iter().cloned());
+            row("sd-0", &all)
+        };
+        let moving = "they go on moving; `blixard node activate 1` keeps them there";
+        let unproven = "version 2 of `sd` is not proven, and the old one runs on: \
+             `blixard service rollback sd` goes back to it; `blixard node activate 1` keeps them there";
+        assert_eq!(hint(&[old(), new(&[])]), unproven);
+        assert_eq!(hint(&[old(), new(&[("phase", serde_json::Value::Null)])]), unproven);
+        assert_eq!(hint(&[old(), new(&[("version", 1.into())])]), moving, "it stands in");
+        assert_eq!(hint(&[old(), new(&[("proven", true.into())])]), moving);
+        assert_eq!(hint(&[row("sd-0", &[])]), moving);
+        let all = [old(), new(&[])];
+        let told = late(NodeId(1), &[&all[0]], &all, 20);
+        assert_eq!(told.body.error, "node 1 still has 1 container after 20 s");
+        let said = ["sd-0 0123456789ab: Up, being replaced", "sd-0 0123456789ab: Restarting (1)"];
+        assert_eq!(told.body.details, said);
+    }
+
+    #[test]
+    fn what_cannot_move_is_not_said_to_go_on_moving() {
+        let blocked = row("sd-0", &[("blocked", "cannot move off node 1: no node fits".into())]);
+        let expect = "they move once what holds them is over; `blixard node activate 1` keeps them there";
+        assert_eq!(hint(std::slice::from_ref(&blocked)), expect);
+        let unproven = ReplicaRow { version: 2, proven: false, ..blocked.clone() };
+        let old = row("sd-0", &[("desired", "retire".into())]);
+        assert_eq!(hint(&[old, unproven]), expect);
+    }
 }

@@ -6,6 +6,7 @@ mod moves;
 mod nodes;
 mod random;
 mod replacing;
+mod stranded;
 mod updates;
 mod volumes;
 pub(crate) mod world;

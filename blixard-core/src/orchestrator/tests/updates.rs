@@ -176,7 +176,7 @@ fn a_drain_moves_what_stands_in_for_a_version_that_waits_for_its_next_try() {
     world.node(1).availability = Availability::Draining;
     world.expect("retire 1\nplace older web/0 v1 on 2");
     world.begins(3).expect("stop 1");
-    world.advance(1_000).expect("retire 3\nplace web/0 v2 on 3");
+    world.advance(1_000).expect("").phase(3, Phase::Running).expect("retire 3\nplace web/0 v2 on 3");
 }
 
 #[test]
