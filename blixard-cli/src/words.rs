@@ -85,6 +85,21 @@ const ELSEWHERE: [(&[&str], &str); 35] = [
     ),
 ];
 
+/// Words that mean something of their own after another: the command, the words, what does the same.
+const WITHIN: [(&str, &[&str], &str); 7] = [
+    ("node", &["inspect", "show", "describe", "info", "status"], "`blixard node ls -o json`"),
+    ("node", &["remove", "delete", "del"], "`blixard node rm ID`, or `blixard node leave ID` in peace"),
+    ("image", &["inspect", "show", "history", "list"], "`blixard image ls -o json`"),
+    ("image", &["remove", "delete", "del"], "`blixard image rm REF`"),
+    ("volume", &["prune"], "`blixard volume ls` lists them, `blixard volume rm NAME` removes one"),
+    (
+        "volume",
+        &["create", "add"],
+        "a volume is made with the first service that names it: `blixard help run`, `volumes` in the bundle",
+    ),
+    ("volume", &["remove", "delete", "del"], "`blixard volume rm NAME`"),
+];
+
 /// What to say to `error`, when it is about an unknown command.
 pub(crate) fn unknown_command(error: &clap::Error, arguments: &[String]) -> Option<Failure> {
     if error.kind() != clap::error::ErrorKind::InvalidSubcommand {
@@ -112,17 +127,24 @@ fn group<'c>(root: &'c Command, arguments: &[String], word: &str) -> (String, &'
 
 fn hint(root: &Command, group: &Command, word: &str) -> String {
     let word = word.to_ascii_lowercase();
-    let mut found: Vec<String> = Vec::new();
-    every_command(root, "blixard", &mut |path, command| {
-        if command.get_name() == word || command.get_all_aliases().any(|alias| alias == word) {
-            found.push(format!("`{path}`"));
-        }
-    });
-    if !found.is_empty() {
-        return found.join(", ");
+    let within = WITHIN.iter().find(|(name, words, _)| *name == group.get_name() && words.contains(&&*word));
+    if let Some((_, _, told)) = within {
+        return (*told).to_owned();
     }
-    if let Some(told) = ELSEWHERE.iter().find(|(words, _)| words.contains(&word.as_str())) {
-        return told.1.to_owned();
+    if let Some((_, told)) = ELSEWHERE.iter().find(|(words, _)| words.contains(&&*word)) {
+        return (*told).to_owned();
+    }
+    // What is done to services is at the top; what else has the same name is something else.
+    if group.get_name() == root.get_name() || group.get_name() == "service" {
+        let mut found: Vec<String> = Vec::new();
+        every_command(root, "blixard", &mut |path, command| {
+            if command.get_name() == word || command.get_all_aliases().any(|alias| alias == word) {
+                found.push(format!("`{path}`"));
+            }
+        });
+        if !found.is_empty() {
+            return found.join(", ");
+        }
     }
     let names: Vec<&str> = group.get_subcommands().map(Command::get_name).collect();
     match near(&word, &names) {
@@ -148,7 +170,7 @@ fn printable(word: &str) -> String {
 mod tests {
     use clap::{CommandFactory, Parser};
 
-    use super::{ELSEWHERE, unknown_command};
+    use super::{ELSEWHERE, WITHIN, unknown_command};
     use crate::cli::Cli;
 
     fn told(line: &str) -> (String, String) {
@@ -178,6 +200,13 @@ mod tests {
         check("blixard service rm web", "blixard service rm", "`blixard rm`");
         check("blixard cluster info", "blixard cluster info", "`blixard cluster status`");
         check("blixard pull nginx", "blixard pull", "`blixard image pull`");
+        check("blixard down", "blixard down", "`blixard rm NAME` removes a service");
+        check("blixard create", "blixard create", "`blixard run FILE.bun`");
+        check("blixard service create", "blixard service create", "`blixard run FILE.bun`");
+        check("blixard volume prune", "blixard volume prune", "`blixard volume rm NAME`");
+        check("blixard node inspect 2", "blixard node inspect", "`blixard node ls -o json`");
+        check("blixard image history x", "blixard image history", "`blixard image ls -o json`");
+        check("blixard image run x", "blixard image run", "there are: import");
         check("blixard PS", "blixard PS", "`blixard ps`");
         check("blixard evnets", "blixard evnets", "did you mean `events`?");
         check("blixard image xyzzy", "blixard image xyzzy", "there are: import");
@@ -187,7 +216,8 @@ mod tests {
     #[test]
     fn every_command_that_a_hint_names_exists() {
         let root = Cli::command();
-        for (words, hint) in ELSEWHERE {
+        let within = WITHIN.map(|(_, words, hint)| (words, hint));
+        for (words, hint) in ELSEWHERE.into_iter().chain(within) {
             let commands = hint.split('`').filter(|part| part.starts_with("blixard "));
             let mut named = 0;
             for line in commands {

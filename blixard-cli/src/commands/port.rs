@@ -9,7 +9,7 @@ use blixard_core::spec::{PortSpec, Protocol};
 use serde::Serialize;
 
 use crate::args::{Output, OutputArgs};
-use crate::client::Client;
+use crate::client::{Client, segment};
 use crate::failure::Failure;
 use crate::render::table::Table;
 use crate::render::{self, color, replica, text};
@@ -67,8 +67,10 @@ pub(crate) async fn port(client: &Client, args: Args) -> anyhow::Result<ExitCode
     };
     let rows: Vec<&ReplicaRow> = rows.items.iter().filter(meant).collect();
     if rows.is_empty() {
-        let error = format!("there is no container or service `{}`", text::printable(&args.target));
-        return Err(Failure::new(error, "`blixard ps` lists the containers").into());
+        // Whether it is there at all, or has ended, its node knows.
+        let _: serde_json::Value = client.get(&format!("/v1/replicas/{}", segment(&args.target))).await?;
+        let error = format!("no container of `{}` runs", text::printable(&args.target));
+        return Err(Failure::new(error, "`blixard ps -a` lists those that ended as well").into());
     }
     let found = published(&rows, args.port);
     match (args.output.output, args.port) {
@@ -108,8 +110,11 @@ fn published(rows: &[&ReplicaRow], only: Option<(u16, Protocol)>) -> Vec<Publish
             // On the node's own network a container has no address of its own.
             let host_port = port.host_port.or_else(|| row.address.is_none().then_some(port.container_port));
             let Some(host_port) = host_port else { continue };
-            let host =
-                if node_address.contains(':') { format!("[{node_address}]") } else { node_address.clone() };
+            let host = match port.host_ip {
+                Some(address) => address.to_string(),
+                None if node_address.contains(':') => format!("[{node_address}]"),
+                None => node_address.clone(),
+            };
             found.push(Published {
                 name: row.name.clone(),
                 container_port: port.container_port,
@@ -155,6 +160,12 @@ mod tests {
         });
         edit(&mut row);
         serde_json::from_value(row).unwrap()
+    }
+
+    #[test]
+    fn a_port_that_is_published_on_one_address_is_shown_there() {
+        let row = row(|row| row["ports"][0]["host_ip"] = "127.0.0.1".into());
+        assert_eq!(published(&[&row], None)[0].address, "127.0.0.1:8080");
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::{List, WriteAnswer};
-use blixard_core::cluster::Desired;
+use blixard_core::cluster::{Desired, Phase};
 use blixard_core::id::ReplicaId;
 use tokio::time::{Instant, sleep};
 
 use crate::args::time;
 use crate::client::{Client, segment};
+use crate::commands::rollout::last_lines;
 use crate::failure::{self, Failure};
 use crate::render::progress::{Item, Progress};
 use crate::render::{self, replica, text};
@@ -86,10 +87,14 @@ pub(super) async fn replace(client: &Client, old: &ReplicaRow, deadline: Instant
         let rows = rows(client).await;
         // A node that restarts is soon back: what it was told is done meanwhile.
         if let Ok(rows) = &rows {
-            if is_replaced(rows, old, number) {
-                return Ok(());
+            match outcome(rows, old, number) {
+                Some(Ended::Replaced) => return Ok(()),
+                Some(Ended::Failed(new)) => {
+                    drop(progress);
+                    return Err(failed(client, new).await);
+                }
+                None => progress.show(&items(rows, old)),
             }
-            progress.show(&items(rows, old));
         }
         if Instant::now() >= deadline {
             drop(progress);
@@ -106,11 +111,33 @@ fn is_beside(row: &ReplicaRow, old: &ReplicaRow) -> bool {
     row.service == old.service && row.slot == old.slot
 }
 
-/// Whether the old one is gone and another is ready in its slot.
-fn is_replaced(rows: &[ReplicaRow], old: &ReplicaRow, number: ReplicaId) -> bool {
-    let mut beside = rows.iter().filter(|row| is_beside(row, old));
+/// What came of a replacement.
+#[derive(Debug, PartialEq)]
+enum Ended<'a> {
+    /// The old one is gone, and another is ready in its slot or has done its work.
+    Replaced,
+    /// The new one failed and is left as it ended.
+    Failed(&'a ReplicaRow),
+}
+
+fn outcome<'a>(rows: &'a [ReplicaRow], old: &ReplicaRow, number: ReplicaId) -> Option<Ended<'a>> {
+    let beside = || rows.iter().filter(|row| is_beside(row, old) && row.replica != Some(number));
+    let failed =
+        |row: &&ReplicaRow| row.over && row.phase == Some(Phase::Failed) && row.desired == Some(Desired::Run);
+    if let Some(new) = beside().find(failed) {
+        return Some(Ended::Failed(new));
+    }
     let gone = rows.iter().all(|row| row.replica != Some(number));
-    gone && beside.any(|row| row.ready)
+    (gone && beside().any(|row| row.ready)).then_some(Ended::Replaced)
+}
+
+/// What is said of a replacement that failed, with the last lines that it wrote.
+async fn failed(client: &Client, new: &ReplicaRow) -> anyhow::Error {
+    let error = format!("the new {} ended, and is not started again: {}", new.name, describe(new));
+    let details = last_lines(client, new).await;
+    let hint =
+        format!("`blixard start {}` starts it anew, `blixard logs {}` shows more", new.service, new.name);
+    Failure::new(error, hint).with_details(details).into()
 }
 
 fn items(rows: &[ReplicaRow], old: &ReplicaRow) -> Vec<Item> {
@@ -130,9 +157,10 @@ fn describe(row: &ReplicaRow) -> String {
 #[cfg(test)]
 mod tests {
     use blixard_core::api::replica::ReplicaRow;
+    use blixard_core::cluster::{Desired, Phase};
     use blixard_core::id::ReplicaId;
 
-    use super::is_replaced;
+    use super::{Ended, outcome};
 
     fn row(replica: u64, slot: u32, ready: bool) -> ReplicaRow {
         serde_json::from_value(serde_json::json!({
@@ -148,13 +176,21 @@ mod tests {
     #[test]
     fn a_container_is_replaced_when_it_is_gone_and_another_is_ready_in_its_slot() {
         let old = row(1, 0, true);
-        let check = |rows: &[ReplicaRow], expect: bool| {
-            assert_eq!(is_replaced(rows, &old, ReplicaId(1)), expect, "{rows:?}");
+        let check = |rows: &[ReplicaRow], expect: Option<Ended>| {
+            assert_eq!(outcome(rows, &old, ReplicaId(1)), expect, "{rows:?}");
         };
-        check(&[row(1, 0, true), row(2, 1, true)], false);
-        check(&[row(1, 0, true), row(3, 0, true)], false);
-        check(&[row(3, 0, false), row(2, 1, true)], false);
-        check(&[], false);
-        check(&[row(3, 0, true)], true);
+        check(&[row(1, 0, true), row(2, 1, true)], None);
+        check(&[row(1, 0, true), row(3, 0, true)], None);
+        check(&[row(3, 0, false), row(2, 1, true)], None);
+        check(&[], None);
+        check(&[row(3, 0, true)], Some(Ended::Replaced));
+
+        let mut ended = row(3, 0, false);
+        (ended.over, ended.phase) = (true, Some(Phase::Failed));
+        check(&[row(1, 0, true), ended.clone()], Some(Ended::Failed(&ended)));
+        check(std::slice::from_ref(&ended), Some(Ended::Failed(&ended)));
+        // One that the cluster does not keep says nothing of the next.
+        ended.desired = Some(Desired::Stop);
+        check(&[ended], None);
     }
 }

@@ -187,7 +187,7 @@ async fn something_happened(events: &mut Option<Lines<Event>>) {
 /// What is shown of each replica and slot while it comes up.
 fn items(detail: &ServiceDetail) -> Vec<Item> {
     let now = text::now();
-    let current = |row: &&ReplicaRow| row.current && row.desired != Some(Desired::Stop);
+    let current = |row: &&ReplicaRow| row.current && row.desired == Some(Desired::Run);
     let replicas = detail.replicas.iter().filter(current).map(|row| Item {
         key: row.name.clone(),
         text: format!("node {}: {}{}", replica::node(row), short_status(row, now), trial(row)),
@@ -439,8 +439,13 @@ mod tests {
 
     #[test]
     fn progress_has_a_line_for_each_replica_of_the_new_version_and_each_waiting_slot() {
+        // Where a rollback goes back to, the old container of a slot is of the same version.
+        let mut detail = detail(1);
+        let mut retiring = detail.replicas[0].clone();
+        retiring.desired = Some(blixard_core::cluster::Desired::Retire);
+        detail.replicas.push(retiring);
         let lines: Vec<_> =
-            items(&detail(1)).into_iter().map(|item| format!("{}: {}", item.key, item.text)).collect();
+            items(&detail).into_iter().map(|item| format!("{}: {}", item.key, item.text)).collect();
         assert_eq!(
             lines,
             [

@@ -268,7 +268,13 @@ async fn wait(
         return Ok(());
     }
     let (mut progress, mut noted) = (Progress::new(), false);
+    let mut seen = None;
     loop {
+        if limit.is_over()
+            && let Some(containers) = seen
+        {
+            return Err(still_there(name, containers, args.timeout));
+        }
         let rows = match limit.answer(client, left()).await {
             Ok(None) => return Ok(()),
             Ok(Some(rows)) => rows,
@@ -277,7 +283,10 @@ async fn wait(
                 sleep(REFRESH).await;
                 continue;
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                let told = seen.filter(|_| limit.is_over());
+                return Err(told.map_or(error, |containers| still_there(name, containers, args.timeout)));
+            }
         };
         if rows.iter().all(|row| row.lost) && !rows.is_empty() {
             // The name of a removed service is free a moment later.
@@ -297,16 +306,15 @@ async fn wait(
             Item { key: row.name.clone(), text: replica::status(&row, text::now()), bytes: None }
         });
         progress.show(&shown.collect::<Vec<_>>());
-        if limit.is_over() {
-            let error = format!(
-                "{name} still has {} after {} s",
-                text::plural(rows.len(), "container"),
-                args.timeout.as_secs()
-            );
-            return Err(Failure::new(error, "they go on stopping: `blixard ps -a` shows how").into());
-        }
+        seen = Some(rows.len());
         sleep(REFRESH).await;
     }
+}
+
+fn still_there(name: &str, containers: usize, after: Duration) -> anyhow::Error {
+    let left = text::plural(containers, "container");
+    let error = format!("{name} still has {left} after {} s", after.as_secs());
+    Failure::new(error, "they go on stopping: `blixard ps -a` shows how").into()
 }
 
 fn is_unsure(error: &anyhow::Error) -> bool {

@@ -28,7 +28,8 @@ pub(super) fn replica_id(
     if is_service {
         let all = of_service(text);
         let live: Vec<_> = all.iter().filter(|(_, replica)| replica.counts()).copied().collect();
-        return one(text, cluster, if live.is_empty() { all } else { live });
+        let found = if live.is_empty() { all } else { live };
+        return if found.is_empty() { Err(missing(state, text)) } else { one(text, cluster, found) };
     }
     if let Some((service, slot)) = text.rsplit_once('-')
         && let Ok(slot) = slot.parse::<u32>()
@@ -39,10 +40,35 @@ pub(super) fn replica_id(
             return Ok(id);
         }
     }
-    let Some(prefix) = id_prefix(text) else { return Err(unknown(text)) };
-    let found =
-        state.replicas.iter().filter(|(id, replica)| attempt_of(cluster, **id, replica, &prefix).is_some());
-    one(text, cluster, found.map(|(&id, replica)| (id, replica)).collect())
+    let prefix = id_prefix(text);
+    let has_id = |id: ReplicaId, replica: &Replica| {
+        prefix.as_ref().is_some_and(|prefix| attempt_of(cluster, id, replica, prefix).is_some())
+    };
+    let found: Vec<_> = state
+        .replicas
+        .iter()
+        .map(|(&id, replica)| (id, replica))
+        .filter(|(id, replica)| has_id(*id, replica))
+        .collect();
+    if found.is_empty() { Err(missing(state, text)) } else { one(text, cluster, found) }
+}
+
+/// Why `text` names no replica: of a service that there is it is said how that is.
+fn missing(state: &ClusterState, text: &str) -> ApiError {
+    let service =
+        |name: &str| name.parse::<ServiceName>().ok().and_then(|name| state.services.get_key_value(&name));
+    let of_slot = || text.rsplit_once('-').filter(|(_, slot)| slot.parse::<u32>().is_ok());
+    let Some((name, found)) = service(text).or_else(|| service(of_slot()?.0)) else { return unknown(text) };
+    let error = format!("`{text}` has no container");
+    if found.suspended {
+        return ApiError::not_found(
+            format!("{error}: service `{name}` is stopped"),
+            format!("`blixard start {name}` starts it; `blixard logs {name}` shows what it wrote"),
+        );
+    }
+    let hint =
+        format!("`blixard ps -a {name}` lists those of `{name}`, `blixard service inspect {name}` says why");
+    ApiError::not_found(error, hint)
 }
 
 /// The container that `text` names of the replica it names: an attempt, when `text` is the id of an
@@ -173,7 +199,7 @@ pub(super) fn node_id(state: &ClusterState, text: &str) -> Result<NodeId, ApiErr
 
 #[cfg(test)]
 mod tests {
-    use blixard_core::cluster::{Desired, Phase};
+    use blixard_core::cluster::{ClusterState, Desired, Phase};
     use blixard_core::id::{ContainerId, NodeId, ReplicaId};
 
     use super::super::views::fixture;
@@ -234,6 +260,24 @@ mod tests {
         assert_eq!(attempt(&id(4, 2)), Some(None));
         assert_eq!(attempt(&id(4, 1)[..12]), Some(Some(1)));
         assert_eq!(attempt(&id(4, 3)), None);
+    }
+
+    #[test]
+    fn of_a_service_without_a_container_it_is_said_how_it_is() {
+        let mut state = fixture::state();
+        fixture::add_service(&mut state, "web", 1);
+        let told = |state: &ClusterState, text: &str| {
+            let error = replica_id(state, fixture::CLUSTER, text).unwrap_err();
+            assert!(error.is_not_found());
+            error.message().to_owned()
+        };
+        assert_eq!(told(&state, "web"), "`web` has no container");
+        assert_eq!(told(&state, "web-0"), "`web-0` has no container");
+        assert_eq!(told(&state, "web-x"), "there is no container or service `web-x`");
+        fixture::edit_service(&mut state, "web", |service| service.suspended = true);
+        for text in ["web", "web-0"] {
+            assert_eq!(told(&state, text), format!("`{text}` has no container: service `web` is stopped"));
+        }
     }
 
     #[test]

@@ -221,6 +221,12 @@ pub(super) async fn scale(
     request: RequestIdent,
     JsonBody(body): JsonBody<ScaleRequest>,
 ) -> Result<Response, ApiError> {
+    if body.replicas == 0 {
+        return Err(ApiError::unprocessable(
+            "a service that is to run keeps at least 1 replica",
+            format!("`blixard stop {name}` stops them all and keeps the service"),
+        ));
+    }
     change(&api, &name, request, |service| Write::Scale { service, replicas: body.replicas }).await
 }
 

@@ -215,11 +215,30 @@ fn stopping_is_graceful_and_the_timeout_is_kept() -> Result<()> {
         host.cli(&["stop", "-t", "1", "deaf"])?;
         ensure!(host.tasks()?.iter().all(|task| !task.running), "it has its ten minutes");
         host.cli(&["start", "deaf"])?;
-        host.cli(&["stop", "--detach", "deaf"])?;
+        let said = host.cli_refused(&["stop", "--timeout", "1", "deaf"])?;
+        ensure!(said.contains("deaf still has 1 container after 1 s"), "{said}");
         host.cli(&["stop", "--time", "0", "deaf"])?;
         ensure!(host.tasks()?.iter().all(|task| !task.running), "it keeps its ten minutes");
         let refused = host.cli_refused(&["stop", "-t", "3601", "deaf"])?;
         ensure!(refused.contains("whole seconds from 0 to 3600"), "{refused}");
+        for command in [&["exec", "deaf", "ls"][..], &["kill", "deaf-0"], &["port", "deaf"]] {
+            let said = host.cli_refused(command)?;
+            ensure!(
+                said.contains("service `deaf` is stopped") && said.contains("blixard start deaf"),
+                "{said}"
+            );
+        }
+        let said = host.cli_refused(&["service", "scale", "deaf", "0"])?;
+        ensure!(said.contains("`blixard stop deaf`"), "{said}");
+
+        // What ends for good is not waited for until the time is over.
+        let job = Bundle::new("job", &busybox).shell("sleep 1; test -e /shared/bye && exit 3; sleep 1000");
+        let job = job.volume(source, "/shared").set("restart_policy", serde_json::json!({"name": "no"}));
+        std::fs::remove_file(directory.join("bye"))?;
+        host.run(&job)?;
+        std::fs::write(directory.join("bye"), "")?;
+        let said = host.cli_refused(&["restart", "job"])?;
+        ensure!(said.contains("the new job-0 ended") && said.contains("exited with code 3"), "{said}");
         Ok(())
     })
 }
