@@ -3,11 +3,13 @@
 //! On a node that has one the kernel translates, to the node's own replicas alone. What is not translated the
 //! daemon takes, and hands it to a node that has one: so any member answers for any
 //! service. A port that is published on an address of one node, or by `publish: node`, is not led
-//! anywhere, nor are datagrams, nor the ports of services on the host's network.
+//! anywhere, nor are datagrams, nor the ports of services on the host's network. Where a replica on the
+//! host's network is placed, its ports are its program's: it could not listen on one that the daemon has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::cluster::{ClusterState, Desired, Service};
+use crate::cluster::index::claims;
+use crate::cluster::{ClusterState, Desired, Replica, Service};
 use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::readiness::serves;
 use crate::spec::{NetworkMode, PortSpec, Protocol, ServiceSpec};
@@ -31,10 +33,20 @@ struct Known {
     placed_elsewhere: bool,
 }
 
+impl Known {
+    fn is_listened_on(&self) -> bool {
+        self.ready_elsewhere || (self.ready_here && self.placed_elsewhere)
+    }
+}
+
 /// The TCP ports that node `own` takes connections on for other nodes, each with its service: those of
 /// which a replica is ready elsewhere. Also those that translation leads to a replica of `own` while
 /// another is placed elsewhere, which may be told to be ready and to take its place by one entry: no
 /// connection comes in vain between the end of the translation and the start of listening.
+///
+/// Never one that a program on the network of `own` itself may listen on, from when its replica is placed
+/// until it will not start again: it could not listen, and an update from one network to the other, which
+/// waits for it before what is led to elsewhere stops, would never end.
 ///
 /// Connections to any other port are refused, as they are where no replica is ready anywhere; and on a node
 /// that is among `wrong`, whose states are known not to be the majority's: `state` is then no guide.
@@ -44,9 +56,12 @@ pub fn ports(state: &ClusterState, own: NodeId, wrong: &BTreeSet<NodeId>) -> BTr
         return ports;
     }
     for name in state.services.iter().filter(|(_, service)| leads_anywhere(service)).map(|(name, _)| name) {
-        let mut known: BTreeMap<u16, Known> = BTreeMap::new();
+        let (mut known, mut programs) = (BTreeMap::<u16, Known>::new(), Vec::new());
         for (_, replica) in state.replicas_of(name) {
             let Some(spec) = state.spec_of(replica) else { continue };
+            if replica.node == own && has_nodes_network(replica, spec) {
+                programs.push(spec);
+            }
             for (host_port, _) in led_ports(spec) {
                 let known = known.entry(host_port).or_default();
                 let ready = serves(state, replica);
@@ -59,8 +74,9 @@ pub fn ports(state: &ClusterState, own: NodeId, wrong: &BTreeSet<NodeId>) -> BTr
                 }
             }
         }
-        known.retain(|_, known| known.ready_elsewhere || (known.ready_here && known.placed_elsewhere));
-        ports.extend(known.into_keys().map(|port| (port, name.clone())));
+        let is_left = |port| programs.iter().any(|program| may_listen_on(program, port));
+        let listened_on = known.into_iter().filter(|(port, known)| known.is_listened_on() && !is_left(*port));
+        ports.extend(listened_on.map(|(port, _)| (port, name.clone())));
     }
     ports
 }
@@ -90,6 +106,19 @@ fn led_ports(spec: &ServiceSpec) -> impl Iterator<Item = (u16, u16)> + '_ {
     let led = |port: &&PortSpec| port.protocol == Protocol::Tcp && port.is_everywhere();
     let ports = spec.ports.iter().filter(led).filter(|_| spec.network == NetworkMode::Bridge);
     ports.filter_map(|port| Some((port.host_port?, port.container_port)))
+}
+
+/// Whether the program of a replica has its node's own network, now or when it is started again.
+fn has_nodes_network(replica: &Replica, spec: &ServiceSpec) -> bool {
+    spec.network == NetworkMode::Host && !replica.status.phase.is_final()
+}
+
+/// Whether a program on its node's own network may listen on a TCP port of its service: on those that it
+/// declares, and when it declares none on any.
+fn may_listen_on(spec: &ServiceSpec, port: u16) -> bool {
+    let tcp = claims(spec).filter(|(_, protocol)| *protocol == Protocol::Tcp);
+    let mut declared = tcp.map(|(port, _)| port).peekable();
+    declared.peek().is_none() || declared.any(|declared| declared == port)
 }
 
 /// Which attempt of a replica a connection is for that another member leads to node `own`; none when it is
@@ -197,6 +226,103 @@ mod tests {
             spec.network = NetworkMode::Host;
             spec.ports[0].container_port = 8080;
         });
+    }
+
+    fn port_of_host(port: u16) -> PortSpec {
+        PortSpec { container_port: port, host_port: None, ..self::port(port) }
+    }
+
+    fn udp_of_host(port: u16) -> PortSpec {
+        PortSpec { protocol: Protocol::Udp, ..port_of_host(port) }
+    }
+
+    /// A version on the hosts' network whose program listens on `port`.
+    fn on_the_host(port: u16, change: impl FnOnce(&mut ServiceSpec)) -> ServiceSpec {
+        spec("web", |spec| {
+            spec.replicas = replicas(2);
+            spec.network = NetworkMode::Host;
+            spec.ports = vec![port_of_host(port)];
+            change(spec);
+        })
+    }
+
+    /// Whether a replica that is placed on a node listens there itself, now or when it is started again.
+    fn has_own(world: &World, node: u64) -> bool {
+        let rows = world.state.replicas_on(NodeId(node)).map(|(_, row)| row);
+        let mut specs = rows.filter(|row| !row.status.phase.is_final()).map(|row| world.state.spec_of(row));
+        specs.any(|spec| spec.is_some_and(|spec| spec.network == NetworkMode::Host))
+    }
+
+    #[test]
+    fn a_node_leaves_a_port_to_a_program_on_its_own_network() {
+        let mut world = world(|_| {});
+        world.submit(on_the_host(8080, |_| {})).settle();
+        let placed = |world: &World| {
+            let mut new = world.state.replicas.iter().filter(|(_, row)| row.version == 2);
+            let (id, row) = new.next().expect("one is placed");
+            assert!(new.next().is_none(), "one at a time");
+            (id.0, row.node.0)
+        };
+        let (id, node) = placed(&world);
+        let [other] = [1, 2].into_iter().filter(|other| *other != node).collect::<Vec<_>>()[..] else {
+            panic!("it is on neither of the two: {node}");
+        };
+        assert_eq!(nodes(&world, 3), Some(vec![other]), "a node without replicas leads on");
+        assert_eq!(nodes(&world, node), None, "it is let go before the container may start");
+        for phase in [Phase::Pulling, Phase::Starting, Phase::Running, Phase::Waiting] {
+            world.replica(id).status.phase = phase;
+            assert_eq!(nodes(&world, node), None, "{phase:?}: it starts again, or runs");
+        }
+        world.replica(id).desired = Desired::Stop;
+        world.replica(id).status.phase = Phase::Stopping;
+        assert_eq!(nodes(&world, node), None, "its program may listen until it is gone");
+        for phase in [Phase::Completed, Phase::Failed, Phase::Gone] {
+            world.replica(id).status.phase = phase;
+            assert_eq!(nodes(&world, node), Some(vec![other]), "{phase:?}: nothing will listen there");
+        }
+    }
+
+    #[test]
+    fn an_update_from_one_network_to_the_other_never_meets_the_daemon_on_its_port() {
+        let published = || {
+            spec("web", |spec| {
+                spec.replicas = replicas(2);
+                spec.ports = vec![port(8080)];
+            })
+        };
+        let mut world = world(|_| {});
+        let mut led = 0;
+        for (version, spec) in [(2, on_the_host(8080, |_| {})), (3, published())] {
+            world.submit(spec);
+            for _ in 0..20 {
+                world.settle();
+                for node in 1..=3 {
+                    let listened_on = nodes(&world, node).is_some();
+                    led += usize::from(listened_on);
+                    assert!(!listened_on || !has_own(&world, node), "version {version}, node {node}");
+                }
+                world.agents_act();
+            }
+            let reached = world.state.replicas.values().all(|row| row.version == version);
+            assert!(reached && world.state.replicas.len() == 2, "{}", world.places("web"));
+        }
+        assert!(led > 0, "nothing was led in between");
+    }
+
+    #[test]
+    fn a_program_on_the_network_of_a_node_is_left_what_it_declares_and_all_when_it_declares_none() {
+        let check = |spec: ServiceSpec, is_led: bool| {
+            let mut world = world(|_| {});
+            world.submit(spec).settle();
+            let node = (1..=2).find(|node| has_own(&world, *node)).expect("it is placed");
+            assert_eq!(nodes(&world, node), is_led.then_some(vec![3 - node]));
+        };
+        check(on_the_host(8080, |_| {}), false);
+        check(on_the_host(9090, |_| {}), true);
+        check(on_the_host(9090, |spec| spec.ports.push(port_of_host(8080))), false);
+        check(on_the_host(9090, |spec| spec.ports.push(udp_of_host(8080))), true);
+        check(on_the_host(8080, |spec| spec.ports = vec![udp_of_host(8080)]), false);
+        check(on_the_host(8080, |spec| spec.ports.clear()), false);
     }
 
     #[test]

@@ -68,6 +68,46 @@ fn any_node_answers_for_a_service_while_its_replicas_move() -> Result<()> {
     })
 }
 
+/// A node whose container opens the port itself must not have it opened by the daemon, which leads to the
+/// replica that is left elsewhere: that one waits for the container to be proven.
+#[test]
+fn a_service_goes_to_the_hosts_network_and_back_on_the_same_port() -> Result<()> {
+    Cluster::formed(2)?.check(|cluster| {
+        let web = image::web()?;
+        cluster.hosts[0].import(&web)?;
+        let serving = |body: &str, port: u16, count: u32| {
+            let line = format!("echo {body} >/www/index.html; exec httpd -f -p {port} -h /www");
+            Bundle::new("web", &web).shell(&line).replicas(count, count)
+        };
+        let bridge = |body, count| serving(body, 80, count).port(80, 8181);
+        let host = |body| serving(body, 8181, 2).set("network", json!("host"));
+        let become_all = |bundle: &Bundle, body: &str, count: usize| -> Result<()> {
+            cluster.hosts[0].run(bundle)?;
+            cluster.wait_ready(0, "web", count, SOON)?;
+            for host in &cluster.hosts {
+                let answer = host.served(8181)?;
+                ensure!(answer.trim() == body, "host {} answers {answer}", host.number);
+            }
+            for host in &cluster.hosts {
+                let log = host.log();
+                let failed =
+                    log.lines().find(|line| line.contains("phase=Failed") || line.contains("phase=Waiting"));
+                ensure!(failed.is_none(), "its program could not listen at once: {failed:?}");
+            }
+            Ok(())
+        };
+        become_all(&bridge("first", 2), "first", 2)?;
+        let declared = json!([{"container_port": 8181}]);
+        become_all(&host("second").set("ports", declared.clone()), "second", 2)?;
+        // One of the nodes leads to the other then, until it has a replica of its own.
+        become_all(&bridge("third", 1), "third", 1)?;
+        become_all(&host("fourth").set("ports", declared), "fourth", 2)?;
+        // What does not say what it listens on may listen on any port.
+        become_all(&bridge("fifth", 2), "fifth", 2)?;
+        become_all(&host("sixth"), "sixth", 2)
+    })
+}
+
 /// Long answers, callers in containers, ports that belong to one node, ports that somebody has.
 fn the_rest(cluster: &mut Cluster, web: &image::Image) -> Result<()> {
     let without = hosts_without(cluster, 1)?;
