@@ -70,7 +70,8 @@ pub(crate) async fn port(client: &Client, args: Args) -> anyhow::Result<ExitCode
         // Whether it is there at all, or has ended, its node knows.
         let _: serde_json::Value = client.get(&format!("/v1/replicas/{}", segment(&args.target))).await?;
         let error = format!("no container of `{}` runs", text::printable(&args.target));
-        return Err(Failure::new(error, "`blixard ps -a` lists those that ended as well").into());
+        let hint = "`blixard ps -a` lists those that ended, `blixard start NAME` starts a stopped service";
+        return Err(Failure::new(error, hint).into());
     }
     let found = published(&rows, args.port);
     match (args.output.output, args.port) {

@@ -221,9 +221,11 @@ pub(super) async fn scale(
     request: RequestIdent,
     JsonBody(body): JsonBody<ScaleRequest>,
 ) -> Result<Response, ApiError> {
-    if body.replicas == 0 {
+    if body.replicas == 0
+        && let Some(detail) = find(&api.read().await.state, &api, &name).ok()
+    {
         return Err(ApiError::unprocessable(
-            "a service that is to run keeps at least 1 replica",
+            format!("`{name}` takes {} to {} replicas, not 0", detail.row.min, detail.row.max),
             format!("`blixard stop {name}` stops them all and keeps the service"),
         ));
     }

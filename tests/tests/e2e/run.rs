@@ -221,7 +221,9 @@ fn stopping_is_graceful_and_the_timeout_is_kept() -> Result<()> {
         ensure!(host.tasks()?.iter().all(|task| !task.running), "it keeps its ten minutes");
         let refused = host.cli_refused(&["stop", "-t", "3601", "deaf"])?;
         ensure!(refused.contains("whole seconds from 0 to 3600"), "{refused}");
-        for command in [&["exec", "deaf", "ls"][..], &["kill", "deaf-0"], &["port", "deaf"]] {
+        let said = host.cli_refused(&["port", "deaf"])?;
+        ensure!(said.contains("no container of `deaf` runs") && said.contains("blixard start"), "{said}");
+        for command in [&["exec", "deaf", "ls"][..], &["kill", "deaf-0"]] {
             let said = host.cli_refused(command)?;
             ensure!(
                 said.contains("service `deaf` is stopped") && said.contains("blixard start deaf"),
@@ -232,8 +234,9 @@ fn stopping_is_graceful_and_the_timeout_is_kept() -> Result<()> {
         ensure!(said.contains("`blixard stop deaf`"), "{said}");
 
         // What ends for good is not waited for until the time is over.
-        let job = Bundle::new("job", &busybox).shell("sleep 1; test -e /shared/bye && exit 3; sleep 1000");
-        let job = job.volume(source, "/shared").set("restart_policy", serde_json::json!({"name": "no"}));
+        let job = Bundle::new("job", &busybox).shell("test -e /shared/bye && exit 3; sleep 1000");
+        let mount = serde_json::json!([{"source": source, "target": "/shared", "mode": "ro"}]);
+        let job = job.set("volumes", mount).set("restart_policy", serde_json::json!({"name": "no"}));
         std::fs::remove_file(directory.join("bye"))?;
         host.run(&job)?;
         std::fs::write(directory.join("bye"), "")?;
