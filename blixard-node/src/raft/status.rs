@@ -61,16 +61,18 @@ impl StatusWatch {
 impl RaftNode {
     /// What this member knows of Raft now.
     pub fn status(&self) -> RaftStatus {
-        let metrics = self.raft().metrics();
-        let metrics = metrics.borrow();
-        let membership = metrics.membership_config.membership();
+        let (metrics, server) = (self.raft().metrics(), self.raft().server_metrics());
+        let (metrics, server) = (metrics.borrow(), server.borrow());
+        // Of the two, openraft changes `server` first, and the other within the same moment. Who watches
+        // `server` would read there what was before, and would be told of it no more.
+        let membership = server.membership_config.membership();
         let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
         let voters: Vec<NodeId> = membership.voter_ids().map(NodeId).collect();
         // Nobody else is asked by whom a quorum is one member.
         let alone = voters == [self.id()];
         RaftStatus {
-            leader: metrics.current_leader.map(NodeId).filter(|leader| self.hears(*leader)),
-            term: metrics.current_term,
+            leader: server.current_leader.map(NodeId).filter(|leader| self.hears(*leader)),
+            term: server.vote.leader_id.term,
             voters,
             learners: membership.learner_ids().map(NodeId).collect(),
             last_log: metrics.last_log_index.unwrap_or(0),
