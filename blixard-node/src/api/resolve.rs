@@ -28,8 +28,7 @@ pub(super) fn replica_id(
     if is_service {
         let all = of_service(text);
         let live: Vec<_> = all.iter().filter(|(_, replica)| replica.counts()).copied().collect();
-        let found = if live.is_empty() { all } else { live };
-        return if found.is_empty() { Err(missing(state, text)) } else { one(text, cluster, found) };
+        return one(state, text, cluster, if live.is_empty() { all } else { live });
     }
     if let Some((service, slot)) = text.rsplit_once('-')
         && let Ok(slot) = slot.parse::<u32>()
@@ -44,13 +43,8 @@ pub(super) fn replica_id(
     let has_id = |id: ReplicaId, replica: &Replica| {
         prefix.as_ref().is_some_and(|prefix| attempt_of(cluster, id, replica, prefix).is_some())
     };
-    let found: Vec<_> = state
-        .replicas
-        .iter()
-        .map(|(&id, replica)| (id, replica))
-        .filter(|(id, replica)| has_id(*id, replica))
-        .collect();
-    if found.is_empty() { Err(missing(state, text)) } else { one(text, cluster, found) }
+    let found = state.replicas.iter().filter(|(id, replica)| has_id(**id, replica));
+    one(state, text, cluster, found.map(|(&id, replica)| (id, replica)).collect())
 }
 
 /// Why `text` names no replica: of a service that there is it is said how that is.
@@ -107,9 +101,14 @@ pub(super) fn label(replica: &Replica) -> String {
     format!("{}-{}", replica.service, replica.slot)
 }
 
-fn one(text: &str, cluster: ClusterId, found: Vec<(ReplicaId, &Replica)>) -> Result<ReplicaId, ApiError> {
+fn one(
+    state: &ClusterState,
+    text: &str,
+    cluster: ClusterId,
+    found: Vec<(ReplicaId, &Replica)>,
+) -> Result<ReplicaId, ApiError> {
     match found.as_slice() {
-        [] => Err(unknown(text)),
+        [] => Err(missing(state, text)),
         [(id, _)] => Ok(*id),
         several => {
             let details = several.iter().map(|(id, replica)| {

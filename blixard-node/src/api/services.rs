@@ -222,7 +222,7 @@ pub(super) async fn scale(
     JsonBody(body): JsonBody<ScaleRequest>,
 ) -> Result<Response, ApiError> {
     if body.replicas == 0
-        && let Some(detail) = find(&api.read().await.state, &api, &name).ok()
+        && let Ok(detail) = find(&api.read().await.state, &api, &name)
     {
         return Err(ApiError::unprocessable(
             format!("`{name}` takes {} to {} replicas, not 0", detail.row.min, detail.row.max),

@@ -55,9 +55,12 @@ fn containers_that_share_a_port_take_turns() {
         open.read_to_string(&mut answer).expect("it goes on");
         assert!(["first", "third"].contains(&&*answer), "{answer}");
         drop(open);
-        while count('a').await + count('c').await > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let ended = async {
+            while count('a').await + count('c').await > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(30), ended).await.is_ok(), "it is counted for ever");
         network.purge().await.expect("everything goes");
     });
 }
