@@ -1,6 +1,6 @@
 //! What the HTTP API and the drivers know of their node: its state, and how to change it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -51,8 +51,11 @@ pub struct RaftStatus {
     pub leader: Option<NodeId>,
     /// The current term.
     pub term: u64,
-    /// Members that vote.
+    /// Members that vote, in any of `configurations`.
     pub voters: Vec<NodeId>,
+    /// The sets of voters of which each has to agree: one, and two from the middle of a change of voters
+    /// to its end. None while Raft does not run.
+    pub configurations: Vec<BTreeSet<NodeId>>,
     /// Members that follow without a vote.
     pub learners: Vec<NodeId>,
     /// The last index in this node's log.
@@ -75,6 +78,11 @@ impl RaftStatus {
     /// Voters and learners.
     pub fn members(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.voters.iter().chain(&self.learners).copied()
+    }
+
+    /// Whether a change of voters is half done: the voters before it have to agree as well.
+    pub fn is_changing_voters(&self) -> bool {
+        self.configurations.len() > 1
     }
 }
 

@@ -28,10 +28,17 @@ fn with_three<F: Future<Output = ()>>(history: impl FnOnce(Arc<World>) -> F) {
 
 /// Runs `history` on a formed cluster.
 fn with<F: Future<Output = ()>>(machines: u64, history: impl FnOnce(Arc<World>) -> F) {
+    unformed(machines, async |world| {
+        form(&world).await;
+        history(world).await;
+    });
+}
+
+/// Runs `history` on machines of which none has been started.
+fn unformed<F: Future<Output = ()>>(machines: u64, history: impl FnOnce(Arc<World>) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime without I/O needs nothing").block_on(async {
         let world = World::new(7, machines, &RaftConfig::default(), Show::Hash);
-        form(&world).await;
         history(world.clone()).await;
         assert!(world.checks.first().is_none(), "{:?}", world.checks.first());
         world.end();
@@ -273,6 +280,45 @@ fn the_only_voter_removed_by_force_hands_over() {
         remove(&world, voter).await;
         let left = 3 - voter;
         assert_eq!(submit(&node(&world, left), "web", 1).await.0, 201);
+    });
+}
+
+/// Starts three daemons and waits until the change that lets all vote is half done at a follower; returns
+/// who leads then.
+async fn half_done(world: &Arc<World>) -> u64 {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        assert!(Instant::now() < end, "no change of voters was seen half done");
+        for machine in &world.machines {
+            world.start(machine.number);
+        }
+        let leader = world.leader();
+        let follows = |running: &Running| Some(running.machine) != leader;
+        let changing = |running: &Running| running.handle.raft().is_changing_voters();
+        if let Some(leader) =
+            leader.filter(|_| world.running().iter().any(|node| follows(node) && changing(node)))
+        {
+            return leader;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[test]
+fn a_change_of_voters_that_its_leader_left_half_done_is_finished() {
+    unformed(3, async |world| {
+        let leader = half_done(&world).await;
+        world.machine(leader).crash(Loss::Process);
+        world.start(leader);
+        until("the change is finished", || {
+            settled(&world).is_ok() && members_agree_who_votes(&world).is_ok()
+        })
+        .await;
+        let leader = world.leader().expect("one leads");
+        world.machine(leader).crash(Loss::Process);
+        until("the others go on without it", || world.leader().is_some_and(|now| now != leader)).await;
+        let next = node(&world, world.leader().expect("one leads"));
+        assert_eq!(submit(&next, "web", 1).await.0, 201);
     });
 }
 

@@ -27,12 +27,27 @@ pub const PROMOTION_LAG_MAX: u64 = 1_000;
 pub struct RaftMembers {
     /// Who leads: this node.
     pub leader: NodeId,
-    /// Who votes.
-    pub voters: BTreeSet<NodeId>,
+    /// The sets of voters of which each has to agree: the newest last, before it the one that a change
+    /// that is half done comes from.
+    pub configurations: Vec<BTreeSet<NodeId>>,
     /// Who receives the log and does not vote.
     pub learners: BTreeSet<NodeId>,
     /// How many entries each lacks; absent: not known to have any.
     pub lag: BTreeMap<NodeId, u64>,
+}
+
+impl RaftMembers {
+    /// Who votes, in any configuration.
+    fn voters(&self) -> BTreeSet<NodeId> {
+        self.configurations.iter().flatten().copied().collect()
+    }
+
+    /// Whether these vote, and no change to them is half done. Openraft leaves that to the leader that
+    /// began it: when another leads since, it is the other's to finish, or the voters before the change
+    /// would have to agree to everything for good.
+    fn has(&self, voters: &BTreeSet<NodeId>) -> bool {
+        self.configurations.iter().eq([voters])
+    }
 }
 
 /// One change of Raft's configuration.
@@ -52,7 +67,8 @@ pub enum MembershipChange {
 
 /// The next change that brings Raft's configuration closer to what the members call for.
 pub fn next_change(nodes: &OrdMap<NodeId, Node>, raft: &RaftMembers) -> MembershipChange {
-    let known = |id: &NodeId| raft.voters.contains(id) || raft.learners.contains(id);
+    let voting = raft.voters();
+    let known = |id: &NodeId| voting.contains(id) || raft.learners.contains(id);
     let strangers: BTreeSet<NodeId> =
         raft.learners.iter().copied().filter(|id| !nodes.contains_key(id) && *id != raft.leader).collect();
     if !strangers.is_empty() {
@@ -63,12 +79,12 @@ pub fn next_change(nodes: &OrdMap<NodeId, Node>, raft: &RaftMembers) -> Membersh
     if !missing.is_empty() {
         return MembershipChange::AddLearner(missing);
     }
-    let cluster = Cluster { nodes, raft };
+    let cluster = Cluster { nodes, raft, voting };
     let Some(voters) = cluster.voters() else { return MembershipChange::Nothing };
     if !voters.contains(&raft.leader) {
         return cluster.hand_over(&voters);
     }
-    if voters == raft.voters { MembershipChange::Nothing } else { cluster.change(voters) }
+    if raft.has(&voters) { MembershipChange::Nothing } else { cluster.change(voters) }
 }
 
 /// Whether a member means to stay.
@@ -80,6 +96,8 @@ fn stays(node: &Node) -> bool {
 struct Cluster<'a> {
     nodes: &'a OrdMap<NodeId, Node>,
     raft: &'a RaftMembers,
+    /// Who votes, in any configuration.
+    voting: BTreeSet<NodeId>,
 }
 
 impl Cluster<'_> {
@@ -101,7 +119,7 @@ impl Cluster<'_> {
     /// Who should vote; absent while that has to wait for a learner to catch up.
     fn voters(&self) -> Option<BTreeSet<NodeId>> {
         let stays = |id: &NodeId| self.nodes.get(id).is_some_and(stays);
-        let voting: Vec<NodeId> = self.raft.voters.iter().copied().filter(stays).collect();
+        let voting: Vec<NodeId> = self.voting.iter().copied().filter(stays).collect();
         let learning = self.raft.learners.iter().copied().filter(stays);
         let learning: Vec<NodeId> = learning.filter(|&id| self.status(id) != NodeStatus::Down).collect();
         let target = voters_for(voting.len() + learning.len());
@@ -115,7 +133,8 @@ impl Cluster<'_> {
         if chosen.len().is_multiple_of(2) {
             chosen.pop();
         }
-        let waits = chosen.len() < target && chosen.len() < self.raft.voters.len();
+        let newest = self.raft.configurations.last().map_or(0, BTreeSet::len);
+        let waits = chosen.len() < target && chosen.len() < newest;
         (!chosen.is_empty() && !waits).then(|| chosen.into_iter().collect())
     }
 
@@ -123,13 +142,13 @@ impl Cluster<'_> {
     /// the newest can be elected. Another voter has to lead first, one that stays and is up; when
     /// there is none yet, one is added.
     fn hand_over(&self, voters: &BTreeSet<NodeId>) -> MembershipChange {
-        let heirs = voters.iter().copied().filter(|id| self.raft.voters.contains(id) && self.up(*id));
+        let heirs = voters.iter().copied().filter(|id| self.voting.contains(id) && self.up(*id));
         let lag = |id: &NodeId| self.raft.lag.get(id).copied().unwrap_or(u64::MAX);
         if let Some(heir) = heirs.min_by_key(|id| (lag(id), *id)) {
             return MembershipChange::TransferLeader(heir);
         }
-        let union: BTreeSet<NodeId> = voters.union(&self.raft.voters).copied().collect();
-        if union == self.raft.voters { MembershipChange::Nothing } else { self.change(union) }
+        let union: BTreeSet<NodeId> = voters.union(&self.voting).copied().collect();
+        if self.raft.has(&union) { MembershipChange::Nothing } else { self.change(union) }
     }
 
     /// Changes the voters if a quorum of the old ones can agree to it and one of the new ones can
@@ -138,7 +157,7 @@ impl Cluster<'_> {
         let may_agree = |id: NodeId| self.up(id) || !self.nodes.contains_key(&id);
         let quorum =
             |set: &BTreeSet<NodeId>| set.iter().filter(|id| may_agree(**id)).count() >= quorum_of(set.len());
-        if quorum(&self.raft.voters) && quorum(&voters) {
+        if self.raft.configurations.iter().chain([&voters]).all(quorum) {
             MembershipChange::ChangeVoters(voters)
         } else {
             MembershipChange::Nothing
@@ -155,23 +174,6 @@ fn voters_for(nodes: usize) -> usize {
 /// How many of so many voters have to agree.
 pub fn quorum_of(voters: usize) -> usize {
     voters / 2 + 1
-}
-
-/// What the cluster survives, in one sentence: `survives the loss of 1 of 3 voters`. `up` may hold
-/// nodes that do not vote.
-pub fn survives(voters: &BTreeSet<NodeId>, up: &BTreeSet<NodeId>) -> String {
-    let (all, needed) = (voters.len(), quorum_of(voters.len()));
-    let present = voters.intersection(up).count();
-    let noun = if all == 1 { "voter" } else { "voters" };
-    match present.checked_sub(needed) {
-        None => format!("has no quorum: {present} of {all} {noun} up, {needed} needed; writes wait"),
-        Some(0) if all == 1 => "does not survive the loss of its only voter".to_owned(),
-        Some(0) => format!("does not survive the loss of a voter: {present} of {all} up, {needed} needed"),
-        Some(spare) if present == all => format!("survives the loss of {spare} of {all} voters"),
-        Some(spare) => {
-            format!("survives the loss of {spare} more of {all} voters, of which {present} are up")
-        }
-    }
 }
 
 /// What a leaving node still has to give up before it is removed, for people; absent when it may

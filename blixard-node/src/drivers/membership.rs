@@ -1,7 +1,7 @@
 //! Brings Raft's configuration to what the members call for, while this node leads. What to
 //! change next is [`membership::next_change`]'s decision; this task makes one change at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ fn members(shared: &Shared, raft: &RaftNode, state: &ClusterState) -> RaftMember
     let lag: BTreeMap<_, _> = state.nodes.keys().filter_map(|id| Some((*id, lag(*id)?))).collect();
     RaftMembers {
         leader: shared.id,
-        voters: status.voters.iter().copied().collect::<BTreeSet<_>>(),
+        configurations: status.configurations,
         learners: status.learners.iter().copied().collect(),
         lag,
     }

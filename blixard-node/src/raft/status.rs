@@ -1,5 +1,6 @@
 //! What this member knows of Raft, and waiting for it to change.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,12 +69,14 @@ impl RaftNode {
         let membership = server.membership_config.membership();
         let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
         let voters: Vec<NodeId> = membership.voter_ids().map(NodeId).collect();
+        let set = |configuration: &BTreeSet<u64>| configuration.iter().copied().map(NodeId).collect();
         // Nobody else is asked by whom a quorum is one member.
         let alone = voters == [self.id()];
         RaftStatus {
             leader: server.current_leader.map(NodeId).filter(|leader| self.hears(*leader)),
             term: server.vote.leader_id.term,
             voters,
+            configurations: membership.get_joint_config().iter().map(set).collect(),
             learners: membership.learner_ids().map(NodeId).collect(),
             last_log: metrics.last_log_index.unwrap_or(0),
             applied: index(&metrics.last_applied),

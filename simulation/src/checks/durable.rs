@@ -37,9 +37,9 @@ impl Voters {
     /// A node knows this of Raft.
     pub(super) fn seen(&mut self, node: NodeId, status: &RaftStatus) {
         let newest = self.led.as_ref().is_none_or(|(term, _)| *term <= status.term);
-        if status.is_leader(node) && newest && !status.voters.is_empty() {
-            let voters = status.voters.iter().map(|voter| voter.0).collect();
-            self.led = Some((status.term, vec![voters]));
+        if status.is_leader(node) && newest && !status.configurations.is_empty() {
+            let numbers = |voters: &BTreeSet<NodeId>| voters.iter().map(|voter| voter.0).collect();
+            self.led = Some((status.term, status.configurations.iter().map(numbers).collect()));
         }
     }
 
@@ -142,10 +142,14 @@ mod tests {
     #[test]
     fn a_leader_counts_by_what_it_told_nobody_yet() {
         let voters = |numbers: &[u64]| vec![numbers.iter().copied().collect::<BTreeSet<u64>>()];
+        let voters_of = |numbers: &[u64]| {
+            let voters: BTreeSet<NodeId> = numbers.iter().copied().map(NodeId).collect();
+            Some(voters).filter(|voters| !voters.is_empty()).into_iter().collect()
+        };
         let status = |term, leader, numbers: &[u64]| RaftStatus {
             term,
             leader: Some(NodeId(leader)),
-            voters: numbers.iter().map(|number| NodeId(*number)).collect(),
+            configurations: voters_of(numbers),
             ..RaftStatus::default()
         };
         let mut known = Voters::default();

@@ -4,6 +4,7 @@
 //! hear nobody do not raise the term of those who hear each other. Shows a pre-vote granted to
 //! whoever asks, and a member that stands for election without asking.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use blixard_core::cluster::{Availability, ClusterState};
@@ -24,13 +25,19 @@ pub(super) struct Leaders {
 struct Established {
     leader: NodeId,
     term: u64,
-    voters: Vec<NodeId>,
+    configurations: Vec<BTreeSet<NodeId>>,
 }
 
-/// Whether a quorum of voters, the leader among them, has heard each other since `since`.
-fn quorum_is_quiet(quiet: &Quiet, leader: NodeId, voters: &[NodeId], since: Duration) -> bool {
+/// Whether a quorum of voters has heard the leader, and it them, since `since`.
+fn quorum_is_quiet(
+    quiet: &Quiet,
+    leader: NodeId,
+    configurations: &[BTreeSet<NodeId>],
+    since: Duration,
+) -> bool {
     let hears = |voter: &&NodeId| quiet.member(**voter, since) && quiet.way(leader, **voter, since);
-    quiet.member(leader, since) && voters.iter().filter(hears).count() > voters.len() / 2
+    let agrees = |voters: &BTreeSet<NodeId>| voters.iter().filter(hears).count() > voters.len() / 2;
+    quiet.member(leader, since) && configurations.iter().all(agrees)
 }
 
 impl Leaders {
@@ -70,7 +77,8 @@ impl Leaders {
         };
         let status = leader.handle.raft();
         if running.iter().all(|node| node.handle.raft().term <= status.term) {
-            let new = Established { leader: leader.handle.id, term: status.term, voters: status.voters };
+            let configurations = status.configurations;
+            let new = Established { leader: leader.handle.id, term: status.term, configurations };
             self.established = Some(new).filter(|new| new.stays(quiet, running, since));
         }
         Ok(())
@@ -81,8 +89,10 @@ impl Established {
     /// Whether a quorum still hears it, of the same voters, and it has no reason to hand over.
     fn stays(&self, quiet: &Quiet, running: &[Running], since: Duration) -> bool {
         let leader = running.iter().find(|node| node.handle.id == self.leader);
-        quorum_is_quiet(quiet, self.leader, &self.voters, since)
-            && leader.is_some_and(|leader| leader.handle.raft().voters == self.voters && stays(leader))
+        quorum_is_quiet(quiet, self.leader, &self.configurations, since)
+            && leader.is_some_and(|leader| {
+                leader.handle.raft().configurations == self.configurations && stays(leader)
+            })
     }
 }
 

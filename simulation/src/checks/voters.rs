@@ -19,6 +19,10 @@ pub fn members_agree_who_votes(world: &World) -> Result<(), String> {
     let mut known: BTreeSet<(Vec<NodeId>, Vec<NodeId>)> = BTreeSet::new();
     for node in world.running() {
         let status = node.handle.raft();
+        if status.is_changing_voters() {
+            let sets = status.configurations;
+            return Err(format!("node {}: a change of voters is half done: {sets:?}", node.handle.id));
+        }
         let (mut voters, mut learners) = (status.voters, status.learners);
         voters.sort_unstable();
         learners.sort_unstable();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use blixard_core::api::node::{ClusterStatus, NodeView, PeerRow, Role};
 use blixard_core::cluster::{ClusterState, Desired, Node, NodeStatus, Phase, Replica};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId};
+use blixard_core::orchestrator::membership::quorum_of;
 
 use super::replica::is_lost;
 use crate::handle::RaftStatus;
@@ -95,7 +96,7 @@ pub fn cluster_status(
 ) -> ClusterStatus {
     let up: BTreeSet<NodeId> =
         state.nodes.iter().filter(|(_, node)| node.status == NodeStatus::Up).map(|(&id, _)| id).collect();
-    let (failures_survived, survives) = survives(&raft.voters, &raft.learners, &up);
+    let (failures_survived, survives) = survives(&raft.configurations, &raft.learners, &up);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let replicas = |is: fn(&Replica, bool) -> bool| {
         let lost = |replica: &Replica| is_lost(state.nodes.get(&replica.node), replica);
@@ -135,34 +136,47 @@ pub fn unconfirmed(mut status: ClusterStatus) -> ClusterStatus {
 }
 
 /// How many more voters may fail at the same time before writes stop, and a sentence that says so.
-pub fn survives(voters: &[NodeId], learners: &[NodeId], up: &BTreeSet<NodeId>) -> (u32, String) {
-    let quorum = voters.len() / 2 + 1;
-    let present = voters.iter().filter(|id| up.contains(id)).count();
-    let list = |ids: &[NodeId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if voters.is_empty() {
+/// Of every configuration a majority has to agree.
+pub fn survives(
+    configurations: &[BTreeSet<NodeId>],
+    learners: &[NodeId],
+    up: &BTreeSet<NodeId>,
+) -> (u32, String) {
+    let list = |ids: &BTreeSet<NodeId>| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let present = |voters: &BTreeSet<NodeId>| voters.intersection(up).count();
+    let spare = |voters: &BTreeSet<NodeId>| present(voters).checked_sub(quorum_of(voters.len()));
+    let Some(voters) = configurations.iter().min_by_key(|voters| spare(voters)) else {
         return (0, "unknown: this node knows no voters yet".to_owned());
-    }
-    if present < quorum {
-        let missing: Vec<NodeId> = voters.iter().copied().filter(|id| !up.contains(id)).collect();
+    };
+    let Some(spare) = spare(voters) else {
+        let missing: BTreeSet<NodeId> = voters.difference(up).copied().collect();
         let text = format!(
-            "nothing more: {present} of {} voters are up and {quorum} are needed; missing: {}",
+            "nothing more: {} of {} voters are up and {} are needed; missing: {}",
+            present(voters),
             voters.len(),
+            quorum_of(voters.len()),
             list(&missing)
         );
         return (0, text);
-    }
-    let spare = present - quorum;
-    let text = match (spare, voters) {
-        (0, [only]) if learners.is_empty() => {
+    };
+    let only = voters.first().filter(|_| voters.len() == 1);
+    let text = match (spare, configurations, only) {
+        (0, [before, after], _) => format!(
+            "no failure of a voter until the change of voters from {} to {} is done: of both a majority is needed",
+            list(before),
+            list(after)
+        ),
+        (0, _, Some(only)) if learners.is_empty() => {
             format!("no failure: node {only} is the only member; join a second and a third")
         }
-        (0, [only]) => format!(
+        (0, _, Some(only)) => format!(
             "the loss of any member but node {only}, the only voter; without it containers run on but nothing can change"
         ),
-        (0, _) => format!(
-            "no failure of a voter: all of the {present} voters that are up are needed; without one containers run on but nothing can change"
+        (0, _, None) => format!(
+            "no failure of a voter: all of the {} voters that are up are needed; without one containers run on but nothing can change",
+            present(voters)
         ),
-        (1, _) => format!("the loss of any 1 of the voters {}", list(voters)),
+        (1, ..) => format!("the loss of any 1 of the voters {}", list(voters)),
         _ => format!("the loss of any {spare} of the voters {}", list(voters)),
     };
     (u32::try_from(spare).unwrap_or(u32::MAX), text)
@@ -170,6 +184,8 @@ pub fn survives(voters: &[NodeId], learners: &[NodeId], up: &BTreeSet<NodeId>) -
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use blixard_core::api::node::Role;
     use blixard_core::cluster::{ClusterState, Desired, NodeStatus, Phase};
     use blixard_core::id::NodeId;
@@ -181,11 +197,16 @@ mod tests {
 
     #[test]
     fn what_a_cluster_survives_counts_the_voters_that_are_up() {
-        let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
-        let check = |voters: &[u64], learners: &[u64], up: &[u64], expect: u32, phrase: &str| {
-            let (failures, text) = survives(&ids(voters), &ids(learners), &ids(up).into_iter().collect());
+        let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+        let check_all = |sets: &[&[u64]], learners: &[u64], up: &[u64], expect: u32, phrase: &str| {
+            let sets: Vec<_> = sets.iter().map(|set| ids(set)).collect();
+            let learners: Vec<_> = ids(learners).into_iter().collect();
+            let (failures, text) = survives(&sets, &learners, &ids(up));
             assert_eq!(failures, expect, "{text}");
             assert!(text.contains(phrase), "`{phrase}` in `{text}`");
+        };
+        let check = |voters: &[u64], learners: &[u64], up: &[u64], expect: u32, phrase: &str| {
+            check_all(&[voters], learners, up, expect, phrase);
         };
         check(&[1], &[], &[1], 0, "only member");
         check(&[1], &[2], &[1, 2], 0, "any member but node 1");
@@ -194,7 +215,10 @@ mod tests {
         check(&[1, 2, 3], &[], &[1, 2], 0, "all of the 2");
         check(&[1, 2, 3], &[], &[1], 0, "missing: 2, 3");
         check(&[1, 2, 3, 4, 5], &[6], &[1, 2, 3, 4, 5, 6], 2, "any 2");
-        check(&[], &[], &[], 0, "unknown");
+        check_all(&[], &[], &[], 0, "unknown");
+        check_all(&[&[1], &[1, 2, 3]], &[], &[1, 2, 3], 0, "change of voters from 1 to 1, 2, 3");
+        check_all(&[&[1], &[1, 2, 3]], &[], &[2, 3], 0, "0 of 1 voters are up");
+        check_all(&[&[1, 2, 3, 4, 5], &[1, 2, 3]], &[], &[1, 2, 3, 4, 5], 1, "any 1 of the voters 1, 2, 3");
     }
 
     #[test]
