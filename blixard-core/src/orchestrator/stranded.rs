@@ -52,13 +52,18 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, holder: &R
             steps.push(aimed.place(node, last));
             Some(Decision::Act(steps))
         }
-        Ok(_) => None,
         // It may be moved itself.
-        Err(_) if is_emptied(slot, holder) => None,
-        Err(no_fit) => {
+        _ if is_emptied(slot, holder) => None,
+        place => {
             let node = slot.draft.node(old.node)?;
-            let stays = stays(slot.draft.named(old.node), node.availability, no_fit);
             let current = slot.service.current().version;
+            let why = match place {
+                Ok(node) => {
+                    format!("on {} version {current} would not fit beside it", slot.draft.named(node))
+                }
+                Err(no_fit) => no_fit.to_string(),
+            };
+            let stays = stays(slot.draft.named(old.node), node.availability, why);
             Some(Decision::Wait(format!("version {} {stays}; version {current} is not proven", old.version)))
         }
     }

@@ -214,6 +214,32 @@ fn room_that_a_new_version_gives_up_goes_to_who_waits_in_the_same_plan() {
     ]);
 }
 
+/// Found by the property below: what is left behind on a node that is being emptied waits for room, too.
+#[test]
+fn room_that_a_successor_gives_up_goes_to_who_is_left_behind_in_the_same_plan() {
+    let submit = |service, shape, memory| Happening::Submit {
+        service,
+        shape,
+        max: 1,
+        memory,
+        depends: None,
+        origin: 1,
+    };
+    run(&[
+        submit(3, 3, 0),
+        Happening::Submit { service: 2, shape: 1, max: 1, memory: 0, depends: None, origin: 2 },
+        submit(0, 3, 398),
+        Happening::Status(3, NodeStatus::Down),
+        submit(1, 3, 465),
+        submit(2, 0, 293),
+        Happening::AgentsAct,
+        submit(1, 0, 267),
+        submit(3, 5, 360),
+        Happening::Availability(1, Availability::Draining),
+        Happening::Pass(10_000),
+    ]);
+}
+
 /// Found by the property below: what is left of a slot on a node that a replica is moved to.
 #[test]
 fn a_replica_is_moved_to_a_node_where_an_earlier_one_of_its_slot_still_stops() {

@@ -179,7 +179,9 @@ fn what_a_next_try_would_have_to_stop_first_stays() {
     world.submit(sized(1, 600)).converge();
     world.submit(sized(2, 600)).expect("retire 1\nplace web/0 v2 on 2");
     world.phase(2, Phase::Waiting).node(1).availability = Availability::Draining;
-    world.expect("").advance(60_000).expect("");
+    let why = "version 1 cannot move off node 1 (alpha), which is draining: on node 2 (beta) version 2 would not \
+               fit beside it; version 2 is not proven";
+    world.expect(&format!("pending web/0: {why}")).advance(60_000).expect("");
     world.write(Write::Rollback { service: name("web"), version: None });
     world.expect("stop 2\nplace web/0 v3 on 2").begins(3).expect("stop 1");
     let host = |mark| ServiceSpec { network: NetworkMode::Host, ..web(1, mark) };
