@@ -13,16 +13,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use blixard_core::image_reference::{DEFAULT_REGISTRY, ImageReference, ReferenceError};
 use blixard_core::text::one_line;
-use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 /// The largest registries file read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// How to reach registries. The default knows none: anonymous HTTPS, plain HTTP to this machine.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(try_from = "RawRegistries")]
+#[serde(deny_unknown_fields)]
 pub struct Registries {
-    default_registry: Option<String>,
+    #[serde(default)]
+    default_registry: Option<Host>,
+    #[serde(default, deserialize_with = "registries")]
     registries: BTreeMap<String, Registry>,
 }
 
@@ -116,7 +119,8 @@ impl Registries {
             RegistriesError::Content {
                 path: path.to_owned(),
                 line: err.line(),
-                column: err.column(),
+                // Where the file ends before a line's first character, it is 0.
+                column: err.column().max(1),
                 fault: one_line(&text.strip_suffix(&place).unwrap_or(&text)),
             }
         })
@@ -127,7 +131,10 @@ impl Registries {
     /// # Errors
     /// When the text is no reference.
     pub fn reference(&self, text: &str) -> Result<ImageReference, ReferenceError> {
-        ImageReference::parse(text, self.default_registry.as_deref().unwrap_or(DEFAULT_REGISTRY))
+        ImageReference::parse(
+            text,
+            self.default_registry.as_ref().map_or(DEFAULT_REGISTRY, |Host(host)| host),
+        )
     }
 
     /// What is set for a registry's host.
@@ -157,20 +164,52 @@ pub(super) fn is_loopback(host: &str) -> bool {
     name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawRegistries {
-    #[serde(default)]
-    default_registry: Option<String>,
-    #[serde(default)]
-    registries: BTreeMap<String, Registry>,
+/// A registry's host as references name it. Checked as it is read, where its place in the file is known.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+struct Host(String);
+
+impl TryFrom<String> for Host {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        checked_host(&text).map(Self)
+    }
+}
+
+/// Reads registries by host, each set once however it is spelled.
+fn registries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Registry>, D::Error> {
+    struct ByHost;
+
+    impl<'de> Visitor<'de> for ByHost {
+        type Value = BTreeMap<String, Registry>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut found = BTreeMap::new();
+            while let Some(key) = map.next_key::<String>()? {
+                let host = checked_host(&key).map_err(A::Error::custom)?;
+                if found.contains_key(&host) {
+                    let fault = format!("registry {host} is set twice, the second time as {key:?}");
+                    return Err(A::Error::custom(fault));
+                }
+                found.insert(host, map.next_value()?);
+            }
+            Ok(found)
+        }
+    }
+
+    deserializer.deserialize_map(ByHost)
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRegistry {
     #[serde(default)]
-    mirrors: Vec<String>,
+    mirrors: Vec<Host>,
     #[serde(default)]
     plain_http: Option<bool>,
     #[serde(default)]
@@ -183,22 +222,6 @@ struct RawRegistry {
     password: Option<String>,
     #[serde(default)]
     auth: Option<String>,
-}
-
-impl TryFrom<RawRegistries> for Registries {
-    type Error = String;
-
-    fn try_from(raw: RawRegistries) -> Result<Self, String> {
-        let mut registries = BTreeMap::new();
-        for (key, registry) in raw.registries {
-            let host = checked_host(&key)?;
-            if registries.insert(host.clone(), registry).is_some() {
-                return Err(format!("registry {host} is set twice, the second time as {key:?}"));
-            }
-        }
-        let default_registry = raw.default_registry.as_deref().map(checked_host).transpose()?;
-        Ok(Self { default_registry, registries })
-    }
 }
 
 impl TryFrom<RawRegistry> for Registry {
@@ -217,7 +240,7 @@ impl TryFrom<RawRegistry> for Registry {
             return Err("plain_http is set, so skip_verify and ca_file have no effect".into());
         }
         Ok(Self {
-            mirrors: raw.mirrors.iter().map(|host| checked_host(host)).collect::<Result<_, _>>()?,
+            mirrors: raw.mirrors.into_iter().map(|Host(host)| host).collect(),
             plain_http: raw.plain_http,
             ca_file: raw.ca_file,
             skip_verify: raw.skip_verify,
@@ -319,7 +342,7 @@ mod tests {
             "{\n  \"registries\": {\n    \"a.b\": {\"plain\": true}\n  }\n}",
             "r.json:3:19: unknown field `plain`",
         );
-        check("", "r.json:1:0: EOF");
+        check("", "r.json:1:1: EOF");
         check("[1", "r.json:1:");
         check("\u{0}\u{1}", "r.json:1:1: expected value");
         check(
@@ -328,11 +351,19 @@ mod tests {
         );
         check(r#"{"registries": {"a.b": {"auth": "%%"}}}"#, "auth is not base64");
         check(r#"{"registries": {"a.b": {"auth": "dQ=="}}}"#, "auth is not base64");
-        check(r#"{"registries": {"a.b/path": {}}}"#, "is not a registry");
-        check(r#"{"registries": {"a.b": {"mirrors": ["http://m:x"]}}}"#, "is not a registry");
-        check(r#"{"registries": {"docker.io": {}, "index.docker.io": {}}}"#, "set twice");
+        check(r#"{"registries": {"a.b/path": {}}}"#, "r.json:1:26: \"a.b/path\" is not a registry");
+        check("{\"registries\": {\n  \"a.b\": {},\n  \"\": {}}}", "r.json:3:4: \"\" is not a registry");
+        check(
+            "{\"registries\": {\"a.b\": {\n\"mirrors\": [\n  \"http://m:x\"]}}}",
+            "r.json:3:15: \"http://m:x\" is not a registry",
+        );
+        check(
+            "{\"registries\": {\n\"docker.io\": {},\n\"index.docker.io\": {}}}",
+            "r.json:3:17: registry docker.io is set twice, the second time as \"index.docker.io\"",
+        );
+        check("{\n\"default_registry\": 5}", "r.json:2:21: ");
         check(r#"{"registries": {"a.b": {"plain_http": true, "skip_verify": true}}}"#, "no effect");
-        check(r#"{"default_registry": ""}"#, "is not a registry");
+        check("{\n  \"default_registry\": \"\"}", "r.json:2:25: \"\" is not a registry");
     }
 
     #[test]
