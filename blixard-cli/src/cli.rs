@@ -144,6 +144,8 @@ mod tests {
         check("blixard image import f.tar");
         check("blixard image import --name app:1 -");
         check("blixard image pull nginx");
+        check("blixard image pull --timeout 1h nginx");
+        check("blixard events --filter node=box2");
         check("blixard image ls");
         check("blixard image rm --force app:1 sha256:0123456");
         check("blixard image prune -o json");

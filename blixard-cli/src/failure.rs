@@ -15,6 +15,8 @@ use crate::render::color::{self, Paint, Style};
 pub(crate) enum Cause {
     /// This command.
     Command,
+    /// Options or variables that say nothing this program could do.
+    Misuse,
     /// Nobody answers at the API's address: nothing was sent.
     NotReached,
     /// The API refused.

@@ -27,6 +27,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// The exit code for arguments that are none, as clap has it.
 const MISUSED: u8 = 2;
+/// The exit code of a command that failed.
+const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
     // Containers wait for their logger: it comes before anything else is read.
@@ -60,5 +62,10 @@ fn report(error: &anyhow::Error) -> ExitCode {
     }
     // Nothing is left to be done when stderr is closed as well.
     drop(std::io::stderr().write_all(failure::text(error, render::color::stderr()).as_bytes()));
-    ExitCode::FAILURE
+    ExitCode::from(exit_code(error))
+}
+
+/// The exit code of a command that failed so.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if failure::cause(error) == Some(failure::Cause::Misuse) { MISUSED } else { FAILED }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState, Ready};
+use blixard_core::api::image::PassedOverImage;
 use blixard_core::discovery::copies::{Start, Twice};
 use blixard_core::id::{
     ClusterId, ContainerId, NodeId, NodeKey, ReplicaId, ServiceName, VolumeId, VolumeName,
@@ -249,6 +250,15 @@ pub struct ImageInfo {
     pub imported: bool,
 }
 
+/// What an import took of an archive.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImportedImages {
+    /// The images that are here now.
+    pub images: Vec<ImageInfo>,
+    /// Those that are for other platforms than the node's.
+    pub passed_over: Vec<PassedOverImage>,
+}
+
 /// What a node has on disk; sizes in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskUsage {
@@ -336,7 +346,7 @@ pub struct EndedContainer {
     pub image: String,
     /// The code its process ended with.
     pub exit_code: u32,
-    /// Whether the kernel killed its process for want of memory.
+    /// Whether it ended after the kernel killed its process, or another one in it, for want of memory.
     #[serde(default)]
     pub oom_killed: bool,
     /// When it was made, by the node's clock.
@@ -357,6 +367,8 @@ pub struct LogLine {
     pub bytes: Vec<u8>,
     /// Whether the line goes on in the next piece of the same stream.
     pub partial: bool,
+    /// Whether it is said of the log, as that a part of it is gone, and the container did not write it.
+    pub note: bool,
 }
 
 /// Which part of a log to read.
@@ -433,7 +445,7 @@ pub enum RuntimeEvent {
         attempt: u32,
         /// With which code.
         code: u32,
-        /// Whether the kernel killed it for want of memory.
+        /// Whether the kernel killed it, or another process in the container, for want of memory before.
         oom_killed: bool,
     },
     /// An image got a name: it was pulled or imported, by whomever.
@@ -560,13 +572,13 @@ pub trait ContainerRuntime: Routing {
         progress: OnProgress,
     ) -> Result<String, RuntimeError>;
 
-    /// Takes in every image of an OCI or Docker archive (tar, perhaps compressed), under `name` when
-    /// given.
+    /// Takes in every image of an OCI or Docker archive (tar, perhaps compressed) that is for this
+    /// node's platform, under `name` when given.
     async fn import(
         &self,
         archive: Pin<Box<dyn AsyncRead + Send>>,
         name: Option<&str>,
-    ) -> Result<Vec<ImageInfo>, RuntimeError>;
+    ) -> Result<ImportedImages, RuntimeError>;
 
     /// Writes an image as an OCI archive that [`ContainerRuntime::import`] takes.
     async fn export(

@@ -25,7 +25,7 @@ async fn import(
     archive: Vec<u8>,
     name: Option<&str>,
 ) -> Result<Vec<ImageInfo>, RuntimeError> {
-    store.import(Box::pin(Cursor::new(archive)), name).await
+    store.import(Box::pin(Cursor::new(archive)), name).await.map(|imported| imported.images)
 }
 
 /// A tar of one hard link.

@@ -12,7 +12,7 @@ use blixard_core::id::{ClusterId, ContainerId, NodeId, ReplicaId};
 use blixard_core::spec::{RestartPolicy, ServiceSpec};
 use blixard_node::platform::{
     ContainerConfig, ContainerInfo, ContainerRuntime, DiskUsage, Duplex, ExecConfig, ExecSession, ImageInfo,
-    LogLine, LogQuery, OnProgress, PullProgress, RuntimeError, RuntimeEvent, Started,
+    ImportedImages, LogLine, LogQuery, OnProgress, PullProgress, RuntimeError, RuntimeEvent, Started,
 };
 use futures_util::Stream as FutureStream;
 use sha2::{Digest, Sha256};
@@ -592,13 +592,14 @@ impl ContainerRuntime for SimContainers {
         &self,
         mut archive: Pin<Box<dyn AsyncRead + Send>>,
         _: Option<&str>,
-    ) -> Result<Vec<ImageInfo>, RuntimeError> {
+    ) -> Result<ImportedImages, RuntimeError> {
         let mut reference = String::new();
         let read = archive.read_to_string(&mut reference).await;
         read.map_err(|error| RuntimeError::Invalid(error.to_string()))?;
         let digest = digest_of(&reference);
         self.lock().images.insert(reference.clone());
-        Ok(vec![ImageInfo { reference, digest, bytes: 0, imported: true }])
+        let images = vec![ImageInfo { reference, digest, bytes: 0, imported: true }];
+        Ok(ImportedImages { images, passed_over: Vec::new() })
     }
 
     async fn export(

@@ -4,6 +4,8 @@
 //! once, until a deadline. A node that refuses later has waited for the cluster itself.
 
 mod body;
+#[cfg(test)]
+pub(crate) mod canned;
 mod endpoint;
 mod lines;
 mod tls;

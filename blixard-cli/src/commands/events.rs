@@ -1,14 +1,19 @@
 //! `blixard events`
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use blixard_core::api::node::NodeView;
 use blixard_core::cluster::{Event, EventId, EventKind};
+use blixard_core::id::NodeId;
 use blixard_core::time::UtcMs;
 use http::Method;
 
 use crate::args::{Output, OutputArgs, moment};
 use crate::client::Client;
+use crate::commands::node;
+use crate::failure::Failure;
 use crate::render::color::{self, Style};
 use crate::render::{self, text};
 
@@ -17,11 +22,14 @@ const RESUME_FOR: Duration = Duration::from_secs(30);
 /// The pause between two tries.
 const RESUME_PAUSE: Duration = Duration::from_millis(500);
 
+/// The keys of filters.
+pub(super) const KEYS: [&str; 4] = ["service", "node", "replica", "kind"];
+
 /// Show what happened in the cluster, and with -f what happens
 ///
 /// The stream resumes by itself when the connection breaks. With -o json each line is one event;
 /// the index and n of its id, as INDEX.N, are what --after takes.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Example:\n  blixard events\n  blixard events -f\n  blixard events -o json --after 812.0\n  blixard events --since 10m --filter service=web --filter kind=replica-changed"
 )]
@@ -38,7 +46,8 @@ pub(crate) struct Args {
     /// Only what happened until then; with -f the command ends at that time
     #[arg(long, value_name = "TIME", value_parser = moment)]
     until: Option<UtcMs>,
-    /// Only of this service, node, replica or kind: service=web, node=2, replica=web-0, kind=replica-lost
+    /// Only of this service, node, replica or kind: service=web, node=2 or a node's name, replica=web-0,
+    /// kind=replica-lost
     /// (repeatable: one of the values of a key, and every key)
     #[arg(long = "filter", value_name = "KEY=VALUE", value_parser = parse_filter)]
     filters: Vec<Filter>,
@@ -50,7 +59,9 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Filter {
     Service(String),
-    Node(u64),
+    Node(NodeId),
+    /// By its number or name, until it is found which that is.
+    NodeNamed(String),
     /// By its number, or by its name: the service and the slot.
     Replica(String),
     Kind(EventKind),
@@ -60,14 +71,14 @@ fn parse_filter(text: &str) -> Result<Filter, String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, such as service=web")?;
     match key {
         "service" => Ok(Filter::Service(value.to_owned())),
-        "node" => value.parse().map(Filter::Node).map_err(|_| format!("`{value}` is not a node's number")),
+        "node" => Ok(Filter::NodeNamed(value.to_owned())),
         "replica" => Ok(Filter::Replica(value.to_owned())),
         "kind" | "event" | "type" => {
             // The error lists every kind there is.
             let kind = serde_json::from_value(serde_json::Value::from(value)).map(Filter::Kind);
             kind.map_err(|error| error.to_string().replace("variant", "kind"))
         }
-        _ => Err(format!("`{key}` is not a key: there are service, node, replica, kind")),
+        _ => Err(format!("`{key}` is not a key: there are {}", KEYS.join(", "))),
     }
 }
 
@@ -80,7 +91,8 @@ impl Filter {
     fn admits(&self, event: &Event) -> bool {
         match self {
             Self::Service(name) => event.service.as_ref().is_some_and(|service| service.as_str() == name),
-            Self::Node(id) => event.node.is_some_and(|node| node.0 == *id),
+            Self::Node(id) => event.node == Some(*id),
+            Self::NodeNamed(_) => false,
             Self::Kind(kind) => event.kind == *kind,
             Self::Replica(named) => {
                 let number = event.replica.map(|replica| replica.to_string());
@@ -93,6 +105,30 @@ impl Filter {
 }
 
 impl Args {
+    /// Puts numbers in the place of what nodes are called. `told` are those that there are events of:
+    /// one of them may be a member no more.
+    fn find_nodes(&mut self, nodes: &[NodeView], told: &BTreeSet<NodeId>) -> Result<(), Failure> {
+        let mut found = Vec::new();
+        for filter in std::mem::take(&mut self.filters) {
+            let Filter::NodeNamed(named) = &filter else {
+                found.push(filter);
+                continue;
+            };
+            let number: Option<NodeId> = named.parse().ok();
+            let is_known = |id: &NodeId| nodes.iter().any(|node| node.id == *id) || told.contains(id);
+            let ids: Vec<NodeId> = match number.filter(is_known) {
+                Some(id) => vec![id],
+                None => nodes.iter().filter(|node| node.name == *named).map(|node| node.id).collect(),
+            };
+            if ids.is_empty() {
+                return Err(node::unknown(named, nodes));
+            }
+            found.extend(ids.into_iter().map(Filter::Node));
+        }
+        self.filters = found;
+        Ok(())
+    }
+
     /// Whether an event is one of those asked for.
     fn admits(&self, event: &Event) -> bool {
         let in_time = self.since.is_none_or(|since| event.at >= since)
@@ -109,7 +145,29 @@ fn parse_position(text: &str) -> Result<EventId, String> {
     parsed.map(|(index, n)| EventId { index, n }).ok_or_else(|| "use INDEX.N, such as 812.0".to_owned())
 }
 
-pub(crate) async fn events(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+/// Finds out which nodes are meant.
+async fn find_nodes(client: &Client, args: &mut Args) -> anyhow::Result<()> {
+    if !args.filters.iter().any(|filter| matches!(filter, Filter::NodeNamed(_))) {
+        return Ok(());
+    }
+    let nodes = node::nodes(client).await?;
+    let mut tried = args.clone();
+    if tried.find_nodes(&nodes, &BTreeSet::new()).is_err() {
+        // Of one that left there may be events.
+        let mut told = BTreeSet::new();
+        let mut lines = client.lines::<Event>(Method::GET, "/v1/events?follow=false", None).await?;
+        while let Some(event) = lines.next().await? {
+            told.extend(event.node);
+        }
+        args.find_nodes(&nodes, &told)?;
+        return Ok(());
+    }
+    *args = tried;
+    Ok(())
+}
+
+pub(crate) async fn events(client: &Client, mut args: Args) -> anyhow::Result<ExitCode> {
+    find_nodes(client, &mut args).await?;
     let Some(until) = args.until.filter(|_| args.follow) else { return show(client, &args).await };
     let left = until.since(text::now());
     // Cancel safe: what was printed is printed.
@@ -181,10 +239,55 @@ fn line(event: &Event) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use blixard_core::api::node::NodeView;
     use blixard_core::cluster::{Event, EventId, EventKind};
     use blixard_core::id::{NodeId, ReplicaId};
     use blixard_core::time::UtcMs;
     use clap::{Args as _, FromArgMatches};
+
+    use crate::client::canned::Canned;
+    use crate::commands::node::tests::view;
+
+    fn args(line: &str) -> super::Args {
+        let words = std::iter::once("events").chain(line.split_whitespace());
+        let matches = super::Args::augment_args(clap::Command::new("events")).try_get_matches_from(words);
+        super::Args::from_arg_matches(&matches.unwrap()).unwrap()
+    }
+
+    fn nodes() -> Vec<NodeView> {
+        [1, 2].map(|id| serde_json::from_value(view(id)).unwrap()).into()
+    }
+
+    #[tokio::test]
+    async fn nodes_are_named_by_number_or_name_and_unknown_ones_are_refused() {
+        let list = serde_json::json!({ "items": [view(1), view(2)] }).to_string();
+        let event = Event {
+            id: EventId { index: 3, n: 0 },
+            at: UtcMs(5),
+            kind: EventKind::ReplicaLost,
+            service: None,
+            replica: None,
+            node: Some(NodeId(7)),
+            message: "node 7 (box7) is down".into(),
+            by: None,
+        };
+        let log = serde_json::to_string(&event).unwrap() + "\n";
+        let canned = Canned::new(vec![("/v1/nodes", 200, list), ("/v1/events", 200, log)]);
+        let ask = async |line: &str| super::events(&canned.client, args(line)).await;
+        for known in ["", "--filter node=2", "--filter node=box2", "--filter node=box1 --filter node=2"] {
+            ask(known).await.expect(known);
+        }
+        // It is a member no more, and what happened to it is still told.
+        ask("--filter node=7").await.expect("it left");
+        for unknown in ["3", "box3", "Box2", ""] {
+            let error = ask(&format!("--filter node={unknown}")).await.expect_err(unknown);
+            let text = crate::failure::text(&error, crate::render::color::Paint::Plain);
+            assert!(text.starts_with(&format!("error: there is no node `{unknown}`\n")), "{text}");
+            assert!(text.contains("node 1 (box1)\n") && text.contains("node 2 (box2)\n"), "{text}");
+        }
+    }
 
     #[test]
     fn an_event_is_one_line() {
@@ -217,9 +320,8 @@ mod tests {
             by: None,
         };
         let check = |line: &str, expect: [bool; 3]| {
-            let words = std::iter::once("events").chain(line.split_whitespace());
-            let matches = super::Args::augment_args(clap::Command::new("events")).get_matches_from(words);
-            let args = super::Args::from_arg_matches(&matches).unwrap();
+            let mut args = args(line);
+            args.find_nodes(&nodes(), &BTreeSet::new()).unwrap();
             let shown = [
                 event("web", EventKind::ReplicaPlaced, 5),
                 event("db", EventKind::ReplicaPlaced, 6),
@@ -235,9 +337,12 @@ mod tests {
         check("--filter replica=web-0", [true, false, true]);
         check("--filter replica=7 --filter node=2", [true; 3]);
         check("--filter node=1", [false; 3]);
+        check("--filter node=box1", [false; 3]);
+        check("--filter node=box2", [true; 3]);
+        check("--filter node=box1 --filter node=box2", [true; 3]);
         check("--since 1970-01-01T00:00:00.006Z", [false, true, true]);
         check("--until 1970-01-01T00:00:00.006Z", [true, true, false]);
-        for wrong in ["web", "name=web", "node=two", "kind=boom"] {
+        for wrong in ["web", "name=web", "kind=boom"] {
             assert!(super::parse_filter(wrong).is_err(), "{wrong}");
         }
     }

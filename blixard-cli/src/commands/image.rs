@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
-use blixard_core::api::image::{ImageList, ImageRemoval, ImportAnswer, PullLine, PullRequest};
+use blixard_core::api::image::{
+    ImageList, ImageRemoval, ImportAnswer, PassedOverImage, PullLine, PullRequest,
+};
 use clap::Subcommand;
 use http::Method;
 use tokio::sync::mpsc;
 
-use crate::args::{Output, OutputArgs};
+use crate::args::{Output, OutputArgs, time};
 use crate::client::{self, Client};
 use crate::failure::Failure;
 use crate::render::progress::{Item, Progress};
@@ -48,11 +51,16 @@ enum Command {
     /// Pull an image from its registry to the node that is asked
     ///
     /// `blixard run` pulls by itself, on each node that runs a replica.
-    #[command(after_help = "Example:\n  blixard image pull nginx:1.27")]
+    #[command(
+        after_help = "Example:\n  blixard image pull nginx:1.27\n  blixard image pull --timeout 10m nginx"
+    )]
     Pull {
         /// The image
         #[arg(value_name = "REF")]
         reference: String,
+        /// How long it may take in all, in seconds or as 1m30s
+        #[arg(long, default_value = "1h", value_name = "TIME", value_parser = time)]
+        timeout: Duration,
     },
     /// List the images of all nodes
     #[command(
@@ -86,7 +94,17 @@ enum Command {
 pub(crate) async fn image(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Import { file, name, output } => import(client, file, name, output).await,
-        Command::Pull { reference } => pull(client, reference).await,
+        Command::Pull { reference, timeout } => {
+            let pulling = pull(client, &reference);
+            match tokio::time::timeout(timeout, pulling).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    let error = format!("{reference} is not pulled after {} s", timeout.as_secs());
+                    let hint = "the node may go on pulling: `blixard image ls` shows whether it is there; --timeout waits longer";
+                    Err(Failure::new(error, hint).into())
+                }
+            }
+        }
         Command::Ls(output) => list(client, output).await,
         Command::Rm { names, force, output } => remove(client, names, force, output).await,
         Command::Prune(output) => {
@@ -138,6 +156,9 @@ async fn import(
             render::line(&format!("{} {}", text::image(&image.reference), image.digest))?;
         }
     }
+    for image in &answer.passed_over {
+        render::warn(&passed_over(image));
+    }
     let failed: Vec<String> = answer
         .members
         .iter()
@@ -151,8 +172,19 @@ async fn import(
     Err(Failure::new(error, hint).with_details(failed).into())
 }
 
-async fn pull(client: &Client, reference: String) -> anyhow::Result<ExitCode> {
-    let body = serde_json::to_vec(&PullRequest { reference: reference.clone() })?;
+/// An image that the node asked has no use for. It need not be the machine that the command runs on.
+fn passed_over(image: &PassedOverImage) -> String {
+    let platforms: Vec<String> = image.platforms.iter().map(|platform| text::printable(platform)).collect();
+    format!(
+        "passed over {}: it is for {}, the node is {}",
+        text::image(&image.name),
+        platforms.join(", "),
+        text::printable(&image.node_platform)
+    )
+}
+
+async fn pull(client: &Client, reference: &str) -> anyhow::Result<ExitCode> {
+    let body = serde_json::to_vec(&PullRequest { reference: reference.to_owned() })?;
     let mut lines = client.lines::<PullLine>(Method::POST, "/v1/images/pull", Some(body)).await?;
     let mut progress = Progress::new();
     while let Some(line) = lines.next().await? {
@@ -167,7 +199,7 @@ async fn pull(client: &Client, reference: String) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         let bytes = line.progress.map(|progress| (progress.bytes, progress.bytes_total));
-        progress.show(&[Item { key: reference.clone(), text: "pulling".to_owned(), bytes }]);
+        progress.show(&[Item { key: reference.to_owned(), text: "pulling".to_owned(), bytes }]);
     }
     Err(Failure::new(format!("the pull of {reference} ended without a word"), "try again").into())
 }
@@ -245,4 +277,52 @@ fn report(removal: ImageRemoval, output: OutputArgs) -> anyhow::Result<ExitCode>
         .collect();
     let error = format!("{} nodes keep what they have", failed.len());
     Err(Failure::new(error, "try again once they are up").with_details(failed).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use blixard_core::api::image::PassedOverImage;
+    use clap::{Args as _, FromArgMatches};
+
+    use crate::client::canned::Canned;
+
+    #[test]
+    fn an_image_for_other_machines_is_told_with_both_platforms() {
+        let check = |name: &str, platforms: &[&str], expect: &str| {
+            let told = super::passed_over(&PassedOverImage {
+                name: name.into(),
+                platforms: platforms.iter().map(|&platform| platform.to_owned()).collect(),
+                node_platform: "linux/amd64".into(),
+            });
+            assert_eq!(told, expect);
+        };
+        let expect = "passed over test/app:1: it is for linux/arm64, the node is linux/amd64";
+        check("docker.io/test/app:1", &["linux/arm64"], expect);
+        let expect = r"passed over <none>: it is for linux/\x1b[2J, linux/s390x, the node is linux/amd64";
+        check("<none>", &["linux/\x1b[2J", "linux/s390x"], expect);
+    }
+
+    #[tokio::test]
+    async fn a_pull_ends_in_time_whatever_the_node_does() {
+        let check = async |status: u16, body: &str, expect: &str| {
+            let canned = Canned::new(vec![("/v1/images/pull", status, body.to_owned())]);
+            let words = ["image", "pull", "--timeout", "1s", "nginx"];
+            let matches = super::Args::augment_args(clap::Command::new("image")).try_get_matches_from(words);
+            let args = super::Args::from_arg_matches(&matches.unwrap()).unwrap();
+            let began = Instant::now();
+            let told = match super::image(&canned.client, args).await {
+                Ok(code) => format!("{code:?}"),
+                Err(error) => crate::failure::text(&error, crate::render::color::Paint::Plain),
+            };
+            assert!(told.contains(expect), "{told}");
+            assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+        };
+        check(200, "{\"digest\":\"sha256:0\"}\n", "ExitCode").await;
+        check(200, "{\"error\":\"no such image\"}\n", "cannot pull nginx: no such image").await;
+        // It never answers, or begins to and says no more.
+        check(0, "", "nginx is not pulled after 1 s").await;
+        check(1, "{\"progress\":{\"bytes\":1,\"bytes_total\":2}}\n", "nginx is not pulled after 1 s").await;
+    }
 }

@@ -63,6 +63,9 @@ struct Earlier {
     node: Option<NodeId>,
     exit_code: Option<u32>,
     oom_killed: bool,
+    /// What else is known of its end.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
     ended_at: Option<UtcMs>,
     last_lines: Vec<String>,
 }
@@ -79,6 +82,7 @@ async fn earlier(client: &Client, row: &ReplicaRow) -> Vec<Earlier> {
             node: ended.node,
             exit_code: ended.exit_code,
             oom_killed: ended.oom_killed,
+            message: ended.message.clone(),
             ended_at: ended.since,
             last_lines: last_lines(client, ended).await,
         });

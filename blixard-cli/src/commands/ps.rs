@@ -12,6 +12,7 @@ use http::StatusCode;
 
 use crate::args::{Output, OutputArgs};
 use crate::client::Client;
+use crate::commands::node;
 use crate::failure::{self, Cause, Failure};
 use crate::render::{self, color, replica, terminal, text};
 
@@ -56,7 +57,7 @@ pub(crate) struct Args {
 
 /// What a container is asked for by `--filter`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
+pub(super) enum Key {
     Service,
     Name,
     Node,
@@ -68,7 +69,7 @@ enum Key {
 }
 
 impl Key {
-    const ALL: [(&str, Self); 8] = [
+    pub(super) const ALL: [(&str, Self); 8] = [
         ("service", Self::Service),
         ("name", Self::Name),
         ("node", Self::Node),
@@ -110,7 +111,7 @@ fn is_image(image: &str, named: &str) -> bool {
 }
 
 /// Every word that [`status`] may be.
-const STATUSES: [&str; 11] = [
+pub(super) const STATUSES: [&str; 11] = [
     "pending",
     "assigned",
     "pulling",
@@ -123,6 +124,9 @@ const STATUSES: [&str; 11] = [
     "gone",
     "lost",
 ];
+
+/// Every word for what its health check says.
+pub(super) const HEALTHS: [&str; 3] = ["healthy", "unhealthy", "none"];
 
 /// The word for how a container is doing that `--filter status=` takes.
 fn status(row: &ReplicaRow) -> String {
@@ -147,7 +151,7 @@ fn filter(text: &str) -> Result<Filter, String> {
     let key = key.ok_or_else(|| format!("`{name}` is none of the keys {}", names()))?;
     let known: &[&str] = match key {
         Key::Status => &STATUSES,
-        Key::Health => &["healthy", "unhealthy", "none"],
+        Key::Health => &HEALTHS,
         _ => &[],
     };
     if !known.is_empty() && !known.contains(&value) {
@@ -168,8 +172,12 @@ pub(crate) async fn ps(client: &Client, mut args: Args) -> anyhow::Result<ExitCo
     let named: Vec<Filter> =
         services.iter().map(|name| Filter { key: Key::Service, value: name.clone() }).collect();
     let mut shown = None;
+    let mut first = true;
     loop {
         let rows = rows(client, args.all).await?;
+        if std::mem::take(&mut first) {
+            known_nodes(client, &rows, &args.filter).await?;
+        }
         let rows: Vec<ReplicaRow> =
             rows.into_iter().filter(|row| passes(row, &named) && passes(row, &args.filter)).collect();
         if !args.watch {
@@ -255,22 +263,72 @@ async fn known(client: &Client, services: impl Iterator<Item = &String>) -> anyh
     Ok(())
 }
 
+/// Checks that filters name nodes that exist, or that something is still said to be on.
+async fn known_nodes(client: &Client, rows: &[ReplicaRow], filters: &[Filter]) -> anyhow::Result<()> {
+    let named = filters.iter().filter(|filter| filter.key == Key::Node);
+    let unseen = named.filter(|filter| !rows.iter().any(|row| Key::Node.holds(row, &filter.value)));
+    let unseen: Vec<&str> = unseen.map(|filter| filter.value.as_str()).collect();
+    if unseen.is_empty() {
+        return Ok(());
+    }
+    let nodes = node::nodes(client).await?;
+    let is_known = |name: &str| nodes.iter().any(|node| node.id.to_string() == name || node.name == name);
+    match unseen.into_iter().find(|name| !is_known(name)) {
+        Some(name) => Err(node::unknown(name, &nodes).into()),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use blixard_core::api::replica::ReplicaRow;
 
-    use super::{Filter, STATUSES, filter, passes, status};
+    use clap::{Args as _, FromArgMatches};
 
-    #[test]
-    fn filters_of_one_key_are_alternatives_and_keys_add_up() {
-        let row: ReplicaRow = serde_json::from_value(serde_json::json!({
+    use super::{Filter, STATUSES, filter, passes, status};
+    use crate::client::canned::Canned;
+    use crate::commands::node::tests::view;
+
+    fn row() -> serde_json::Value {
+        serde_json::json!({
             "container_id": "0123456789abcdef", "name": "web-0", "replica": 1, "service": "web",
             "slot": 0, "version": 2, "node": 3, "node_name": "box3", "image": "nginx:1",
             "phase": "running", "desired": "run", "ready": true, "healthy": false, "lost": false,
             "attempt": 0, "exit_code": null, "message": "", "since": 1, "created_at": 1,
             "address": null, "node_address": null, "ports": []
-        }))
-        .unwrap();
+        })
+    }
+
+    #[tokio::test]
+    async fn a_node_that_there_is_not_is_refused() {
+        let answers = vec![
+            ("/v1/nodes", 200, serde_json::json!({ "items": [view(1), view(2)] }).to_string()),
+            ("/v1/replicas", 200, serde_json::json!({ "items": [row()] }).to_string()),
+        ];
+        let canned = Canned::new(answers);
+        let ask = async |line: &str| {
+            let words = std::iter::once("ps").chain(line.split_whitespace());
+            let matches = super::Args::augment_args(clap::Command::new("ps")).try_get_matches_from(words);
+            super::ps(&canned.client, super::Args::from_arg_matches(&matches.unwrap()).unwrap()).await
+        };
+        // Node 3 is a member no more; its row is still there.
+        for known in ["node=1", "node=box2", "node=3", "node=box3", "node=1 --filter node=box2"] {
+            ask(&format!("--filter {known}")).await.expect(known);
+        }
+        for unknown in ["4", "box4", "Box1"] {
+            for line in [format!("--filter node={unknown}"), format!("-q --filter node=1 -f node={unknown}")]
+            {
+                let error = ask(&line).await.expect_err(&line);
+                let text = crate::failure::text(&error, crate::render::color::Paint::Plain);
+                assert!(text.starts_with(&format!("error: there is no node `{unknown}`\n")), "{text}");
+                assert!(text.contains("node 1 (box1)\n") && text.contains("node 2 (box2)\n"), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn filters_of_one_key_are_alternatives_and_keys_add_up() {
+        let row: ReplicaRow = serde_json::from_value(row()).unwrap();
         let check = |filters: &[&str], expect: bool| {
             let filters: Vec<Filter> = filters.iter().map(|text| filter(text).unwrap()).collect();
             assert_eq!(passes(&row, &filters), expect, "{filters:?}");

@@ -78,7 +78,7 @@ pub struct Observed {
     pub attempt: u32,
     /// Whether its process runs, or with which code it ended.
     pub state: ObservedState,
-    /// Whether the kernel killed its process for want of memory.
+    /// Whether it ended after the kernel killed its process, or another one in it, for want of memory.
     pub oom_killed: bool,
     /// Its address on the container network, when it has one.
     pub address: Option<Ipv4Addr>,
@@ -142,7 +142,7 @@ pub enum Event {
         attempt: u32,
         /// With which code.
         code: u32,
-        /// Whether the kernel killed it for want of memory.
+        /// Whether the kernel killed it, or another process in the container, for want of memory before.
         oom_killed: bool,
     },
     /// Everything of a container was removed.

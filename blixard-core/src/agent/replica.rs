@@ -16,7 +16,7 @@ use self::removal::Removal;
 use super::backoff::Backoff;
 use super::health::{Health, probe_port};
 use super::{Action, Assignment, MountedVolume, Observed, ObservedState, Prerequisite};
-use crate::cluster::replica::{Desired, PULL_FAILED, START_FAILED, out_of_memory};
+use crate::cluster::replica::{Desired, PULL_FAILED, START_FAILED, is_oom_killed, out_of_memory};
 use crate::cluster::{Phase, ReplicaStatus};
 use crate::id::{ReplicaId, VolumeName};
 use crate::limits::{RESTART_RESET_AFTER, START_FAILURES_MAX, STARTS_MAX};
@@ -95,7 +95,8 @@ pub(super) struct Replica {
     settled: bool,
     /// By attempt. Complete whenever the node's containers were listed and nothing is under way.
     containers: BTreeMap<u32, Container>,
-    /// Attempts whose process the kernel killed for want of memory, of those it has containers of.
+    /// Attempts that ended after the kernel killed a process in them for want of memory, of those it has
+    /// containers of.
     oom_killed: BTreeSet<u32>,
     busy: Option<Busy>,
     /// The code of a process that ended before its start was answered.
@@ -372,7 +373,7 @@ impl Replica {
     fn ending(&self, code: u32) -> String {
         match &self.assignment {
             Some(own) if self.oom_killed.contains(&self.status.attempt) => {
-                out_of_memory(own.spec.limits.memory_bytes)
+                out_of_memory(code, own.spec.limits.memory_bytes)
             }
             _ => format!("exited with code {code}"),
         }
@@ -388,7 +389,7 @@ impl Replica {
         self.prove(at.now);
         self.health = None;
         self.status.exit_code = code;
-        self.status.oom_killed = self.oom_killed.contains(&self.status.attempt);
+        self.status.oom_killed = is_oom_killed(code, self.oom_killed.contains(&self.status.attempt));
         self.status.address = None;
         if code.is_some() {
             self.status.healthy = None;

@@ -265,6 +265,35 @@ fn a_kill_for_want_of_memory_that_nobody_saw_is_told_from_the_list_and_not_of_th
 }
 
 #[test]
+fn a_kill_of_a_child_is_told_with_the_code_its_parent_ended_with_and_makes_no_failure_of_a_success() {
+    let limited = |restart| {
+        let mut bench = Bench::running(restart, None);
+        bench.set(|own| {
+            let limits = ResourceLimits { memory_bytes: Some(64 << 20), ..ResourceLimits::default() };
+            own.spec = Arc::new(ServiceSpec { limits, ..ServiceSpec::clone(&own.spec) });
+        });
+        bench.check_assigned("");
+        bench
+    };
+    let words = "exited with code 1 after a process in it was killed for memory (limit 64 MiB)";
+    let mut bench = limited(RestartPolicy::Never);
+    bench.step(event("killed 1 0 1"));
+    let status = &bench.assignments[&ReplicaId(1)].status;
+    assert_eq!((status.message.as_str(), status.exit_code), (words, Some(1)));
+    assert!(!status.oom_killed, "its own process was not killed");
+
+    let mut bench = limited(RestartPolicy::Always);
+    let killed = Observed { oom_killed: true, ..seen(1, 0, ObservedState::Exited(1)) };
+    bench.step(Event::Listed(vec![killed]));
+    assert!(bench.message().starts_with(&format!("{words}; starting again at ")), "{}", bench.message());
+
+    let mut bench = limited(RestartPolicy::OnFailure);
+    bench.step(event("killed 1 0 0"));
+    let status = &bench.assignments[&ReplicaId(1)].status;
+    assert_eq!((status.phase, status.message.as_str(), status.oom_killed), (Phase::Completed, "", false));
+}
+
+#[test]
 fn a_placed_replica_is_pulled_started_and_runs() {
     let bench = Bench::running(RestartPolicy::Unsaid, None);
     let status = &bench.assignments[&ReplicaId(1)].status;

@@ -35,10 +35,25 @@ pub struct ImageList {
 /// What became of an import.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImportAnswer {
-    /// The images the archive held.
+    /// The images that were imported.
     pub images: Vec<ImageRow>,
     /// What became of them at each member.
     pub members: Vec<ImportMember>,
+    /// The images of the archive that were not imported, since they are for other platforms; absent
+    /// when there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<PassedOverImage>,
+}
+
+/// An image of an archive that is for other platforms than the node's to which it was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PassedOverImage {
+    /// Its full reference; where the archive names it only by a tag, or not at all, the tag or `<none>`.
+    pub name: String,
+    /// The platforms it is for, `linux/arm64`; of more than 16 the first.
+    pub platforms: Vec<String>,
+    /// The node's platform.
+    pub node_platform: String,
 }
 
 /// What became of an import at one member.
@@ -113,4 +128,26 @@ pub struct DiskUsageList {
     /// Members that could not be asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreachable: Vec<NodeId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ImportAnswer, PassedOverImage};
+
+    #[test]
+    fn images_that_were_passed_over_are_told_only_when_there_are_any() {
+        let old = r#"{"images":[],"members":[{"node":1}]}"#;
+        let mut answer: ImportAnswer = serde_json::from_str(old).expect("an older node's answer");
+        assert_eq!(serde_json::to_string(&answer).expect("JSON"), old);
+        answer.passed_over.push(PassedOverImage {
+            name: "docker.io/test/app:1".into(),
+            platforms: vec!["linux/arm64".into()],
+            node_platform: "linux/amd64".into(),
+        });
+        let text = serde_json::to_string(&answer).expect("JSON");
+        assert!(text.ends_with(
+            r#""passed_over":[{"name":"docker.io/test/app:1","platforms":["linux/arm64"],"node_platform":"linux/amd64"}]}"#
+        ));
+        assert_eq!(serde_json::from_str::<ImportAnswer>(&text).expect("its own"), answer);
+    }
 }

@@ -144,6 +144,10 @@ pub struct LogLine {
     /// Whether the line goes on in the next object of the same stream: long lines come in pieces.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
+    /// Whether it is said of the log and the container did not write it: how much of it was removed by
+    /// rotation before it was read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub note: bool,
     /// Why the stream ends early; always in the last line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -159,13 +163,18 @@ impl LogLine {
                 (String::from_utf8_lossy(bytes).into_owned(), Some(BASE64.encode(bytes)))
             }
         };
-        Self { at, stderr, text, base64, partial, error: None }
+        Self { at, stderr, text, base64, partial, note: false, error: None }
+    }
+
+    /// What is said of the log at this place of it; an older reader shows it as a line to stderr.
+    pub fn note(at: String, text: String) -> Self {
+        Self { at, stderr: true, text, base64: None, partial: false, note: true, error: None }
     }
 
     /// Why the stream ends early.
     pub fn failed(error: String) -> Self {
         let error = Some(error);
-        Self { at: String::new(), stderr: true, text: String::new(), base64: None, partial: false, error }
+        Self { note: false, error, ..Self::note(String::new(), String::new()) }
     }
 
     /// What the container wrote, byte for byte.

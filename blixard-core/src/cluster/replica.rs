@@ -122,14 +122,30 @@ pub const PULL_FAILED: &str = "pull failed: ";
 /// How the message of a replica begins whose container could not be started.
 pub const START_FAILED: &str = "start failed";
 
-/// What is said of a process that the kernel killed for want of memory, under a limit of `limit_bytes`.
-pub fn out_of_memory(limit_bytes: Option<u64>) -> String {
-    match limit_bytes {
-        Some(bytes) if bytes % (1 << 20) == 0 => {
-            format!("out of memory: killed at its memory limit of {} MiB", bytes >> 20)
+/// The code of a process that SIGKILL ended.
+const KILLED: u32 = 137;
+
+/// Whether a container's own process, which ended with `code`, was killed for want of memory; `in_it`
+/// says whether any process in the container was.
+pub fn is_oom_killed(code: Option<u32>, in_it: bool) -> bool {
+    in_it && code == Some(KILLED)
+}
+
+/// How a container's process ended that ended with `code` after the kernel killed it, or another process
+/// in the container, for want of memory, under a limit of `limit_bytes`.
+pub fn out_of_memory(code: u32, limit_bytes: Option<u64>) -> String {
+    let limit = limit_bytes.map(|bytes| match bytes % (1 << 20) {
+        0 => format!("{} MiB", bytes >> 20),
+        _ => format!("{bytes} bytes"),
+    });
+    match (is_oom_killed(Some(code), true), limit) {
+        (true, Some(limit)) => format!("out of memory: killed at its memory limit of {limit}"),
+        (true, None) => "out of memory: killed by the kernel, without a memory limit of its own".to_owned(),
+        (false, limit) => {
+            let limit =
+                limit.map_or_else(|| "no limit of its own".to_owned(), |limit| format!("limit {limit}"));
+            format!("exited with code {code} after a process in it was killed for memory ({limit})")
         }
-        Some(bytes) => format!("out of memory: killed at its memory limit of {bytes} bytes"),
-        None => "out of memory: killed by the kernel, without a memory limit of its own".to_owned(),
     }
 }
 

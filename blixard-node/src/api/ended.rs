@@ -5,7 +5,7 @@ use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::List;
 use blixard_core::api::replica::ReplicaRow;
-use blixard_core::cluster::replica::out_of_memory;
+use blixard_core::cluster::replica::{is_oom_killed, out_of_memory};
 use blixard_core::cluster::{ClusterState, NodeStatus, Phase};
 use blixard_core::id::{ClusterId, ContainerId, NodeId};
 use futures_util::future::join_all;
@@ -132,8 +132,8 @@ fn row(state: &ClusterState, cluster: ClusterId, node: NodeId, ended: EndedConta
         lost: false,
         attempt: ended.attempt,
         exit_code: Some(ended.exit_code),
-        oom_killed: ended.oom_killed,
-        message: if ended.oom_killed { out_of_memory(limit) } else { String::new() },
+        oom_killed: is_oom_killed(Some(ended.exit_code), ended.oom_killed),
+        message: if ended.oom_killed { out_of_memory(ended.exit_code, limit) } else { String::new() },
         blocked: None,
         since: Some(ended.ended_at),
         created_at: ended.created_at,
@@ -152,6 +152,32 @@ mod tests {
     use super::super::views::fixture;
     use super::{pick, row};
     use crate::platform::EndedContainer;
+
+    #[test]
+    fn a_kill_for_want_of_memory_is_the_containers_own_only_with_the_code_of_one() {
+        let state = fixture::state();
+        let check = |exit_code, killed, expect: (bool, &str)| {
+            let ended = EndedContainer {
+                replica: ReplicaId(9),
+                attempt: 0,
+                service: "web".parse().expect("a name"),
+                slot: 0,
+                version: 1,
+                image: "web:1".into(),
+                exit_code,
+                oom_killed: killed,
+                created_at: None,
+                ended_at: UtcMs(9),
+            };
+            let row = row(&state, fixture::CLUSTER, NodeId(1), ended);
+            assert_eq!((row.oom_killed, row.message.as_str()), expect, "{exit_code} {killed}");
+        };
+        check(137, true, (true, "out of memory: killed by the kernel, without a memory limit of its own"));
+        check(137, false, (false, ""));
+        let child = "exited with code 1 after a process in it was killed for memory (no limit of its own)";
+        check(1, true, (false, child));
+        check(1, false, (false, ""));
+    }
 
     #[test]
     fn a_container_that_is_gone_is_found_by_id_or_as_the_last_of_its_name() {

@@ -26,7 +26,7 @@ use super::context::{Api, JsonBody, Params};
 use super::error::ApiError;
 use super::proxy;
 use super::replicas::{self, ndjson};
-use crate::platform::{ImageInfo, OnProgress, PullProgress};
+use crate::platform::{ImageInfo, ImportedImages, OnProgress, PullProgress};
 
 /// How many lines of a pull's progress wait for a slow reader; more are dropped.
 const PROGRESS_LINES: usize = 16;
@@ -186,7 +186,8 @@ pub(super) async fn import(
 ) -> Result<Response, ApiError> {
     let body = request.into_body().into_data_stream().map_err(std::io::Error::other);
     let body = Box::pin(StreamReader::new(body));
-    let images = api.handle.platform.containers.import(body, query.name.as_deref()).await?;
+    let imported = api.handle.platform.containers.import(body, query.name.as_deref()).await?;
+    let ImportedImages { images, passed_over } = imported;
     let mut members = vec![ImportMember { node: api.handle.id, error: None }];
     if api.access != Access::Peer {
         let handing = others(&api).into_iter().map(async |node| {
@@ -196,7 +197,7 @@ pub(super) async fn import(
         members.extend(stream::iter(handing).buffered(HANDED_MAX).collect::<Vec<_>>().await);
     }
     let images = images.into_iter().map(|image| row(image, api.handle.id)).collect();
-    Ok(Json(ImportAnswer { images, members }).into_response())
+    Ok(Json(ImportAnswer { images, members, passed_over }).into_response())
 }
 
 /// Sends images to another member, one archive each. One whose link breaks is sent again.

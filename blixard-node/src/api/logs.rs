@@ -137,6 +137,9 @@ async fn answer(
     let lines = containers.logs(replica, attempt, read).await?;
     let lines = lines.map(|line| {
         ndjson(&match line {
+            Ok(line) if line.note => {
+                LogLine::note(line.at, String::from_utf8_lossy(&line.bytes).into_owned())
+            }
             Ok(line) => LogLine::new(line.at, line.stderr, line.bytes, line.partial),
             Err(error) => LogLine::failed(error.to_string()),
         })

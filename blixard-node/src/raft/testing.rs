@@ -324,7 +324,7 @@ impl ContainerRuntime for NoContainers {
         &self,
         _: Pin<Box<dyn AsyncRead + Send>>,
         _: Option<&str>,
-    ) -> Result<Vec<ImageInfo>, RuntimeError> {
+    ) -> Result<ImportedImages, RuntimeError> {
         unreachable!("Raft runs no containers")
     }
 

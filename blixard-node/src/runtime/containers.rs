@@ -120,10 +120,7 @@ impl Containers {
         let container = self.client.container(&id.0).await?;
         let record = container.as_ref().and_then(Record::read);
         let mut process = self.client.process(&id.0).await?;
-        let mut oom_killed = match &process {
-            Some(process) => self.oom_killed(id, process.exit_status).await,
-            None => false,
-        };
+        let mut oom_killed = self.oom_killed(id).await;
         if process.as_ref().is_some_and(|process| process.status == ProcessStatus::Running as i32) {
             // Waiting begins before the signal, so that the end cannot be missed.
             let ended = self.ended(id);

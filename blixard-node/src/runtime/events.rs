@@ -134,7 +134,7 @@ async fn read(containers: &Arc<Containers>, envelope: &Envelope) -> Option<Runti
                 replica: record.replica,
                 attempt: record.attempt,
                 code: exit.exit_status,
-                oom_killed: containers.oom_killed(&record.id, exit.exit_status).await,
+                oom_killed: containers.oom_killed(&record.id).await,
             })
         }
         Err(error) => {

@@ -1,6 +1,7 @@
 //! What runs on the node, told by containerd; and the removal of what nothing refers to any more.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::agent::{Observed, ObservedState};
@@ -24,7 +25,7 @@ const LOGS_KEPT: Duration = Duration::from_secs(3600);
 
 impl Containers {
     /// Every container of this node but those being started.
-    pub(crate) async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
+    pub(crate) async fn list(self: &Arc<Self>) -> Result<Vec<Observed>, RuntimeError> {
         // Read first: a container whose start ends meanwhile is then left out once, not misread.
         let starting: BTreeSet<ContainerId> = self.starting().clone();
         let containers = self.client.all_containers().await?;
@@ -37,14 +38,16 @@ impl Containers {
         let mut observed = Vec::new();
         for record in records.iter().filter(|record| !starting.contains(&record.id)) {
             let state = state_of(processes.get(record.id.0.as_str()).copied());
+            let oom_killed = self.oom_killed(&record.id).await;
+            if state == ObservedState::Running && oom_killed {
+                // It was killed while nobody took events.
+                self.survives_oom(record.id.clone());
+            }
             observed.push(Observed {
                 replica: record.replica,
                 attempt: record.attempt,
                 state,
-                oom_killed: match state {
-                    ObservedState::Running => false,
-                    ObservedState::Exited(code) => self.oom_killed(&record.id, code).await,
-                },
+                oom_killed: state != ObservedState::Running && oom_killed,
                 address: self.networks.address_of(&record.id).await,
             });
         }

@@ -12,12 +12,15 @@
 //!
 //! A file's lines are the format of Kubernetes' CRI: `TIME stdout|stderr F|P TEXT`, P for a part
 //! of a line that goes on in the next entry.
+//!
+//! Beside a log that was rotated a small file says where in the whole log its newest file begins, so that
+//! a reader that was overtaken knows how much it missed.
 
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -165,32 +168,52 @@ fn now() -> String {
 }
 
 /// A log in files: the newest at the path itself, older ones at `.1`, `.2`.
-struct LogFile {
+pub(super) struct LogFile {
     path: PathBuf,
     file: Option<File>,
     bytes: u64,
     bytes_max: u64,
+    /// How many bytes were written before the newest file.
+    before: u64,
+    /// What readers were last told of that.
+    told: Option<Begin>,
 }
 
 impl LogFile {
-    fn open(path: PathBuf, bytes_max: u64) -> io::Result<Self> {
+    pub(super) fn open(path: PathBuf, bytes_max: u64) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
-        let mut log = Self { path, file: None, bytes: 0, bytes_max };
+        let before = before(&path);
+        let mut log = Self { path, file: None, bytes: 0, bytes_max, before, told: None };
         log.reopen()?;
         Ok(log)
     }
 
     fn reopen(&mut self) -> io::Result<()> {
         let file = OpenOptions::new().create(true).append(true).mode(0o640).open(&self.path)?;
-        self.bytes = file.metadata()?.len();
+        let metadata = file.metadata()?;
+        self.bytes = metadata.len();
         self.file = Some(file);
+        self.tell_begin(Begin { inode: metadata.ino(), bytes: self.before });
         Ok(())
     }
 
+    /// Tells readers where the newest file begins; of a log that was never rotated they know it. What the
+    /// disk does not take is told of no file, rather than of one that is gone.
+    fn tell_begin(&mut self, begin: Begin) {
+        if begin.bytes == 0 || self.told == Some(begin) {
+            return;
+        }
+        let written = begin.write(&self.path);
+        if written.is_err() {
+            let _ = fs::remove_file(Begin::path(&self.path));
+        }
+        self.told = written.is_ok().then_some(begin);
+    }
+
     /// Writes whole entries. What the disk does not take is lost, and the next ones are tried anew.
-    fn write(&mut self, entries: &[u8]) {
+    pub(super) fn write(&mut self, entries: &[u8]) {
         if !entries.is_empty() && self.try_write(entries).is_err() {
             self.file = None;
         }
@@ -217,7 +240,51 @@ impl LogFile {
                 _ => {}
             }
         }
+        self.before = self.before.saturating_add(std::mem::take(&mut self.bytes));
         self.reopen()
+    }
+}
+
+/// How many bytes were written before the newest file of a log that is there already.
+fn before(path: &Path) -> u64 {
+    let length = |age| fs::metadata(rotated(path, age)).map_or(0, |metadata| metadata.len());
+    let newest = fs::metadata(path).map(|metadata| metadata.ino());
+    match Begin::read(path) {
+        Some(begin) if newest.is_ok_and(|newest| newest == begin.inode) => begin.bytes,
+        _ => (1..FILES_MAX).map(length).sum(),
+    }
+}
+
+/// Where in the whole log a file of it begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Begin {
+    /// The file's number in its file system: its name changes.
+    pub(super) inode: u64,
+    /// How many bytes were written before it.
+    pub(super) bytes: u64,
+}
+
+impl Begin {
+    /// Where it is written down for the log at `path`.
+    pub(super) fn path(path: &Path) -> PathBuf {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".begin");
+        name.into()
+    }
+
+    /// What is written down; nothing when the log was never rotated, or when it cannot be read.
+    pub(super) fn read(path: &Path) -> Option<Self> {
+        let text = fs::read_to_string(Self::path(path)).ok()?;
+        let (inode, bytes) = text.trim_end().split_once(' ')?;
+        Some(Self { inode: inode.parse().ok()?, bytes: bytes.parse().ok()? })
+    }
+
+    /// Writes it down; whoever reads meanwhile reads the old or the new.
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let path = Self::path(path);
+        let unfinished = path.with_extension("begin~");
+        fs::write(&unfinished, format!("{} {}\n", self.inode, self.bytes))?;
+        fs::rename(unfinished, path)
     }
 }
 
@@ -234,8 +301,9 @@ pub(crate) fn rotated(path: &Path, age: usize) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::MetadataExt;
 
-    use super::{LINE_BYTES_MAX, Lines, LogFile, now, rotated};
+    use super::{Begin, LINE_BYTES_MAX, Lines, LogFile, now, rotated};
 
     fn entries(chunks: &[&[u8]]) -> String {
         let mut lines = Lines { stream: "stdout", pending: Vec::new() };
@@ -292,6 +360,30 @@ mod tests {
         let read = |age| fs::read_to_string(rotated(&path, age)).expect("file");
         assert_eq!([read(0), read(1), read(2)], ["dddddddd", "cccccccc", "bbbbbbbb"]);
         assert!(!rotated(&path, 3).exists());
+    }
+
+    #[test]
+    fn where_the_newest_file_begins_is_written_down_and_taken_up_by_the_next_logger() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("1.log");
+        let begin = || {
+            let begin = Begin::read(&path)?;
+            assert_eq!(begin.inode, fs::metadata(&path).expect("file").ino());
+            Some(begin.bytes)
+        };
+        let mut log = LogFile::open(path.clone(), 10).expect("log");
+        log.write(b"aaaaaaaa");
+        assert_eq!(begin(), None, "it was not rotated");
+        for (entry, expect) in
+            [("bbbbbb", 8), ("ccccccc", 14), ("dd", 14), ("eeeeeeee", 23), ("ffffffff", 31)]
+        {
+            log.write(entry.as_bytes());
+            assert_eq!(begin(), Some(expect), "{entry}");
+        }
+        drop(log);
+        let mut log = LogFile::open(path.clone(), 10).expect("log");
+        log.write(b"gggggggg");
+        assert_eq!(begin(), Some(39));
     }
 
     #[test]

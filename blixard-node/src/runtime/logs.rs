@@ -17,7 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::client::disk;
 use super::containers::Containers;
 use super::log_reader::LogReader;
-use super::logger::{FILES_MAX, rotated};
+use super::logger::{Begin, FILES_MAX, rotated};
 use crate::platform::{LogLine, LogQuery, RuntimeError};
 
 /// How often a followed log is looked at.
@@ -152,8 +152,8 @@ pub(crate) fn prune_attempts(directory: &Path, keep: usize) -> io::Result<()> {
     let attempts = attempts(directory)?;
     let surplus = attempts.len().saturating_sub(keep);
     for attempt in attempts.into_iter().take(surplus) {
-        for age in 0..FILES_MAX {
-            let path = rotated(&directory.join(format!("{attempt}.log")), age);
+        let log = directory.join(format!("{attempt}.log"));
+        for path in (0..FILES_MAX).map(|age| rotated(&log, age)).chain([Begin::path(&log)]) {
             super::files::absent_is_fine(fs::remove_file(path))?;
         }
         super::files::absent_is_fine(fs::remove_file(directory.join(format!("{attempt}.json"))))?;
@@ -202,7 +202,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("temporary directory");
         let replica = directory.path().join("7");
         fs::create_dir(&replica).expect("directory");
-        for name in ["1.log", "1.log.1", "2.log", "10.log"] {
+        for name in ["1.log", "1.log.1", "1.log.begin", "2.log", "10.log"] {
             fs::write(replica.join(name), "").expect("file");
         }
         prune_attempts(&replica, 2).expect("prune");

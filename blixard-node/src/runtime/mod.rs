@@ -77,7 +77,8 @@ use self::images::{ImageStore, Registries};
 use self::supervise::Private;
 use crate::platform::{
     Chunks, ContainerConfig, ContainerInfo, ContainerRuntime, DiskUsage, EndedContainer, ExecConfig,
-    ExecSession, ImageInfo, LogLine, LogQuery, OnProgress, RuntimeError, RuntimeEvent, Started,
+    ExecSession, ImageInfo, ImportedImages, LogLine, LogQuery, OnProgress, RuntimeError, RuntimeEvent,
+    Started,
 };
 
 pub use self::connect::{ContainerdChoice, SYSTEM_SOCKET};
@@ -440,7 +441,7 @@ impl ContainerRuntime for ContainerdRuntime {
         &self,
         archive: Pin<Box<dyn AsyncRead + Send>>,
         name: Option<&str>,
-    ) -> Result<Vec<ImageInfo>, RuntimeError> {
+    ) -> Result<ImportedImages, RuntimeError> {
         self.attached()?.images.import(archive, name).await
     }
 

@@ -51,7 +51,7 @@ impl Bench {
     /// Imports the image that containers are made of.
     pub(crate) async fn import(&self) {
         let archive = Box::pin(std::io::Cursor::new(box_image()));
-        let images = self.runtime().import(archive, None).await.expect("import");
+        let images = self.runtime().import(archive, None).await.expect("import").images;
         assert_eq!(images.len(), 1, "{images:?}");
     }
 

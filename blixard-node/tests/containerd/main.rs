@@ -296,10 +296,64 @@ async fn much_output_is_rotated_and_none_of_the_end_is_lost() {
     let directory = Path::new(&info.log_path).parent().expect("directory").to_path_buf();
     let mut sizes = Vec::new();
     for entry in std::fs::read_dir(directory).expect("directory") {
-        sizes.push(entry.expect("entry").metadata().expect("metadata").len());
+        let entry = entry.expect("entry");
+        // Beside the log it is written down where its newest file begins.
+        if entry.path().extension().is_none_or(|end| end != "begin") {
+            sizes.push(entry.metadata().expect("metadata").len());
+        }
     }
     assert_eq!(sizes.len(), 3, "{sizes:?}");
     assert!(sizes.iter().all(|size| *size <= 10 << 20), "{sizes:?}");
+    bench.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_for_want_of_memory_is_told_of_a_child_too_unless_its_parent_went_on() {
+    let mut bench = Bench::new().await;
+    let limited = |replica, script: &str| {
+        let image = serde_json::json!({"reference": IMAGE, "command": ["sh", "-c", script]});
+        config(replica, serde_json::json!({"image": image, "limits": {"memory_bytes": 16 << 20}}))
+    };
+    let mut events = bench.runtime().events();
+    assert_eq!(next_event(&mut events).await, RuntimeEvent::Resync);
+    let exited = |replica, code, oom_killed| RuntimeEvent::Exited {
+        replica: ReplicaId(replica),
+        attempt: 1,
+        code,
+        oom_killed,
+    };
+
+    // The parent ends because its child was killed, with a code of its own.
+    let parent = limited(1, "busybox tail /dev/zero & wait $!; echo child $?; exit 1");
+    bench.start(&parent).await;
+    assert_eq!(next_event(&mut events).await, exited(1, 1, true));
+    assert!(bench.log_text(&parent).await.contains(&"child 137".to_owned()), "its child was not killed");
+    let listed = bench.runtime().list().await.expect("list");
+    assert_eq!((listed[0].state, listed[0].oom_killed), (ObservedState::Exited(1), true));
+    bench.remove(&parent, DEADLINE).await;
+    let ended = bench.runtime().ended().await.expect("ended containers");
+    assert_eq!((ended[0].exit_code, ended[0].oom_killed), (1, true));
+
+    let survivor = limited(2, "busybox tail /dev/zero & wait $!; echo child $?; sleep 5; exit 3");
+    bench.start(&survivor).await;
+    assert_eq!(next_event(&mut events).await, exited(2, 3, false));
+    assert!(bench.log_text(&survivor).await.contains(&"child 137".to_owned()), "its child was not killed");
+
+    // The daemon was away when the child was killed, and finds a container that went on.
+    drop(events);
+    let survivor = limited(3, "busybox tail /dev/zero & wait $!; echo child $?; sleep 8; exit 3");
+    bench.start(&survivor).await;
+    let deadline = Instant::now() + DEADLINE;
+    while bench.log(&survivor, LogQuery::default()).await.is_empty() {
+        assert!(Instant::now() < deadline, "its child is not killed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    bench.connect().await;
+    let mut events = bench.runtime().events();
+    assert_eq!(next_event(&mut events).await, RuntimeEvent::Resync);
+    let listed = bench.runtime().list().await.expect("list");
+    assert_eq!(listed.iter().filter(|seen| seen.state == ObservedState::Running).count(), 1, "{listed:?}");
+    assert_eq!(next_event(&mut events).await, exited(3, 3, false));
     bench.finish().await;
 }
 

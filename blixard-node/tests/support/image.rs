@@ -293,6 +293,11 @@ impl ByHand {
         self.entries.push(descriptor);
     }
 
+    /// Leaves a blob out of the archive, which still names it.
+    pub fn leave_out(&mut self, descriptor: &Value) {
+        self.blobs.remove(descriptor["digest"].as_str().expect("text")).expect("a blob of the archive");
+    }
+
     /// The archive.
     pub fn archive(&self) -> Vec<u8> {
         let paths = self.blobs.iter();

@@ -290,6 +290,21 @@ fn a_kill_for_want_of_memory_and_a_missing_volume_are_named() -> Result<()> {
         })?;
         host.cli(&["rm", "hungry"])?;
 
+        // A child that was killed is told with the code that its parent ended with for that.
+        host.submit(&limited("parent", "tail /dev/zero & wait $!; exit 1"))?;
+        let named = "exited with code 1 after a process in it was killed for memory (limit 16 MiB)";
+        wait::until("the child's end to be named", SOON, || {
+            let rows = all_of(host, "parent")?;
+            let ended = rows.iter().find(|row| row.phase == Some(Phase::Gone)).context("none has ended")?;
+            ensure!(!ended.oom_killed && ended.exit_code == Some(1) && ended.message == named, "{ended:?}");
+            let events = host.cli(&["events"])?;
+            ensure!(events.contains(named), "{events}");
+            ensure!(host.cli(&["ps", "-a", "--no-trunc", "parent"])?.contains(named), "ps does not name it");
+            ensure!(host.cli(&["inspect", "parent"])?.contains(named), "inspect does not name it");
+            Ok(())
+        })?;
+        host.cli(&["rm", "parent"])?;
+
         // A child that was killed is not why its parent ended later.
         let survivor = "sh -c 'exec tail /dev/zero'; echo went on; sleep 4; exit 7";
         host.submit(&limited("survivor", survivor))?;
@@ -297,6 +312,7 @@ fn a_kill_for_want_of_memory_and_a_missing_volume_are_named() -> Result<()> {
             let rows = all_of(host, "survivor")?;
             let ended = rows.iter().find(|row| row.exit_code.is_some()).context("it has not ended")?;
             ensure!(!ended.oom_killed && ended.exit_code == Some(7), "{ended:?}");
+            ensure!(!ended.message.contains("memory"), "{ended:?}");
             Ok(())
         })?;
         ensure!(host.cli(&["logs", "survivor"])?.contains("went on"), "its child was not killed");

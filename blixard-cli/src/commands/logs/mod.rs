@@ -21,7 +21,7 @@ use self::printer::Printer;
 use self::sources::{Source, Target};
 use crate::args;
 use crate::client::{Client, Lines, segment};
-use crate::failure::{self, Failure};
+use crate::failure::{self, Cause, Failure};
 use crate::render;
 
 /// Show what containers wrote, from whichever node they are on
@@ -29,7 +29,8 @@ use crate::render;
 /// For a service, the lines of all its containers, each with its container's name when there are
 /// several. What a container wrote to stderr goes to stderr. Logs of containers that ended are kept: of a
 /// replica's last attempts as long as the replica is there, and for an hour after it is gone. Without
-/// --attempt and --previous, the log is that of the newest attempt that has one.
+/// --attempt and --previous, the log is that of the newest attempt that has one. When one that is
+/// named cannot be read, the others are shown all the same, a warning says why, and the exit code is 1.
 ///
 /// With -f, a service that is named is followed from container to container, also to another node. A
 /// container that is named is followed until it ends. Where the node goes away first, a warning says so,
@@ -89,7 +90,10 @@ pub(crate) async fn logs(client: &Client, args: Args) -> anyhow::Result<ExitCode
     for name in &args.targets {
         targets.push(sources::resolve(client, name).await?);
     }
-    let fixed: Vec<Source> = targets.iter().flat_map(Target::sources).collect();
+    let sources_of = |(at, target): (usize, &Target)| {
+        target.sources().into_iter().map(move |source| source.of_target(at)).collect::<Vec<_>>()
+    };
+    let fixed: Vec<Source> = targets.iter().enumerate().flat_map(sources_of).collect();
     let services: Vec<ServiceDetail> = targets.into_iter().filter_map(Target::into_service).collect();
     let failed = match services.is_empty() || !args.follow {
         true => show(client, &args, fixed).await?,
@@ -98,7 +102,7 @@ pub(crate) async fn logs(client: &Client, args: Args) -> anyhow::Result<ExitCode
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Prints the logs of `sources`; true when one ended early.
+/// Prints the logs of `sources`; true when one could not be read, or ended early.
 async fn show(client: &Client, args: &Args, sources: Vec<Source>) -> anyhow::Result<bool> {
     let several = sources.len() > 1;
     let what = args.targets.join("`, `");
@@ -106,15 +110,26 @@ async fn show(client: &Client, args: &Args, sources: Vec<Source>) -> anyhow::Res
         let hint = "`blixard ps -a` shows what its replicas wait for";
         return Err(Failure::new(format!("nothing of `{what}` has written anything yet"), hint).into());
     }
+    let mut unread: BTreeSet<usize> = (0..args.targets.len()).collect();
+    for at in unread.iter().filter(|at| sources.iter().all(|source| source.target != **at)) {
+        render::warn(&format!("nothing of {} has written anything yet", args.targets[*at]));
+    }
     // Several at a time: a node that does not answer holds up no other's.
     let opening =
         sources.into_iter().map(async |source| (open(client, args, &source, args.tail.0).await, source));
     let answers: Vec<_> = stream::iter(opening).buffered(OPENED_MAX).collect().await;
-    let mut opened = Vec::new();
+    let (mut opened, mut missing) = (Vec::new(), false);
     for (answer, source) in answers {
         match answer {
-            Ok(log) => opened.push((source.name, Log { is_later: source.before.is_some(), ..log })),
-            Err(error) if several => render::warn(&format!("no lines of {}: {error:#}", source.name)),
+            Ok(log) => {
+                unread.remove(&source.target);
+                opened.push((source.name, Log { is_later: source.before.is_some(), ..log }));
+            }
+            Err(error) if several => {
+                no_lines(&source, &error);
+                // Some containers of a service may have no such log, when others have.
+                missing |= !is_absent(&error);
+            }
             Err(error) => return Err(error),
         }
     }
@@ -145,11 +160,21 @@ async fn show(client: &Client, args: &Args, sources: Vec<Source>) -> anyhow::Res
             }
         }
     }
-    Ok(printer.finish()?)
+    Ok(printer.finish()? || missing || !unread.is_empty())
+}
+
+/// Whether the API said that there is no such log.
+fn is_absent(error: &anyhow::Error) -> bool {
+    matches!(failure::cause(error), Some(Cause::Refused(status)) if status.is_client_error())
+}
+
+fn no_lines(source: &Source, error: &anyhow::Error) {
+    render::warn(&format!("no lines of {}: {error:#}", source.name));
 }
 
 /// Prints what the containers of services write, those that start later among them, until the services
-/// are gone or none of their containers is left to come; true when a log ended early.
+/// are gone or none of their containers is left to come; true when one that was named could not be read, or
+/// a log ended early.
 async fn follow(
     client: &Client,
     args: &Args,
@@ -163,21 +188,28 @@ async fn follow(
     let mut printer = Printer::new(several.then_some(widths.max().unwrap_or(0)), args.timestamps);
     let (mut lines, mut opened, mut count) = (SelectAll::new(), BTreeSet::new(), 0);
     let mut fresh = fixed;
-    let mut first = true;
+    let (mut first, mut missing) = (true, false);
     loop {
         for source in fresh {
-            // One that cannot be read yet is tried again with the next look.
             let tail = args.tail.0.filter(|_| first);
-            if let Ok(log) = open(client, args, &source.clone().exactly(!first), tail).await
-                && opened.insert(source.key(log.lines.attempt()))
-            {
-                lines.push(Box::pin(named(count, source.name, log.lines)));
-                count += 1;
+            match open(client, args, &source.clone().exactly(!first), tail).await {
+                Ok(log) => {
+                    if opened.insert(source.key(log.lines.attempt())) {
+                        lines.push(Box::pin(named(count, source.name, log.lines)));
+                        count += 1;
+                    }
+                }
+                // One of a service that cannot be read yet is tried again with the next look.
+                Err(error) if !services.iter().any(|service| source.is_of(service)) => {
+                    no_lines(&source, &error);
+                    missing = true;
+                }
+                Err(_) => {}
             }
         }
         first = false;
         if lines.is_empty() && services.iter().all(sources::is_over) {
-            return Ok(printer.finish()?);
+            return Ok(printer.finish()? || missing);
         }
         let next_look = sleep(REFRESH);
         tokio::pin!(next_look);
@@ -260,10 +292,10 @@ async fn open(client: &Client, args: &Args, source: &Source, tail: Option<usize>
         Ok(lines) => return Ok(Log { lines, is_later: false }),
         Err(error) => error,
     };
-    let absent =
-        matches!(failure::cause(&error), Some(failure::Cause::Refused(status)) if status.is_client_error());
-    let before =
-        source.before.as_ref().filter(|_| absent && args.attempt.is_none() && source.attempt.is_none());
+    let before = source
+        .before
+        .as_ref()
+        .filter(|_| is_absent(&error) && args.attempt.is_none() && source.attempt.is_none());
     let Some(before) = before else { return Err(error) };
     if !args.previous {
         render::note(&format!("{}; this is the log of the container before it", failure::chain(&error)));
@@ -289,4 +321,71 @@ fn named(source: usize, name: String, lines: Lines<LogLine>) -> impl stream::Str
             Err(error) => Some((Said { source, name, line: Err(error) }, None)),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::ExitCode;
+
+    use clap::{Args as _, FromArgMatches};
+
+    use crate::client::canned::Canned;
+
+    #[tokio::test]
+    async fn a_log_that_there_is_not_fails_the_command_after_the_others_were_shown() {
+        let row = serde_json::json!({
+            "container_id": "0123456789abcdef", "name": "err-0", "replica": 1, "service": "err",
+            "slot": 0, "version": 2, "node": 3, "node_name": "box3", "image": "nginx:1",
+            "phase": "completed", "desired": "run", "ready": true, "healthy": null, "lost": false,
+            "attempt": 0, "exit_code": 0, "message": "", "since": 1, "created_at": 1,
+            "address": null, "node_address": null, "ports": [], "container": null
+        });
+        let service = serde_json::json!({
+            "name": "err", "state": "running", "ready": 1, "desired": 1, "min": 1, "max": 1,
+            "image": "nginx:1", "ports": [], "version": 2, "created_at": 1, "versions": [], "origin": 1,
+            "pending": [], "replicas": [row]
+        });
+        let mut gone = row.clone();
+        for (key, value) in [("container_id", "00000000"), ("name", "old-0"), ("service", "old")] {
+            gone[key] = value.into();
+        }
+        let mut idle = service.clone();
+        (idle["name"], idle["replicas"]) = ("idle".into(), serde_json::json!([]));
+        let line = r#"{"at":"1970-01-01T00:00:00.001Z","stderr":false,"text":"oops"}"#.to_owned() + "\n";
+        let canned = Canned::new(vec![
+            ("/v1/ended", 200, serde_json::json!({ "items": [gone] }).to_string()),
+            ("/v1/services/idle", 200, idle.to_string()),
+            ("/v1/services/err", 200, service.to_string()),
+            ("/v1/replicas/err-0/logs", 200, line.clone()),
+            ("/v1/replicas/0123456789abcdef/logs", 200, line),
+            ("/v1/replicas/err-0", 200, row.to_string()),
+        ]);
+        let shown = async |line: &str| {
+            let words = std::iter::once("logs").chain(line.split_whitespace());
+            let matches = super::Args::augment_args(clap::Command::new("logs")).try_get_matches_from(words);
+            super::logs(&canned.client, super::Args::from_arg_matches(&matches.unwrap()).unwrap()).await
+        };
+        let check = async |line: &str, expect: ExitCode| {
+            let before = canned.asked().len();
+            let code = shown(line).await.expect(line);
+            assert_eq!(format!("{code:?}"), format!("{expect:?}"), "{line}");
+            let read = |path: &String| path.starts_with("/v1/replicas/") && path.contains("/logs?");
+            let asked = canned.asked();
+            assert!(
+                asked[before..].iter().any(|path| read(path) && !path.contains("nope")),
+                "{line}: {asked:?}"
+            );
+        };
+        for follow in ["", "-f "] {
+            check(&format!("{follow}err"), ExitCode::SUCCESS).await;
+            check(&format!("{follow}err err-0"), ExitCode::SUCCESS).await;
+            for line in ["nope err", "err nope", "nope err-0", "nope err nope2", "old err", "old err-0"] {
+                check(&format!("{follow}{line}"), ExitCode::FAILURE).await;
+            }
+            let line = format!("{follow}nope nope2");
+            assert!(shown(&line).await.is_err(), "{line}");
+        }
+        check("idle err", ExitCode::FAILURE).await;
+        check("-f idle err", ExitCode::SUCCESS).await;
+    }
 }

@@ -23,6 +23,8 @@ pub(super) struct Source {
     pub(super) before: Option<String>,
     /// The only attempt that is meant.
     pub(super) attempt: Option<u32>,
+    /// Which of the targets led to it.
+    pub(super) target: usize,
     replica: Option<(ReplicaId, u32)>,
 }
 
@@ -32,7 +34,7 @@ pub(super) type Key = (Option<ReplicaId>, u32, String);
 impl Source {
     fn named(target: &str) -> Self {
         let name = target.to_owned();
-        Self { id: name.clone(), name, before: None, attempt: None, replica: None }
+        Self { id: name.clone(), name, before: None, attempt: None, target: 0, replica: None }
     }
 
     fn of_row(row: &ReplicaRow) -> Option<Self> {
@@ -41,8 +43,21 @@ impl Source {
             name: row.name.clone(),
             before: None,
             attempt: None,
+            target: 0,
             replica: Some((row.replica?, row.attempt)),
         })
+    }
+
+    /// The same, led to by that target.
+    pub(super) fn of_target(mut self, target: usize) -> Self {
+        self.target = target;
+        self
+    }
+
+    /// Whether it was found as one of this service, and is looked for with it again.
+    pub(super) fn is_of(&self, service: &ServiceDetail) -> bool {
+        let name = self.name.rsplit_once('-').map(|(name, _)| name);
+        self.replica.is_some() && name == Some(service.row.name.as_str())
     }
 
     /// The same, and when `wanted` only the log of its current attempt.

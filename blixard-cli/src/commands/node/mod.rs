@@ -17,6 +17,7 @@ use clap::Subcommand;
 use self::daemon::DaemonArgs;
 use crate::args::{Connection, Output, OutputArgs, WaitArgs};
 use crate::client::{Client, segment};
+use crate::failure::Failure;
 use crate::render::color::{self, Paint, Style};
 use crate::render::table::Table;
 use crate::render::{self, text};
@@ -145,7 +146,7 @@ impl Local {
                 crate::report(&anyhow!(error));
                 Ok(code)
             }),
-            Self::Purge { yes: false, .. } => Err(crate::failure::Failure::new(
+            Self::Purge { yes: false, .. } => Err(Failure::new(
                 "purge removes this node's containers, networks and data for good",
                 "say --yes when you mean it",
             )
@@ -180,11 +181,26 @@ pub(crate) async fn ask(client: &Client, question: Question) -> anyhow::Result<E
     }
 }
 
+/// Every node of the cluster.
+///
+/// # Errors
+/// When the node does not answer.
+pub(crate) async fn nodes(client: &Client) -> anyhow::Result<Vec<NodeView>> {
+    Ok(client.get::<List<NodeView>>("/v1/nodes").await?.items)
+}
+
+/// That there is no node of that number or name, and which there are.
+pub(crate) fn unknown(node: &str, known: &[NodeView]) -> Failure {
+    let known = known.iter().map(|node| format!("node {} ({})", node.id, text::printable(&node.name)));
+    let hint = "name one of these; `blixard node ls` tells more of them";
+    Failure::new(format!("there is no node `{node}`"), hint).with_details(known.collect())
+}
+
 async fn list(client: &Client, output: OutputArgs) -> anyhow::Result<ExitCode> {
-    let list: List<NodeView> = client.get("/v1/nodes").await?;
+    let nodes = nodes(client).await?;
     match output.output {
-        Output::Json => render::json(&list.items)?,
-        Output::Table => render::print(&table(&list.items, color::stdout()))?,
+        Output::Json => render::json(&nodes)?,
+        Output::Table => render::print(&table(&nodes, color::stdout()))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -248,22 +264,26 @@ fn availability(node: &NodeView) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use blixard_core::api::node::NodeView;
     use blixard_core::cluster::Availability;
 
     use crate::render::color::Paint;
 
-    #[test]
-    fn node_ls_looks_like_this() {
-        let node: NodeView = serde_json::from_value(serde_json::json!({
-            "id": 1, "name": "box1", "role": "leader", "status": "up", "status_since": 0,
+    /// A node `boxN`, as the API tells of it.
+    pub(crate) fn view(id: u64) -> serde_json::Value {
+        serde_json::json!({
+            "id": id, "name": format!("box{id}"), "role": "leader", "status": "up", "status_since": 0,
             "availability": "active", "hold_until": null, "key": "01".repeat(32),
             "addresses": ["10.77.0.1:7001"], "subnet": "10.210.1.0/24", "labels": {}, "replicas": 2,
             "cpu_millis": 4000, "cpu_millis_reserved": 1500, "memory_bytes": 8_589_934_592_u64,
             "memory_bytes_reserved": 0, "arch": "amd64", "os": "linux", "version": "0.1.0", "joined_at": 0
-        }))
-        .unwrap();
+        })
+    }
+
+    #[test]
+    fn node_ls_looks_like_this() {
+        let node: NodeView = serde_json::from_value(view(1)).unwrap();
         let drained = NodeView { availability: Availability::Draining, replicas: 0, ..node.clone() };
         let node = NodeView { warnings: vec!["node 1 runs twice".to_owned()], ..node };
         assert_eq!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use blixard_core::api::node::{DownAnswer, NodeView};
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::{Health, List, WriteAnswer};
-use blixard_core::cluster::{Desired, Phase};
+use blixard_core::cluster::{Desired, NodeStatus, Phase};
 use blixard_core::id::NodeId;
 use http::StatusCode;
 use tokio::time::{Instant, sleep};
@@ -82,7 +82,7 @@ async fn find(client: &Client, node: &str) -> anyhow::Result<NodeId> {
 /// Whether an error is something that a node said, or this command found; not that none answers.
 fn is_answer(error: &anyhow::Error) -> bool {
     match failure::cause(error) {
-        Some(Cause::Refused(_) | Cause::Command) => true,
+        Some(Cause::Refused(_) | Cause::Command | Cause::Misuse) => true,
         Some(Cause::NotReached) => false,
         None => error.downcast_ref::<hyper::Error>().is_none(),
     }
@@ -108,7 +108,11 @@ async fn wait(client: &Client, node: NodeId, until: Until, args: WaitArgs) -> an
         progress.show(&shown);
         if Instant::now() >= deadline {
             drop(progress);
-            return Err(late(node, &left, &rows.items, args.timeout.as_secs()).into());
+            let seconds = args.timeout.as_secs();
+            // It may be gone by now, which is no reason to say less.
+            let view = client.get::<NodeView>(&format!("/v1/nodes/{node}")).await;
+            let down = view.is_ok_and(|view| view.status == NodeStatus::Down);
+            return Err(late(node, down, &left, &rows.items, seconds).into());
         }
         sleep(REFRESH).await;
     }
@@ -139,7 +143,7 @@ fn item(row: &ReplicaRow) -> Item {
 }
 
 /// What is still on the node, what it waits for, and what waits for a place elsewhere.
-fn late(node: NodeId, left: &[&ReplicaRow], all: &[ReplicaRow], seconds: u64) -> Failure {
+fn late(node: NodeId, down: bool, left: &[&ReplicaRow], all: &[ReplicaRow], seconds: u64) -> Failure {
     let unproven: Vec<&ReplicaRow> = left.iter().filter_map(|row| unproven_successor(row, all)).collect();
     let waiting = all.iter().filter(|row| row.phase.is_none());
     let elsewhere = unproven.iter().copied().filter(|row| row.phase.is_some() && !occupies(row, node));
@@ -155,13 +159,18 @@ fn late(node: NodeId, left: &[&ReplicaRow], all: &[ReplicaRow], seconds: u64) ->
     let is_held = |row: &&ReplicaRow| {
         row.blocked.is_some() || unproven_successor(row, all).is_some_and(|other| other.blocked.is_some())
     };
-    let hint = match unproven.iter().find(|row| row.blocked.is_none()) {
+    let hint = match unproven.iter().filter(|_| !down).find(|row| row.blocked.is_none()) {
         Some(row) => format!(
             "version {} of `{}` is not proven, and the old one runs on: `blixard service rollback {}` goes back \
              to it; {keeps}",
             row.version, row.service, row.service
         ),
-        None if !left.is_empty() && left.iter().all(is_held) => {
+        None if left.is_empty() => "it is removed once it votes no more: `blixard node ls`".to_owned(),
+        None if down => format!(
+            "node {node} is down, and nothing moves off it: what is lost starts elsewhere where it can, and is \
+             kept here until the node is back; `blixard node rm {node} --force` removes a node that is dead"
+        ),
+        None if left.iter().all(is_held) => {
             format!("they move once what holds them is over; {keeps}")
         }
         None => format!("they go on moving; {keeps}"),
@@ -199,7 +208,7 @@ mod tests {
 
     fn hint(all: &[ReplicaRow]) -> String {
         let left: Vec<&ReplicaRow> = all.iter().filter(|row| occupies(row, NodeId(1))).collect();
-        late(NodeId(1), &left, all, 20).body.hint
+        late(NodeId(1), false, &left, all, 20).body.hint
     }
 
     #[test]
@@ -220,10 +229,38 @@ mod tests {
         assert_eq!(hint(&[old(), new(&[("proven", true.into())])]), moving);
         assert_eq!(hint(&[row("sd-0", &[])]), moving);
         let all = [old(), new(&[])];
-        let told = late(NodeId(1), &[&all[0]], &all, 20);
+        let told = late(NodeId(1), false, &[&all[0]], &all, 20);
         assert_eq!(told.body.error, "node 1 still has 1 container after 20 s");
         let said = ["sd-0 0123456789ab: Up, being replaced", "sd-0 0123456789ab: Restarting (1)"];
         assert_eq!(told.body.details, said);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_to_move_off_a_node_that_is_down() {
+        let told = async |status: &str, rows: Vec<serde_json::Value>, until| {
+            let mut node = crate::commands::node::tests::view(2);
+            node["status"] = status.into();
+            let replicas = serde_json::json!({ "items": rows });
+            let answers =
+                vec![("/v1/replicas", 200, replicas.to_string()), ("/v1/nodes/2", 200, node.to_string())];
+            let canned = crate::client::canned::Canned::new(answers);
+            let args = WaitArgs { detach: false, timeout: Duration::ZERO };
+            let error = wait(&canned.client, NodeId(2), until, args).await.unwrap_err();
+            crate::failure::text(&error, crate::render::color::Paint::Plain)
+        };
+        let row = |lost: bool| {
+            let change = [("node", 2.into()), ("lost", lost.into()), ("ready", (!lost).into())];
+            serde_json::to_value(row("sd-0", &change)).unwrap()
+        };
+        for until in [Until::Empty, Until::Removed] {
+            let down = told("down", vec![row(true)], until).await;
+            assert!(!down.contains("moving") && !down.contains("keeps them there"), "{down}");
+            assert!(down.contains("node 2 is down") && down.contains("node rm 2 --force"), "{down}");
+            let up = told("up", vec![row(false)], until).await;
+            assert!(up.contains("they go on moving"), "{up}");
+        }
+        let empty = told("up", Vec::new(), Until::Removed).await;
+        assert!(!empty.contains("moving") && empty.contains("still a member"), "{empty}");
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! The documents that say what is what usually come last, so every file goes into the content
 //! store as it streams by. A lease keeps it there; when the import ends, what no image uses goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 
+use blixard_core::api::image::PassedOverImage;
 use blixard_core::limits::IMAGE_DOCUMENT_BYTES_MAX;
+use blixard_core::text::one_line;
 use bytes::Bytes;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -16,13 +18,15 @@ use tokio::io::AsyncRead;
 use super::ImageStore;
 use super::archive::{Archive, Entry, EntryKind, normalise};
 use super::compression::Compression;
-use super::config::{or_default, read_json};
+use super::config::{ImageConfig, or_default, read_json};
 use super::containerd::Containerd;
 use super::content::{FRAME_BYTES_MAX, Opened};
-use super::manifest::{Descriptor, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Platform, Roots};
+use super::manifest::{
+    Candidate, Descriptor, Foreign, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Platform, Roots,
+};
 use super::names::{self, Name};
-use super::tree::{Documents, Tree};
-use crate::platform::{ImageInfo, RuntimeError};
+use super::tree::{Documents, Search, Tree, platforms_of};
+use crate::platform::{ImageInfo, ImportedImages, RuntimeError};
 
 /// The most files of an archive.
 const FILES_MAX: usize = 100_000;
@@ -30,6 +34,10 @@ const FILES_MAX: usize = 100_000;
 const LINKS_MAX: usize = 8;
 /// The most images of an archive.
 const IMAGES_MAX: usize = 1_000;
+/// How many platforms are told of an image for other machines.
+const PLATFORMS_TOLD_MAX: usize = 16;
+/// How many such images are told of an archive that holds nothing else.
+const IMAGES_TOLD_MAX: usize = 16;
 
 /// What an archive held.
 #[derive(Default)]
@@ -66,7 +74,7 @@ impl ImageStore {
         &self,
         archive: Pin<Box<dyn AsyncRead + Send>>,
         name: Option<&str>,
-    ) -> Result<Vec<ImageInfo>, RuntimeError> {
+    ) -> Result<ImportedImages, RuntimeError> {
         if let Some(name) = name {
             self.reference(name)?;
         }
@@ -84,24 +92,45 @@ impl ImageStore {
         containerd: &Containerd,
         archive: Pin<Box<dyn AsyncRead + Send>>,
         name: Option<&str>,
-    ) -> Result<Vec<ImageInfo>, RuntimeError> {
+    ) -> Result<ImportedImages, RuntimeError> {
         let mut archive = Archive::open(archive).await?;
         let contents = store(containerd, &mut archive).await?;
         archive.drain().await;
         let mut images = contents.oci_images(&self.platform)?;
         if !images.keys().any(|name| matches!(name, Name::Full(_))) {
-            let docker = docker_images(containerd, &contents).await?;
+            let docker = docker_images(containerd, &contents, &self.platform).await?;
             if images.is_empty() || docker.keys().any(|name| matches!(name, Name::Full(_))) {
                 images = docker;
             }
         }
-        let named: Vec<Name> = images.keys().cloned().collect();
+        let mut passed_over = BTreeMap::new();
+        let mut roots = BTreeMap::new();
+        for (called, image) in &images {
+            match self.choose(containerd, &contents, image.roots.clone()).await {
+                Ok(Chosen::Root(digest)) => drop(roots.insert(called.clone(), Ok(digest))),
+                Ok(Chosen::Foreign(platforms)) if called.is_asked(name) => {
+                    passed_over.insert(called.clone(), self.passed_over(called, platforms));
+                }
+                Ok(Chosen::Foreign(_)) => {}
+                Err(err @ RuntimeError::Unavailable(_)) => return Err(err),
+                // It matters when the image is imported, and is told by the name that it then gets.
+                Err(err) => drop(roots.insert(called.clone(), Err(err))),
+            }
+        }
+        let named: Vec<Name> =
+            images.keys().filter(|called| !passed_over.contains_key(called)).cloned().collect();
+        let passed_over: Vec<PassedOverImage> = passed_over.into_values().collect();
+        // What has no name and is for this machine may still be given one.
+        let is_here = roots.iter().any(|(called, root)| root.is_ok() || called.is_asked(name));
+        if !is_here && !passed_over.is_empty() {
+            return Err(nothing_here(&passed_over, &self.platform));
+        }
         let references = names::references(&named, name).map_err(RuntimeError::Invalid)?;
         let mut trees = BTreeMap::new();
         for (name, reference) in references {
             let reference = self.reference(&reference)?.to_string();
-            let Some(image) = images.get(&name) else { continue };
-            let tree = self.complete(containerd, image.roots.clone()).await;
+            let (Some(image), Some(root)) = (images.get(&name), roots.remove(&name)) else { continue };
+            let tree = async { self.complete(containerd, &root?).await }.await;
             let tree = tree.map_err(|err| incomplete(&reference, err))?;
             trees.insert(reference, (tree, !image.pulled));
         }
@@ -115,14 +144,51 @@ impl ImageStore {
             let bytes = self.bytes(&tree).await?;
             images.push(ImageInfo { reference, digest: tree.root.digest, bytes, imported });
         }
-        Ok(images)
+        for PassedOverImage { name, platforms, .. } in &passed_over {
+            let platforms = platforms.join(", ");
+            tracing::info!(image = name, platforms, "image passed over: it is for other machines");
+        }
+        Ok(ImportedImages { images, passed_over })
+    }
+
+    /// Looks for what of an image is for this machine.
+    async fn choose(
+        &self,
+        containerd: &Containerd,
+        contents: &Contents,
+        roots: Roots,
+    ) -> Result<Chosen, RuntimeError> {
+        let documents = Documents { containerd, registry: None };
+        match documents.search(roots, &self.platform).await? {
+            Search::Found(found) => Ok(Chosen::Root(found.root().to_owned())),
+            Search::Foreign(foreign) => Ok(Chosen::Foreign(told(&foreign))),
+            // Of an image that was pulled for another platform, `docker save` writes the whole index
+            // and that platform's manifest alone.
+            Search::Missing { fault, foreign } => {
+                let held: BTreeSet<&str> = contents.blobs.values().map(|blob| blob.digest.as_str()).collect();
+                let platforms = told(foreign.iter().filter(|foreign| held.contains(foreign.digest.as_str())));
+                if platforms.is_empty() { Err(fault) } else { Ok(Chosen::Foreign(platforms)) }
+            }
+        }
+    }
+
+    /// What is told of an image for other machines. Its name is of use to people alone, so one that is
+    /// no reference is told as it is.
+    fn passed_over(&self, name: &Name, platforms: Vec<String>) -> PassedOverImage {
+        let reference = match name {
+            Name::Full(text) => self.reference(text).ok(),
+            Name::Tag(_) | Name::None => None,
+        };
+        PassedOverImage {
+            name: reference.map_or_else(|| one_line(&name.as_str()), |reference| reference.to_string()),
+            platforms,
+            node_platform: self.platform.to_string(),
+        }
     }
 
     /// Reads an image's documents, and sees to it that all of its blobs are here and stay.
-    async fn complete(&self, containerd: &Containerd, roots: Roots) -> Result<Tree, RuntimeError> {
-        let documents = Documents { containerd, registry: None };
-        let found = documents.walk(roots, &self.platform).await?;
-        let root = self.root(containerd, found.root()).await?;
+    async fn complete(&self, containerd: &Containerd, digest: &str) -> Result<Tree, RuntimeError> {
+        let root = self.root(containerd, digest).await?;
         let tree = self.tree(containerd, &root).await?;
         if let Some(digest) = self.missing_blob(containerd, &tree).await? {
             return Err(RuntimeError::NotFound(format!("no blob {digest}")));
@@ -134,10 +200,42 @@ impl ImageStore {
     }
 }
 
+/// What of an image is for this machine.
+enum Chosen {
+    /// All of it that is below the document with this digest.
+    Root(String),
+    /// Nothing: it is for these platforms.
+    Foreign(Vec<String>),
+}
+
+/// The platforms as they are told, in order. An archive may name any number of any length.
+fn told<'a>(foreign: impl IntoIterator<Item = &'a Foreign>) -> Vec<String> {
+    let platforms = platforms_of(foreign).into_iter().take(PLATFORMS_TOLD_MAX);
+    platforms.map(|platform| one_line(&platform.chars().take(100).collect::<String>())).collect()
+}
+
+/// Why an archive that has images only for other machines cannot be imported.
+fn nothing_here(passed_over: &[PassedOverImage], platform: &Platform) -> RuntimeError {
+    let found: Vec<String> = passed_over
+        .iter()
+        .take(IMAGES_TOLD_MAX)
+        .map(|PassedOverImage { name, platforms, .. }| format!("{name} is for {}", platforms.join(", ")))
+        .collect();
+    let more = match passed_over.len() - found.len() {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    RuntimeError::Invalid(format!(
+        "the archive holds nothing for this machine, which is {platform}: {}{more}",
+        found.join("; ")
+    ))
+}
+
 /// The images of an archive by what each is called.
 type Images = BTreeMap<Name, Found>;
 
 /// An image of an archive.
+#[derive(Default)]
 struct Found {
     /// What may be its root here.
     roots: Roots,
@@ -146,7 +244,11 @@ struct Found {
 }
 
 /// The images of Docker's older form, each with a manifest made for it.
-async fn docker_images(containerd: &Containerd, contents: &Contents) -> Result<Images, RuntimeError> {
+async fn docker_images(
+    containerd: &Containerd,
+    contents: &Contents,
+    platform: &Platform,
+) -> Result<Images, RuntimeError> {
     let Some(bytes) = &contents.docker_manifest else {
         if contents.index.is_some() {
             return Ok(Images::new());
@@ -155,16 +257,45 @@ async fn docker_images(containerd: &Containerd, contents: &Contents) -> Result<I
             "not an image archive: it has neither index.json nor manifest.json".into(),
         ));
     };
-    let mut roots = Images::new();
+    let mut images = Images::new();
     for image in docker_list(bytes)? {
-        let digest = docker_manifest(containerd, contents, &image).await?;
+        // Of an image for another machine the layers may be left out.
+        let foreign = docker_foreign(containerd, contents, &image, platform).await?;
+        let digest = match &foreign {
+            Some(_) => None,
+            None => Some(docker_manifest(containerd, contents, &image).await?),
+        };
         let names = Name::of_tags(image.repo_tags);
-        check_number(roots.len() + names.len())?;
+        check_number(images.len() + names.len())?;
         for name in names {
-            roots.insert(name, Found { roots: Roots::one(digest.clone(), false), pulled: false });
+            let roots = &mut images.entry(name).or_default().roots;
+            roots.foreign.extend(foreign.clone());
+            // A name that is given twice stands for the last, as Docker takes it.
+            if let Some(digest) = &digest {
+                roots.candidates = vec![Candidate { digest: digest.clone(), vouched: false }];
+            }
         }
     }
-    Ok(roots)
+    Ok(images)
+}
+
+/// Whether an image of Docker's older form is for another machine, and for which.
+async fn docker_foreign(
+    containerd: &Containerd,
+    contents: &Contents,
+    image: &DockerImage,
+    platform: &Platform,
+) -> Result<Option<Foreign>, RuntimeError> {
+    let Blob { digest, .. } = contents.blob(&image.config)?;
+    let config = match containerd.read_document(&digest).await {
+        Ok(bytes) => ImageConfig::parse(&bytes),
+        Err(RuntimeError::Invalid(fault)) => Err(fault),
+        Err(err) => return Err(err),
+    };
+    // What is wrong with one that cannot be read is told when it is imported.
+    let Ok(ImageConfig { os, architecture, .. }) = config else { return Ok(None) };
+    let foreign = !platform.runs(&os, &architecture);
+    Ok(foreign.then(|| Foreign { platform: format!("{os}/{architecture}"), digest }))
 }
 
 /// Reads Docker's `manifest.json`.
@@ -349,8 +480,12 @@ fn incomplete(name: &str, err: RuntimeError) -> RuntimeError {
 
 #[cfg(test)]
 mod tests {
-    use super::{Blob, Contents, IMAGES_MAX, docker_list};
-    use crate::runtime::images::manifest::Platform;
+    use std::collections::BTreeSet;
+
+    use blixard_core::api::image::PassedOverImage;
+
+    use super::{Blob, Contents, IMAGES_MAX, docker_list, nothing_here, told};
+    use crate::runtime::images::manifest::{Foreign, Platform};
     use crate::runtime::images::names::references;
 
     #[test]
@@ -393,6 +528,33 @@ mod tests {
             }
             Ok(())
         });
+    }
+
+    #[test]
+    fn what_is_told_of_images_for_other_machines_is_bounded() {
+        let foreign = |number: usize| Foreign {
+            platform: format!("linux/{number:03}\n{}", "x".repeat(5_000)),
+            digest: format!("sha256:{number:064x}"),
+        };
+        let foreign: BTreeSet<Foreign> = (0..900).map(foreign).collect();
+        let platforms = told(&foreign);
+        assert_eq!(platforms.len(), 16);
+        assert!(platforms.iter().all(|platform| platform.len() < 1_000 && !platform.contains('\n')));
+        assert!(platforms[1].starts_with("linux/001\\"), "{}", platforms[1]);
+
+        let image = |number: usize| PassedOverImage {
+            name: format!("docker.io/test/app:{number}"),
+            platforms: vec!["linux/riscv64".into(), "linux/s390x".into()],
+            node_platform: "linux/amd64".into(),
+        };
+        let check = |images: usize, expect: &str| {
+            let images: Vec<_> = (0..images).map(image).collect();
+            let error = nothing_here(&images, &Platform::of_node()).to_string();
+            assert!(error.ends_with(expect), "{error}");
+        };
+        check(1, ": docker.io/test/app:0 is for linux/riscv64, linux/s390x");
+        check(16, "; docker.io/test/app:15 is for linux/riscv64, linux/s390x");
+        check(19, "; docker.io/test/app:15 is for linux/riscv64, linux/s390x; and 3 more");
     }
 
     #[test]

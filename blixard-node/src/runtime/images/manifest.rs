@@ -150,13 +150,20 @@ pub(super) struct Candidate {
 pub(super) struct Roots {
     /// The best first.
     pub(super) candidates: Vec<Candidate>,
-    /// The platforms that others are said to be for.
-    pub(super) offered: BTreeSet<String>,
+    /// What is for other platforms.
+    pub(super) foreign: BTreeSet<Foreign>,
+}
+
+/// A manifest for a platform that is not the node's, or a configuration where there is no manifest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Foreign {
+    pub(super) platform: String,
+    pub(super) digest: String,
 }
 
 impl Roots {
     pub(super) fn one(digest: String, vouched: bool) -> Self {
-        Self { candidates: vec![Candidate { digest, vouched }], offered: BTreeSet::new() }
+        Self { candidates: vec![Candidate { digest, vouched }], foreign: BTreeSet::new() }
     }
 }
 
@@ -194,15 +201,15 @@ impl Index {
         let mut seen = BTreeSet::new();
         let mut candidates = self.candidates(node);
         candidates.retain(|candidate| seen.insert(candidate.digest.clone()));
-        Roots { candidates, offered: self.offered() }
+        Roots { candidates, foreign: self.foreign(node) }
     }
 
-    /// The platforms that entries are said to be for.
-    pub(super) fn offered(&self) -> BTreeSet<String> {
-        let said = self.manifests.iter().filter(|entry| !entry.is_about_an_image());
-        said.filter_map(|entry| entry.platform.as_ref())
-            .filter(|platform| platform.is_said())
-            .map(Platform::to_string)
+    /// The entries that are said to be for other platforms than `node`'s.
+    pub(super) fn foreign(&self, node: &Platform) -> BTreeSet<Foreign> {
+        let images = self.manifests.iter().filter(|entry| !entry.is_about_an_image());
+        let said = images.filter_map(|entry| Some((entry, entry.platform.as_ref()?)));
+        said.filter(|(_, platform)| platform.is_said() && node.preference(platform).is_none())
+            .map(|(entry, platform)| Foreign { platform: platform.to_string(), digest: entry.digest.clone() })
             .collect()
     }
 }

@@ -45,7 +45,7 @@ pub use containerd::SNAPSHOTTER;
 pub use registries::{Registries, RegistriesError};
 pub use usage::StoreUsage;
 
-use crate::platform::{ImageInfo, OnProgress, RuntimeError};
+use crate::platform::{ImageInfo, ImportedImages, OnProgress, RuntimeError};
 use containerd::{Containerd, LEASE_PREFIX, Named};
 use manifest::{Descriptor, Platform};
 
@@ -174,7 +174,8 @@ impl ImageStore {
     }
 
     /// Takes in every image of an OCI or Docker archive (tar, perhaps compressed with gzip, zstd or
-    /// xz), all or none; under `name`, when given, instead of the archive's own.
+    /// xz) that is for this platform, all or none; under `name`, when given, instead of the archive's
+    /// own. Those for other platforms are passed over.
     ///
     /// # Errors
     /// `Invalid` when the archive is damaged, incomplete, names no image, or has none for this
@@ -183,7 +184,7 @@ impl ImageStore {
         &self,
         archive: Pin<Box<dyn AsyncRead + Send>>,
         name: Option<&str>,
-    ) -> Result<Vec<ImageInfo>, RuntimeError> {
+    ) -> Result<ImportedImages, RuntimeError> {
         self.import_archive(archive, name).await
     }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 /// Where the two common kinds of tools write an image's name.
 const FULL_NAME: &str = "io.containerd.image.name";
 const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
+/// What Docker writes for a repository or a tag that there is not.
+const NO_NAME: &str = "<none>";
 
 /// What an archive calls an image.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +39,20 @@ impl Name {
         if names.is_empty() { vec![Self::None] } else { names }
     }
 
+    /// Whether an image that is called so is to be imported: by the importer's name, else by its own.
+    pub(super) fn is_asked(&self, wanted: Option<&str>) -> bool {
+        wanted.is_some() || matches!(self, Self::Full(_))
+    }
+
+    /// What the archive calls it; for what it does not name, the word that Docker writes.
+    pub(super) fn as_str(&self) -> &str {
+        match self {
+            Self::Full(name) => name,
+            Self::Tag(tag) => tag,
+            Self::None => NO_NAME,
+        }
+    }
+
     fn tag(&self) -> Option<&str> {
         match self {
             Self::Full(name) => name.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/')),
@@ -46,9 +62,9 @@ impl Name {
     }
 }
 
-/// Whether a name is one: Docker writes `<none>` for a repository or a tag that there is not.
+/// Whether a name is one.
 fn is_said(name: &str) -> bool {
-    !name.is_empty() && !name.contains("<none>")
+    !name.is_empty() && !name.contains(NO_NAME)
 }
 
 /// The references of an archive's images, in their order; those without one are left out.

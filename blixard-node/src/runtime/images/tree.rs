@@ -1,13 +1,13 @@
 //! An image as it lies in containerd: its documents for this node's platform, read and checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
 use super::ImageStore;
 use super::config::ImageConfig;
 use super::containerd::{Containerd, SNAPSHOTTER};
-use super::manifest::{Candidate, Descriptor, Document, Manifest, Platform, Roots, chain_ids};
+use super::manifest::{Candidate, Descriptor, Document, Foreign, Manifest, Platform, Roots, chain_ids};
 use super::registry::RegistrySession;
 use crate::platform::RuntimeError;
 
@@ -54,6 +54,19 @@ impl Tree {
     }
 }
 
+/// What a search for a platform's manifest came to.
+pub(super) enum Search {
+    Found(Box<Found>),
+    /// It is for other platforms alone, of which there is at least one.
+    Foreign(BTreeSet<Foreign>),
+    /// What may fit is named and not here.
+    Missing {
+        fault: RuntimeError,
+        /// What is named for other platforms.
+        foreign: BTreeSet<Foreign>,
+    },
+}
+
 /// Where documents are read from: containerd, and what is not there, when given, from the registry.
 pub(super) struct Documents<'a> {
     pub(super) containerd: &'a Containerd,
@@ -70,9 +83,27 @@ impl Documents<'_> {
     /// # Errors
     /// `Invalid` when none fits, naming the platforms offered; `NotFound` when what may fit is missing.
     pub(super) async fn walk(&self, roots: Roots, platform: &Platform) -> Result<Found, RuntimeError> {
-        let Roots { candidates, mut offered } = roots;
-        let only = candidates.len() == 1;
-        let mut fault = None;
+        match self.search(roots, platform).await? {
+            Search::Found(found) => Ok(*found),
+            Search::Foreign(foreign) => {
+                let offered = Vec::from_iter(platforms_of(&foreign)).join(", ");
+                Err(offered_for(&offered, platform))
+            }
+            Search::Missing { fault, .. } => Err(fault),
+        }
+    }
+
+    /// The same, for those to whom an image for other platforms is no fault.
+    ///
+    /// # Errors
+    /// `Invalid` when there is nothing for any platform, or what is for this one is no image;
+    /// `NotFound` when a root or a configuration is missing.
+    pub(super) async fn search(&self, roots: Roots, platform: &Platform) -> Result<Search, RuntimeError> {
+        let Roots { candidates, mut foreign } = roots;
+        let only = candidates.len() == 1 && foreign.is_empty();
+        // The first manifest that is not here, the first that is for this platform but broken, and the
+        // first that is perhaps no image at all.
+        let (mut missing, mut broken, mut odd) = (None, None, None);
         let mut waiting: Vec<(Vec<String>, Candidate)> =
             candidates.into_iter().rev().map(|root| (Vec::new(), root)).collect();
         let mut documents = 0;
@@ -85,10 +116,13 @@ impl Documents<'_> {
             }
             let is_root = only && trail.is_empty();
             trail.push(digest.clone());
+            let mut here = false;
             let fits = async {
-                match Document::parse(&self.read(&digest).await?)? {
+                let bytes = self.read(&digest).await?;
+                here = true;
+                match Document::parse(&bytes)? {
                     Document::Index(index) => {
-                        offered.extend(index.offered());
+                        foreign.extend(index.foreign(platform));
                         let below = index.candidates(platform).into_iter().rev();
                         waiting.extend(below.map(|candidate| (trail.clone(), candidate)));
                         Ok(None)
@@ -98,32 +132,37 @@ impl Documents<'_> {
                         if vouched || platform.runs(&config.os, &config.architecture) {
                             return Ok(Some((manifest, config)));
                         }
-                        offered.insert(format!("{}/{}", config.os, config.architecture));
+                        let platform = format!("{}/{}", config.os, config.architecture);
+                        foreign.insert(Foreign { platform, digest });
                         Ok(None)
                     }
                 }
             };
             match fits.await {
-                Ok(Some((manifest, config))) => return Ok(Found { trail, manifest, config }),
+                Ok(Some((manifest, config))) => {
+                    return Ok(Search::Found(Box::new(Found { trail, manifest, config })));
+                }
                 Ok(None) => {}
+                Err(err) if is_root => return Err(err),
                 // One of several may be something else than an image, or of another platform and
                 // therefore not here.
-                Err(err @ (RuntimeError::NotFound(_) | RuntimeError::Invalid(_))) if !is_root => {
-                    fault.get_or_insert(err);
+                Err(err) => {
+                    let first = match &err {
+                        RuntimeError::NotFound(_) if !here => &mut missing,
+                        RuntimeError::Invalid(_) if !vouched => &mut odd,
+                        RuntimeError::NotFound(_) | RuntimeError::Invalid(_) => &mut broken,
+                        _ => return Err(err),
+                    };
+                    first.get_or_insert(err);
                 }
-                Err(err) => return Err(err),
             }
         }
-        match fault {
-            Some(fault @ RuntimeError::NotFound(_)) => Err(fault),
-            Some(fault) if offered.is_empty() => Err(fault),
-            _ => {
-                let offered = Vec::from_iter(offered).join(", ");
-                let offered = if offered.is_empty() { "none" } else { &offered };
-                Err(RuntimeError::Invalid(format!(
-                    "no image for this node's platform {platform}; it is offered for: {offered}"
-                )))
-            }
+        match (broken, missing, odd) {
+            (Some(fault), _, _) => Err(fault),
+            (None, Some(fault), _) => Ok(Search::Missing { fault, foreign }),
+            (None, None, Some(fault)) if foreign.is_empty() => Err(fault),
+            _ if foreign.is_empty() => Err(offered_for("none", platform)),
+            _ => Ok(Search::Foreign(foreign)),
         }
     }
 
@@ -157,6 +196,17 @@ impl Documents<'_> {
             }
         }
     }
+}
+
+/// The platforms of what is for other machines, each once.
+pub(super) fn platforms_of<'a>(foreign: impl IntoIterator<Item = &'a Foreign>) -> BTreeSet<&'a str> {
+    foreign.into_iter().map(|foreign| foreign.platform.as_str()).collect()
+}
+
+fn offered_for(offered: &str, platform: &Platform) -> RuntimeError {
+    RuntimeError::Invalid(format!(
+        "no image for this node's platform {platform}; it is offered for: {offered}"
+    ))
 }
 
 impl ImageStore {

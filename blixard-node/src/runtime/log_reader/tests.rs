@@ -6,6 +6,7 @@ use blixard_core::time::UtcMs;
 
 use super::{ENTRY_BYTES_MAX, LogReader};
 use crate::platform::{LogLine, LogQuery};
+use crate::runtime::logger::{Begin, LogFile, rotated};
 
 fn read_all(reader: &mut LogReader) -> Vec<LogLine> {
     let mut all = Vec::new();
@@ -146,6 +147,93 @@ fn a_followed_log_is_read_on_across_rotation() {
     assert_eq!(texts(&mut reader), ["5"]);
 }
 
+/// A log each of whose files takes one write.
+fn log_of_one_entry_a_file(path: &Path) -> LogFile {
+    LogFile::open(path.to_owned(), 1).expect("log")
+}
+
+fn gap(bytes: usize) -> String {
+    format!("[blixard: {bytes} bytes of the log were removed by rotation before they were read]")
+}
+
+#[test]
+fn what_rotation_removed_before_it_was_read_is_told_where_it_is_missing_once() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    let mut log = log_of_one_entry_a_file(&path);
+    let entry = |number: u32| format!("T stdout F {number}\n");
+    let length = entry(1).len();
+    let mut write = |numbers: std::ops::Range<u32>| {
+        numbers.for_each(|number| log.write(entry(number).as_bytes()));
+    };
+    write(1..2);
+    let mut reader = open(&path, None);
+    assert_eq!(texts(&mut reader), ["1"]);
+    // The last file read is gone, and the next one is not.
+    write(2..5);
+    assert_eq!(texts(&mut reader), ["2", "3", "4"]);
+    write(5..9);
+    let lines = read_all(&mut reader);
+    let told: Vec<_> = lines.iter().map(|line| (line.note, line.stderr, line.at.as_str())).collect();
+    assert_eq!(told, [(true, true, "T"), (false, false, "T"), (false, false, "T"), (false, false, "T")]);
+    let said: Vec<_> = lines.into_iter().map(|line| String::from_utf8(line.bytes).expect("text")).collect();
+    assert_eq!(said, [gap(length).as_str(), "6", "7", "8"]);
+    // A reader that begins with several files reads these first, wherever they are by then.
+    let mut late = open(&path, Some(2));
+    write(9..19);
+    let missing = gap((9..16).map(|number| entry(number).len()).sum());
+    assert_eq!(texts(&mut late), ["7", "8", &missing, "16", "17", "18"]);
+    assert_eq!(texts(&mut reader), [&missing, "16", "17", "18"]);
+    write(19..20);
+    assert_eq!(texts(&mut reader), ["19"]);
+}
+
+#[test]
+fn a_gap_ends_the_lines_before_it_and_nothing_of_other_times_is_missed() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    let at = |ms: u32| format!("1970-01-01T00:00:00.{ms:03}456789Z");
+    let mut log = log_of_one_entry_a_file(&path);
+    log.write(format!("{} stdout P begun \n", at(100)).as_bytes());
+    let since = |ms| LogQuery { since: Some(UtcMs(ms)), ..LogQuery::default() };
+    let reader = |query: &LogQuery| LogReader::open(path.clone(), query).expect("log");
+    let (mut all, mut newer, mut newest) = (reader(&since(0)), reader(&since(150)), reader(&since(450)));
+    assert_eq!(texts(&mut all), ["begun …"]);
+    assert_eq!((texts(&mut newer), texts(&mut newest)), (vec![], vec![]));
+    let lost = format!("{} stdout F its end\n", at(200));
+    log.write(lost.as_bytes());
+    for (ms, text) in [(300, "a"), (400, "b"), (500, "c")] {
+        log.write(format!("{} stdout F {text}\n", at(ms)).as_bytes());
+    }
+    assert_eq!(texts(&mut all), ["", &gap(lost.len()), "a", "b", "c"]);
+    assert_eq!(texts(&mut newer), [&gap(lost.len()), "a", "b", "c"]);
+    assert_eq!(texts(&mut newest), ["c"], "what is missing was not asked for");
+}
+
+#[test]
+fn a_gap_whose_size_nothing_tells_is_called_possible() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    let mut log = log_of_one_entry_a_file(&path);
+    log.write(b"T stdout F 1\n");
+    let mut reader = open(&path, None);
+    assert_eq!(texts(&mut reader), ["1"]);
+    for number in 2..7 {
+        log.write(format!("T stdout F {number}\n").as_bytes());
+    }
+    // As with the logger of an older version, which outlives its daemon.
+    fs::remove_file(Begin::path(&path)).expect("it is there");
+    let possible = "[blixard: part of the log may have been removed by rotation before it was read]";
+    assert_eq!(texts(&mut reader), [possible, "4", "5", "6"]);
+    // A file that none of those there is: what is written down is not of them.
+    fs::write(Begin::path(&path), "1 1\n").expect("file");
+    for number in 7..12 {
+        log.write(format!("T stdout F {number}\n").as_bytes());
+        fs::write(Begin::path(&path), "1 1\n").expect("file");
+    }
+    assert_eq!(texts(&mut reader), [possible, "9", "10", "11"]);
+}
+
 #[test]
 fn logs_survive_every_damage() {
     let directory = tempfile::tempdir().expect("temporary directory");
@@ -167,5 +255,36 @@ fn logs_survive_every_damage() {
         let since = read_all(&mut LogReader::open(path.clone(), &query).expect("log"));
         assert!(since.len() <= whole.len());
         Ok(())
+    });
+}
+
+#[test]
+fn where_a_log_begins_survives_every_damage() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("1.log");
+    let mut log = log_of_one_entry_a_file(&path);
+    for number in 0..4 {
+        log.write(format!("T stdout F {number}\n").as_bytes());
+    }
+    let written = fs::read(Begin::path(&path)).expect("it is there");
+    let files = [2, 1, 0].map(|age| fs::read(rotated(&path, age)).expect("file"));
+    damage::survives("where a log begins", &[written], |input| {
+        let begin = Begin::path(&path);
+        fs::write(&begin, input).expect("file");
+        let mut reader = open(&path, None);
+        assert_eq!(texts(&mut reader).len(), 3);
+        let mut log = log_of_one_entry_a_file(&path);
+        for number in 4..9 {
+            log.write(format!("T stdout F {number}\n").as_bytes());
+            if number == 7 {
+                fs::write(&begin, input).expect("file");
+            }
+        }
+        let lines = texts(&mut reader);
+        assert!(lines.ends_with(&["6", "7", "8"].map(str::to_owned)) && lines.len() <= 4, "{lines:?}");
+        for (age, bytes) in files.iter().rev().enumerate() {
+            fs::write(rotated(&path, age), bytes).expect("file");
+        }
+        Begin::read(&path).map(drop).ok_or("it says nothing".to_owned())
     });
 }

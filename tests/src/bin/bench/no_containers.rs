@@ -8,8 +8,9 @@ use async_trait::async_trait;
 use blixard_core::agent::{Observed, ObservedState, Ready};
 use blixard_core::id::{ClusterId, NodeId, ReplicaId};
 use blixard_node::platform::{
-    ContainerConfig, ContainerInfo, ContainerRuntime, Duplex, ExecConfig, ExecSession, ImageInfo, Listener,
-    LogLine, LogQuery, OnProgress, Routing, RuntimeError, RuntimeEvent, Started, VolumeStore,
+    ContainerConfig, ContainerInfo, ContainerRuntime, Duplex, ExecConfig, ExecSession, ImageInfo,
+    ImportedImages, Listener, LogLine, LogQuery, OnProgress, Routing, RuntimeError, RuntimeEvent, Started,
+    VolumeStore,
 };
 use futures_util::Stream;
 use tokio::io::AsyncRead;
@@ -108,7 +109,7 @@ impl ContainerRuntime for NoContainers {
         &self,
         _: Pin<Box<dyn AsyncRead + Send>>,
         _: Option<&str>,
-    ) -> Result<Vec<ImageInfo>, RuntimeError> {
+    ) -> Result<ImportedImages, RuntimeError> {
         unreachable!("Raft runs no containers")
     }
 
