@@ -256,6 +256,13 @@ mod tests {
         super::Args::from_arg_matches(&matches.unwrap()).unwrap()
     }
 
+    /// An event of nothing in particular.
+    fn event(at: u64, kind: EventKind, message: &str) -> Event {
+        let id = EventId { index: 3, n: 0 };
+        let message = message.to_owned();
+        Event { id, at: UtcMs(at), kind, service: None, replica: None, node: None, message, by: None }
+    }
+
     fn nodes() -> Vec<NodeView> {
         [1, 2].map(|id| serde_json::from_value(view(id)).unwrap()).into()
     }
@@ -263,16 +270,8 @@ mod tests {
     #[tokio::test]
     async fn nodes_are_named_by_number_or_name_and_unknown_ones_are_refused() {
         let list = serde_json::json!({ "items": [view(1), view(2)] }).to_string();
-        let event = Event {
-            id: EventId { index: 3, n: 0 },
-            at: UtcMs(5),
-            kind: EventKind::ReplicaLost,
-            service: None,
-            replica: None,
-            node: Some(NodeId(7)),
-            message: "node 7 (box7) is down".into(),
-            by: None,
-        };
+        let left = event(5, EventKind::ReplicaLost, "node 7 (box7) is down");
+        let event = Event { node: Some(NodeId(7)), ..left };
         let log = serde_json::to_string(&event).unwrap() + "\n";
         let canned = Canned::new(vec![("/v1/nodes", 200, list), ("/v1/events", 200, log)]);
         let ask = async |line: &str| super::events(&canned.client, args(line)).await;
@@ -291,18 +290,8 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line() {
-        let event = Event {
-            id: EventId { index: 3, n: 0 },
-            at: UtcMs(0),
-            kind: EventKind::ReplicaPlaced,
-            service: None,
-            replica: None,
-            node: None,
-            message: "web-0 goes to node 2\n".into(),
-            by: None,
-        };
         assert_eq!(
-            super::line(&event),
+            super::line(&event(0, EventKind::ReplicaPlaced, "web-0 goes to node 2\n")),
             "1970-01-01T00:00:00.000Z  replica-placed     web-0 goes to node 2\\n"
         );
     }
@@ -310,14 +299,10 @@ mod tests {
     #[test]
     fn filters_narrow_by_key_and_widen_by_value() {
         let event = |service: &str, kind, at| Event {
-            id: EventId { index: 3, n: 0 },
-            at: UtcMs(at),
-            kind,
             service: Some(service.parse().unwrap()),
             replica: Some(ReplicaId(7)),
             node: Some(NodeId(2)),
-            message: format!("{service}-0 on node 2 is placed, version 1"),
-            by: None,
+            ..event(at, kind, &format!("{service}-0 on node 2 is placed, version 1"))
         };
         let check = |line: &str, expect: [bool; 3]| {
             let mut args = args(line);
