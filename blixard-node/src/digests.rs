@@ -53,7 +53,7 @@ impl Digests {
 
     /// Compares what members told, as leader.
     pub(crate) fn compare(&self, status: &RaftStatus, now: Mono) -> Comparison {
-        let voters: BTreeSet<NodeId> = status.voters.iter().copied().collect();
+        let voters = status.voters();
         let members = status.members().collect();
         let comparison = self.with(|inner| inner.told.compare(&voters, &members, now));
         self.learn(comparison.differing.clone(), now);

@@ -51,8 +51,6 @@ pub struct RaftStatus {
     pub leader: Option<NodeId>,
     /// The current term.
     pub term: u64,
-    /// Members that vote, in any of `configurations`.
-    pub voters: Vec<NodeId>,
     /// The sets of voters of which each has to agree: one, and two from the middle of a change of voters
     /// to its end. None while Raft does not run.
     pub configurations: Vec<BTreeSet<NodeId>>,
@@ -75,9 +73,14 @@ impl RaftStatus {
         self.leader == Some(node)
     }
 
+    /// Members that vote, in any configuration.
+    pub fn voters(&self) -> BTreeSet<NodeId> {
+        self.configurations.iter().flatten().copied().collect()
+    }
+
     /// Voters and learners.
     pub fn members(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.voters.iter().chain(&self.learners).copied()
+        self.voters().into_iter().chain(self.learners.iter().copied())
     }
 
     /// Whether a change of voters is half done: the voters before it have to agree as well.

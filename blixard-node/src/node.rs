@@ -355,7 +355,7 @@ async fn stop(shared: Shared) {
         tracing::warn!(node.id = %shared.id, "the cluster could not be told of the stop");
     }
     if let Some(raft) = shared.raft() {
-        let heir = shared.status().voters.into_iter().find(|voter| *voter != shared.id);
+        let heir = shared.status().voters().into_iter().find(|voter| *voter != shared.id);
         if let Some(heir) = heir.filter(|_| shared.status().is_leader(shared.id)) {
             match raft.transfer_leader(heir, FAREWELL).await {
                 Ok(()) => tracing::info!(node.id = %shared.id, peer.id = %heir, "leadership handed over"),

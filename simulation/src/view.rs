@@ -33,7 +33,7 @@ fn node(machine: &Machine, out: &mut String) {
         Some(leader) => format!("follows node {leader}"),
         None => "hears no leader".to_owned(),
     };
-    let (voters, learners) = (ids(&raft.voters), ids(&raft.learners));
+    let (voters, learners) = (ids(&Vec::from_iter(raft.voters())), ids(&raft.learners));
     line(
         out,
         format_args!(

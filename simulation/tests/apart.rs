@@ -251,7 +251,7 @@ fn a_member_that_was_away_follows_a_leader_that_joined_meanwhile() {
         world.machine(replaced).replace();
         world.start(replaced);
         let joined = || world.machine(replaced).running().map(|running| running.handle);
-        let votes = || joined().is_some_and(|node| node.raft().voters.contains(&node.id));
+        let votes = || joined().is_some_and(|node| node.raft().voters().contains(&node.id));
         until("the newcomer votes", votes).await;
         for _ in 0..60 {
             let leader = world.leader().expect("one leads");
@@ -276,7 +276,7 @@ fn a_member_that_was_away_follows_a_leader_that_joined_meanwhile() {
 fn the_only_voter_removed_by_force_hands_over() {
     with(2, async |world| {
         let voter = world.leader().expect("one leads");
-        assert_eq!(node(&world, voter).handle.raft().voters, [NodeId(voter)]);
+        assert_eq!(node(&world, voter).handle.raft().configurations, [[NodeId(voter)].into()]);
         remove(&world, voter).await;
         let left = 3 - voter;
         assert_eq!(submit(&node(&world, left), "web", 1).await.0, 201);

@@ -201,7 +201,7 @@ fn a_member_whose_state_is_wrong_is_found_answers_nobody_and_is_given_the_majori
         world.checks.set_wrong(wrong, false);
         assert_eq!(joined(&node(&world, wrong)).await, Ok(right));
         let raft = node(&world, wrong).handle.raft();
-        assert!(raft.last_log >= log && raft.voters.len() == 3, "its log is kept: {raft:?}");
+        assert!(raft.last_log >= log && raft.voters().len() == 3, "its log is kept: {raft:?}");
         until("nobody says so any more", || settled(&world).is_ok()).await;
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(warnings(&world, leader, wrong).await, Vec::<String>::new());

@@ -5,14 +5,13 @@
 //! state as those writes will leave it, so that a submission is placed in the same Raft round
 //! that records it. The decisions are [`blixard_core::orchestrator`]'s; this task feeds and proposes them.
 
-use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::Duration;
 
 use blixard_core::cluster::{
     Actor, Availability, ClusterState, Command, Entry, Outcome, ReplicaStatus, Write, command, level,
 };
-use blixard_core::id::{NodeId, RequestId};
+use blixard_core::id::RequestId;
 use blixard_core::limits;
 use blixard_core::orchestrator::health::{LOOK, Liveness};
 use blixard_core::orchestrator::{Planner, membership};
@@ -265,7 +264,7 @@ fn housekeeping(shared: &Shared, state: &ClusterState, now: UtcMs, commands: &mu
     {
         commands.push(Command::Level { level });
     }
-    let voters: BTreeSet<NodeId> = shared.status().voters.into_iter().collect();
+    let voters = shared.status().voters();
     for (id, node) in &state.nodes {
         let leaving = node.availability == Availability::Leaving;
         if leaving && membership::leave_blocker(state, &voters, *id).is_none() {

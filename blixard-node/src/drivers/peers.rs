@@ -120,8 +120,11 @@ mod tests {
         state.removed_nodes.insert(NodeId(3), NodeKey([3; 32]));
         let known = BTreeMap::from([(NodeId(2), peer(2)), (NodeId(3), peer(3))]);
         assert!(peers_of(&state, NodeId(1), &known).is_empty());
-        let status =
-            RaftStatus { voters: vec![NodeId(1)], learners: vec![NodeId(2)], ..RaftStatus::default() };
+        let status = RaftStatus {
+            configurations: vec![[NodeId(1)].into()],
+            learners: vec![NodeId(2)],
+            ..RaftStatus::default()
+        };
         assert_eq!(departing(&state, &status, &known), BTreeMap::from([(NodeId(2), peer(2))]));
         assert!(departing(&state, &RaftStatus::default(), &known).is_empty());
     }

@@ -47,7 +47,8 @@ async fn hand_over(shared: &Shared, raft: &RaftNode, agreed: &Agreed) {
     if !status.is_leader(shared.id) {
         return;
     }
-    let heir = status.voters.into_iter().find(|voter| *voter != shared.id && agreed.holders.contains(voter));
+    let heir =
+        status.voters().into_iter().find(|voter| *voter != shared.id && agreed.holders.contains(voter));
     let Some(heir) = heir else { return };
     match raft.transfer_leader(heir, HANDOVER).await {
         Ok(()) => tracing::info!(node.id = %shared.id, peer.id = %heir, "leadership handed over"),

@@ -42,9 +42,9 @@ impl RaftNode {
     /// See [`ProposeError`]; [`ProposeError::Invalid`] when no voter would be left.
     pub async fn remove(&self, ids: BTreeSet<NodeId>, deadline: Duration) -> Result<(), ProposeError> {
         self.step_aside(|id| !ids.contains(&id), deadline).await?;
-        let status = self.status();
+        let voting = self.status().voters();
         let (voters, learners): (BTreeSet<_>, BTreeSet<_>) =
-            ids.into_iter().partition(|id| status.voters.contains(id));
+            ids.into_iter().partition(|id| voting.contains(id));
         if !voters.is_empty() {
             self.change(ChangeMembers::RemoveVoters(raft_ids(&voters)), false, deadline).await?;
         }
@@ -64,7 +64,7 @@ impl RaftNode {
             return Ok(());
         }
         let matched = self.matched();
-        let staying = self.status().voters.into_iter().filter(|id| stays(*id));
+        let staying = self.status().voters().into_iter().filter(|id| stays(*id));
         let Some(next) = staying.max_by_key(|id| matched.get(id).copied()) else {
             return Err(ProposeError::Invalid("at least one of the voters must stay one".to_owned()));
         };
@@ -106,7 +106,7 @@ impl RaftNode {
         if status.leader != Some(self.id()) {
             return Err(ProposeError::NotLeader { leader: status.leader });
         }
-        if !status.voters.contains(&to) {
+        if !status.voters().contains(&to) {
             return Err(ProposeError::Invalid(format!("node {to} does not vote, so it cannot lead")));
         }
         if to == self.id() {

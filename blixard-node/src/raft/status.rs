@@ -68,15 +68,14 @@ impl RaftNode {
         // `server` would read there what was before, and would be told of it no more.
         let membership = server.membership_config.membership();
         let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
-        let voters: Vec<NodeId> = membership.voter_ids().map(NodeId).collect();
-        let set = |configuration: &BTreeSet<u64>| configuration.iter().copied().map(NodeId).collect();
+        let set = |voters: &BTreeSet<u64>| voters.iter().copied().map(NodeId).collect();
+        let configurations: Vec<BTreeSet<NodeId>> = membership.get_joint_config().iter().map(set).collect();
         // Nobody else is asked by whom a quorum is one member.
-        let alone = voters == [self.id()];
+        let alone = configurations == [BTreeSet::from([self.id()])];
         RaftStatus {
             leader: server.current_leader.map(NodeId).filter(|leader| self.hears(*leader)),
             term: server.vote.leader_id.term,
-            voters,
-            configurations: membership.get_joint_config().iter().map(set).collect(),
+            configurations,
             learners: membership.learner_ids().map(NodeId).collect(),
             last_log: metrics.last_log_index.unwrap_or(0),
             applied: index(&metrics.last_applied),

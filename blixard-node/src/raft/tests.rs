@@ -338,15 +338,15 @@ async fn members_are_added_demoted_and_removed() {
     write_anywhere(std::slice::from_ref(&next), 0).await;
     assert_eq!(next.status().learners, [leader.id()]);
     next.remove([leader.id()].into(), PATIENCE).await.expect("removed");
-    assert_eq!(next.status().voters, others.into_iter().collect::<Vec<_>>());
+    assert_eq!(next.status().configurations, [others]);
     assert!(next.status().learners.is_empty());
 
     let refused = next.remove([next.id()].into(), PATIENCE).await;
     assert!(matches!(refused, Err(ProposeError::NotLeader { leader: Some(_) })), "{refused:?}");
     let last = cluster.node(cluster.leader().await.id().0);
     last.remove([next.id()].into(), PATIENCE).await.expect("removed");
-    assert_eq!(last.status().voters.len(), 2);
-    let nobody = last.remove(last.status().voters.into_iter().collect(), PATIENCE).await;
+    assert_eq!(last.status().voters().len(), 2);
+    let nobody = last.remove(last.status().voters(), PATIENCE).await;
     assert!(matches!(nobody, Err(ProposeError::Invalid(_))), "{nobody:?}");
 }
 
@@ -369,7 +369,7 @@ async fn a_stopped_member_starts_with_the_state_it_had_also_without_a_leader() {
 
     // An initialized member is not initialized again.
     after.initialize().await.expect("Raft runs");
-    assert_eq!(after.status().voters.len(), 3);
+    assert_eq!(after.status().voters().len(), 3);
     cluster.open(1).await;
     cluster.open(3).await;
     write_anywhere(&cluster.nodes(), 10).await;

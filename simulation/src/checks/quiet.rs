@@ -47,7 +47,7 @@ impl Quiet {
             self.led.extend(leader.map(|leader| (leader, now)));
             // A node whose store failed knows no voters until it has reopened it, for a while after
             // its disk is well again.
-            let away = |node: &Running| node.is_paused() || node.handle.raft().voters.is_empty();
+            let away = |node: &Running| node.is_paused() || node.handle.raft().configurations.is_empty();
             if missed || !same_life || running.is_none_or(|node| away(&node)) || !machine.disk.is_well() {
                 self.machines.insert(machine.number, now);
             }

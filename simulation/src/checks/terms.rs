@@ -17,7 +17,7 @@ pub(super) struct Terms {
 impl Terms {
     pub(super) fn seen(&mut self, node: NodeId, status: &RaftStatus) -> Result<(), String> {
         // Without voters nothing is known: Raft is closed, or never heard of anyone.
-        if status.voters.is_empty() {
+        if status.configurations.is_empty() {
             return Ok(());
         }
         let highest = self.highest.entry(node).or_default();

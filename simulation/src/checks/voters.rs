@@ -16,17 +16,14 @@ use crate::world::World;
 /// # Errors
 /// What differs.
 pub fn members_agree_who_votes(world: &World) -> Result<(), String> {
-    let mut known: BTreeSet<(Vec<NodeId>, Vec<NodeId>)> = BTreeSet::new();
+    let mut known: BTreeSet<(BTreeSet<NodeId>, BTreeSet<NodeId>)> = BTreeSet::new();
     for node in world.running() {
         let status = node.handle.raft();
         if status.is_changing_voters() {
             let sets = status.configurations;
             return Err(format!("node {}: a change of voters is half done: {sets:?}", node.handle.id));
         }
-        let (mut voters, mut learners) = (status.voters, status.learners);
-        voters.sort_unstable();
-        learners.sort_unstable();
-        known.insert((voters, learners));
+        known.insert((status.voters(), status.learners.iter().copied().collect()));
     }
     let Some((voters, learners)) = known.first().filter(|_| known.len() == 1) else {
         return Err(format!("members have the voters and learners {known:?}"));

@@ -164,7 +164,7 @@ impl Acting {
 
     /// Whether every node runs and knows every other, and enough vote that one can be lost.
     fn survives_a_loss(&self) -> bool {
-        let voters = self.world().running().iter().map(|running| running.handle.raft().voters.len()).min();
+        let voters = self.world().running().iter().map(|running| running.handle.raft().voters().len()).min();
         // In the middle of a change the voters before it are needed too: then they do not agree.
         self.all_know_all() && members_agree_who_votes(self.world()).is_ok() && voters >= Some(3)
     }

@@ -81,7 +81,7 @@ fn view(state: &ClusterState, raft: &RaftStatus, id: NodeId, node: &Node) -> Nod
 fn role(raft: &RaftStatus, id: NodeId) -> Role {
     match () {
         () if raft.leader == Some(id) => Role::Leader,
-        () if raft.voters.contains(&id) => Role::Voter,
+        () if raft.voters().contains(&id) => Role::Voter,
         () if raft.learners.contains(&id) => Role::Learner,
         () => Role::Joining,
     }
@@ -107,7 +107,7 @@ pub fn cluster_status(
         node,
         leader: raft.leader,
         term: raft.term,
-        voters: raft.voters.clone(),
+        voters: raft.voters().into_iter().collect(),
         learners: raft.learners.clone(),
         failures_survived,
         survives,
@@ -235,7 +235,7 @@ mod tests {
         fixture::edit_replica(&mut state, 4, |replica| replica.lost_since = Some(UtcMs(1)));
         let raft = RaftStatus {
             leader: Some(NodeId(1)),
-            voters: vec![NodeId(1), NodeId(2)],
+            configurations: vec![BTreeSet::from([NodeId(1), NodeId(2)])],
             learners: vec![NodeId(3)],
             ..RaftStatus::default()
         };
