@@ -73,7 +73,7 @@ impl RaftNode {
         // Nobody else is asked by whom a quorum is one member.
         let alone = configurations == [BTreeSet::from([self.id()])];
         RaftStatus {
-            leader: server.current_leader.map(NodeId).filter(|leader| self.hears(*leader)),
+            leader: leader(&server).filter(|leader| self.hears(*leader)),
             term: server.vote.leader_id.term,
             configurations,
             learners: membership.learner_ids().map(NodeId).collect(),
@@ -117,9 +117,47 @@ impl RaftNode {
     }
 }
 
+/// Who leads in the term of the vote that this member's disk has: the term that is told.
+///
+/// openraft names a leader as soon as it hears one, and has the vote for it written then, which may
+/// take a second: until it is, the leader it names is one of a later term than is told.
+fn leader(server: &RaftServerMetrics<Types>) -> Option<NodeId> {
+    let kept = server.vote.committed.then_some(server.vote.leader_id.voted_for);
+    // Another than the kept one, or none, is named when the kept term is over.
+    server.current_leader.filter(|named| Some(*named) == kept).map(NodeId)
+}
+
 /// Members that have not answered this leader for `silence`; none when it does not lead.
 pub(super) fn silent(metrics: &RaftMetrics<Types>, silence: Duration) -> Vec<NodeId> {
     let heard = metrics.heartbeat.iter().flatten().filter(|(id, _)| **id != metrics.id);
     let silent = heard.filter(|(_, heard)| heard.is_none_or(|heard| heard.elapsed() > silence));
     silent.map(|(id, _)| NodeId(*id)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::types::{StoredMembership, Vote};
+
+    #[test]
+    fn a_leader_is_told_with_its_own_term() {
+        let told = |vote: Vote, named: Option<u64>| {
+            let membership = Arc::new(StoredMembership::default());
+            leader(&RaftServerMetrics {
+                id: 5,
+                vote,
+                state: openraft::ServerState::Follower,
+                current_leader: named,
+                membership_config: Arc::clone(&membership),
+                committed_membership_config: membership,
+            })
+        };
+        assert_eq!(told(Vote::new_committed(5, 4), Some(4)), Some(NodeId(4)));
+        // The disk has not written yet that node 3 leads, in a later term.
+        assert_eq!(told(Vote::new_committed(5, 4), Some(3)), None);
+        assert_eq!(told(Vote::new(6, 3), Some(3)), None);
+        // The term is over: this member stands for election, or votes for another.
+        assert_eq!(told(Vote::new_committed(5, 4), None), None);
+        assert_eq!(told(Vote::new(6, 5), None), None);
+    }
 }
