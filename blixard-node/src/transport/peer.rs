@@ -73,6 +73,12 @@ impl Slot {
         self.state.borrow().link.clone()
     }
 
+    /// The link, when it is up, and those that live on though another took over.
+    pub(super) fn links(&self) -> Vec<Arc<Link>> {
+        let state = self.state.borrow();
+        state.link.iter().chain(&state.superseded).cloned().collect()
+    }
+
     /// How the link is, for people.
     pub(super) fn describe(&self, now: Mono) -> crate::platform::Link {
         let state = self.state.borrow();

@@ -53,13 +53,13 @@ impl Shared {
     /// Takes in which starts the leader refuses, and ends their links here: of two starts that are
     /// each linked to some members the same one stays everywhere.
     pub(super) fn heed(&self, twice: BTreeMap<NodeId, Twice>) {
-        for (node, twice) in &twice {
-            let link = self.slot(*node).and_then(|slot| slot.link());
-            if let Some(link) = link.filter(|link| link.start == Some(twice.refused.start)) {
-                link.close(CloseCode::RunsTwice, &twice.words(*node));
+        self.set_refused_by_leader(twice.clone());
+        for (node, twice) in twice {
+            let links = self.slot(node).into_iter().flat_map(|slot| slot.links());
+            for link in links.filter(|link| link.start == Some(twice.refused.start)) {
+                link.close(CloseCode::RunsTwice, &twice.words(node));
             }
         }
-        self.set_refused_by_leader(twice);
     }
 }
 

@@ -601,9 +601,12 @@ async fn the_second_start_of_a_member_is_refused_while_the_first_lives() {
     // What the leader refuses is refused by everybody, and only for as long.
     eventually("the copy is linked", async || link().is_some()).await;
     let linked = link().expect("the copy is linked");
+    // As both sides make when they dial at once: one of the two is superseded by the other.
+    let twin = connect(&copy, &one, linked.boot).await;
     let twice = Twice { linked: None, ..told()[0].1 };
     one.transport.heed_twice([(two.node, twice)].into());
     closes(linked.connection()).await;
+    closes(&twin).await;
     let refused = copy.echo.refused.lock().unwrap().len();
     eventually("refused", async || copy.echo.refused.lock().unwrap().len() > refused).await;
     one.transport.heed_twice(BTreeMap::new());
