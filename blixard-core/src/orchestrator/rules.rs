@@ -159,8 +159,8 @@ fn returned(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
     vec![set_desired(replacement, Desired::Stop), PlanStep::SetLost { replica: id, lost: false }]
 }
 
-/// A superseded replica stops once another does its work, or when it has itself ended, or when it
-/// never served: of several, the one that is proven goes on.
+/// A superseded replica stops once another does its work, or when it has itself ended and is not
+/// replaced, or when it never served: of several, the one that is proven goes on.
 fn retire(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
     let state = slot.draft.state();
     let retiring = || slot.rows.iter().filter(|(_, replica)| replica.desired == Desired::Retire);
@@ -168,9 +168,11 @@ fn retire(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
     let holder = slot.counting().map(|(_, replica)| replica);
     let done = |replica: &Replica| {
         let of_use = is_proven(state, replica) || !kept && slot.readiness(replica) != Readiness::No;
-        replica.status.phase.is_final()
+        let missed = stranded::is_missed(slot, replica);
+        let enough = |holder: &Replica| !missed || is_proven(state, holder);
+        replica.status.phase.is_final() && !missed
             || !of_use
-            || holder.is_some_and(|holder| takes_over(slot, holder, replica))
+            || holder.is_some_and(|holder| takes_over(slot, holder, replica) && enough(holder))
     };
     retiring().filter(|(_, replica)| done(replica)).map(|&(id, _)| set_desired(id, Desired::Stop)).collect()
 }

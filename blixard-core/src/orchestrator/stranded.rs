@@ -1,13 +1,14 @@
-//! What an update leaves behind on a node that is being emptied.
+//! What an update leaves behind on a node that is being emptied, or loses before it is done.
 //!
 //! A superseded replica runs on until its successor is proven, wherever it is. Where that does not
 //! come, its node would never be empty: the old one is moved then as it would be without the update.
-//! A stand-in of its version takes the slot from the successor, and the old one stops once the
-//! stand-in runs. The slot's back-off remembers that the successor did not come: while the old one is
+//! Nor would anything serve in its slot, where its node goes down or it ends meanwhile: it is replaced
+//! then as it would be without the update. In both cases a stand-in of its version takes the slot from
+//! the successor, and the old one stops once the stand-in runs. The slot's back-off remembers that the successor did not come: while the old one is
 //! there it is not tried again, so that a stand-in is placed once; a newer version begins without it.
 //!
-//! Only an old one that is proven and serves is moved: of another nothing is lost when it ends. Nor is it
-//! moved where the successor, tried again, would have to stop the stand-in first: then it stays, and
+//! Only an old one that was proven is moved or replaced: of another nothing is lost when it ends. Nor is
+//! it where the successor, tried again, would have to stop the stand-in first: then it stays, and
 //! serves, until the successor is proven or taken back.
 
 use std::time::Duration;
@@ -32,6 +33,10 @@ const SUCCESSOR_WITHIN: Duration = Duration::from_secs(10);
 pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, holder: &Replica) -> Option<Decision> {
     let old = left_behind(slot)?;
     if slot.is_outdated(holder) || slot.readiness(holder) == Readiness::Ready {
+        return None;
+    }
+    if let Some(until) = held_until(slot, old) {
+        pass.wake(until);
         return None;
     }
     let due = given_up_at(holder);
@@ -63,8 +68,13 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, holder: &R
                 }
                 Err(no_fit) => no_fit.to_string(),
             };
-            let stays = stays(slot.draft.named(old.node), node.availability, why);
-            Some(Decision::Wait(format!("version {} {stays}; version {current} is not proven", old.version)))
+            let named = slot.draft.named(old.node);
+            let what = match () {
+                () if has_ended(old) => format!("ended on {named}: {why}"),
+                () if node.status == NodeStatus::Down => format!("is lost with {named}: {why}"),
+                () => stays(named, node.availability, why),
+            };
+            Some(Decision::Wait(format!("version {} {what}; version {current} is not proven", old.version)))
         }
     }
 }
@@ -72,7 +82,7 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, holder: &R
 /// The version that an empty slot is given instead of the current one, which failed in it, because a
 /// replica of it is left behind and can be moved.
 pub(super) fn stand_in(slot: &Slot<'_>) -> Option<u64> {
-    let old = left_behind(slot).filter(|_| has_failed(slot))?;
+    let old = left_behind(slot).filter(|old| has_failed(slot) && held_until(slot, old).is_none())?;
     let node = place_for(&slot.aiming_at(old.version), None).ok()?;
     leaves_room(slot, old, node, None).then_some(old.version)
 }
@@ -94,23 +104,55 @@ pub(super) fn awaits_proof(slot: &Slot<'_>, replica: &Replica) -> bool {
         && !is_proven(slot.draft.state(), replica)
 }
 
-/// The superseded replica of an older version that serves on a node that is being emptied.
+/// Whether a superseded replica is lost: it is kept until what takes its place is proven, for that is all
+/// that tells which version served.
+pub(super) fn is_missed(slot: &Slot<'_>, replica: &Replica) -> bool {
+    is_gone(slot, replica) && superseded(slot).any(|old| std::ptr::eq(old, replica))
+}
+
+/// The superseded replica of an older version that served and is to be moved or replaced; one that serves
+/// before one that does not any more.
 fn left_behind<'a>(slot: &Slot<'a>) -> Option<&'a Replica> {
-    superseded(slot).find(|replica| is_emptied(slot, replica) && serves(slot.draft.state(), replica))
+    let serves = |replica: &Replica| serves(slot.draft.state(), replica);
+    let moved = superseded(slot).find(|replica| is_emptied(slot, replica) && serves(replica));
+    moved.or_else(|| {
+        let lost = superseded(slot).find(|replica| is_gone(slot, replica))?;
+        // Another of the slot does its work.
+        let others = slot.rows.iter().any(|(_, other)| other.status.proven && serves(other));
+        (!others).then_some(lost)
+    })
 }
 
 /// The superseded replicas of older versions, proven and free to run beside others, that are to leave
-/// their nodes; the newest first.
+/// their nodes or are lost; the newest first.
 fn superseded<'s, 'a>(slot: &'s Slot<'a>) -> impl Iterator<Item = &'a Replica> + 's {
+    let free = |replica: &Replica| {
+        slot.draft.spec_of(replica).is_some_and(|spec| !exclusive(spec)) && !exclusive(slot.service.spec())
+    };
     let leaves = |replica: &Replica| {
-        let node = slot.draft.node(replica.node);
-        node.is_some_and(|node| node.availability != Availability::Active)
-            && slot.draft.spec_of(replica).is_some_and(|spec| !exclusive(spec))
-            && !exclusive(slot.service.spec())
+        slot.draft.node(replica.node).is_some_and(|node| node.availability != Availability::Active)
     };
     let proven = |replica: &Replica| replica.desired == Desired::Retire && replica.status.proven;
     let rows = slot.rows.iter().rev().map(|(_, replica)| *replica);
-    rows.filter(move |replica| proven(replica) && slot.is_outdated(replica) && leaves(replica))
+    let gone = move |replica: &Replica| leaves(replica) || is_gone(slot, replica);
+    rows.filter(move |replica| proven(replica) && slot.is_outdated(replica) && gone(replica) && free(replica))
+}
+
+/// Whether a replica ended and would be started again if it counted.
+fn has_ended(replica: &Replica) -> bool {
+    replica.status.phase == Phase::Failed && !replica.is_over()
+}
+
+/// Whether a replica ended or is on a node that is down.
+fn is_gone(slot: &Slot<'_>, replica: &Replica) -> bool {
+    let node = slot.draft.node(replica.node);
+    has_ended(replica) || node.is_some_and(|node| node.status == NodeStatus::Down)
+}
+
+/// Until when what is on the node of a replica is not lost though that is down, as it announced.
+fn held_until(slot: &Slot<'_>, replica: &Replica) -> Option<UtcMs> {
+    let node = slot.draft.node(replica.node).filter(|node| node.status == NodeStatus::Down)?;
+    node.hold_until.filter(|&until| until > slot.draft.now())
 }
 
 fn is_emptied(slot: &Slot<'_>, replica: &Replica) -> bool {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use blixard_core::api::service::{ServiceState, VersionState};
 use blixard_core::cluster::Phase;
 use blixard_tests::bundle::Bundle;
@@ -61,6 +61,43 @@ fn a_bad_version_replaces_one_replica_at_most_and_is_undone() -> Result<()> {
         host.run_refused(&bundle("exit 1"), 3)?;
         host.run(&good)?;
         ensure!(host.service("web")?.row.proven == 3, "{:?}", host.service("web")?.row);
+        Ok(())
+    })
+}
+
+#[test]
+fn what_serves_comes_back_while_a_bad_version_is_tried() -> Result<()> {
+    Cluster::formed(3)?.check(|cluster| {
+        let busybox = image::busybox()?;
+        cluster.hosts[0].import(&busybox)?;
+        let serving = |host: &Host| {
+            let rows = host.replicas("web")?;
+            let serves = rows.iter().find(|row| row.version == 1 && row.ready);
+            let serves = serves.and_then(|row| Some((row.container_id.as_ref()?.to_string(), row.node?)));
+            serves.ok_or_else(|| anyhow!("none serves: {rows:?}"))
+        };
+        // Nothing is said of restarts: what ends is replaced.
+        let bundle = |line: &str| Bundle::new("web", &busybox).set("stop_timeout", 1.into()).shell(line);
+        let host = &cluster.hosts[0];
+        host.run(&bundle("while :; do sleep 1; done"))?;
+        host.run_refused(&bundle("exit 3"), 9)?;
+        let (first, _) = serving(host)?;
+        host.cli(&["kill", &first])?;
+        let comes_back = |host: &Host, gone: &str| {
+            wait::until("another of the version that served", SOON, || {
+                serving(host).and_then(|(id, node)| {
+                    wait::ensure(id != gone, format!("{id} still serves"))?;
+                    Ok((id, node))
+                })
+            })
+        };
+        let (second, node) = comes_back(host, &first)?;
+
+        let lost = usize::try_from(node.0)? - 1;
+        cluster.hosts[lost].kill()?;
+        let asked = &cluster.hosts[(lost + 1) % 3];
+        let (_, elsewhere) = comes_back(asked, &second)?;
+        ensure!(elsewhere != node, "it serves on the node that is down");
         Ok(())
     })
 }

@@ -212,5 +212,82 @@ fn a_stand_in_goes_on_when_the_drained_node_fails_meanwhile() {
     let mut world = standing_in();
     world.phase(2, Phase::Gone).node(1).status = NodeStatus::Down;
     world.advance(60_000).expect("").phase(3, Phase::Pulling).expect("");
-    world.begins(3).expect("stop 1").phase(3, Phase::Running).expect("retire 3\nplace web/0 v2 on 3");
+    world.begins(3).expect("").phase(3, Phase::Running).expect("stop 1\nretire 3\nplace web/0 v2 on 3");
+}
+
+#[test]
+fn what_is_lost_in_the_middle_of_a_bad_update_comes_back() {
+    let mut world = trying(3);
+    world.phase(2, Phase::Waiting).expect("").node(1).status = NodeStatus::Down;
+    world.expect("backoff web/0 failures 1 wait 1000 ms\nstop 2\nplace older web/0 v1 on 2");
+    world.phase(2, Phase::Gone).expect("").begins(3).expect("").advance(1_000);
+    world.phase(3, Phase::Running).expect("stop 1\nretire 3\nplace web/0 v2 on 3");
+    // A version that may still come has the time that it has anyway.
+    let mut world = trying(3);
+    world.phase(2, Phase::Pulling).node(1).status = NodeStatus::Down;
+    world.expect("").advance(9_999).expect("").advance(1);
+    world.expect("backoff web/0 failures 1 wait 1000 ms\nstop 2\nplace older web/0 v1 on 2");
+    let mut world = trying(3);
+    world.begins(2).node(1).status = NodeStatus::Down;
+    world.expect("").advance(60_000).expect("").phase(2, Phase::Running).expect("stop 1");
+}
+
+#[test]
+fn a_stand_in_that_is_lost_before_it_is_proven_comes_back() {
+    let mut world = trying(3);
+    world.phase(2, Phase::Waiting).expect("").fail(1, "killed");
+    world.expect("backoff web/0 failures 1 wait 1000 ms\nstop 2\nplace older web/0 v1 on 2");
+    world.phase(2, Phase::Gone).expect("").begins(3).expect("").node(2).status = NodeStatus::Down;
+    world.expect("lost 3\nplace older web/0 v1 on 3").begins(4).expect("stop 3").advance(1_000);
+    world.phase(4, Phase::Running).expect("stop 1\nretire 4\nplace web/0 v2 on 1");
+    let mut world = trying(3);
+    world.phase(2, Phase::Waiting).expect("").fail(1, "killed").settle();
+    world.begins(3).expect("").fail(3, "killed").settle();
+    world.advance(60_000).expect("place older web/0 v1 on 2");
+}
+
+#[test]
+fn a_node_that_said_when_it_returns_has_lost_nothing() {
+    let mut world = trying(3);
+    let until = world.now.after(std::time::Duration::from_secs(30));
+    world.phase(2, Phase::Waiting).node(1).status = NodeStatus::Down;
+    world.node(1).hold_until = Some(until);
+    world.expect("").advance(29_999).expect("").advance(1);
+    world.expect("backoff web/0 failures 1 wait 1000 ms\nstop 2\nplace older web/0 v1 on 2");
+}
+
+#[test]
+fn what_ends_in_the_middle_of_a_bad_update_comes_back() {
+    let mut world = trying(3);
+    world.phase(2, Phase::Waiting).expect("").fail(1, "killed");
+    world.expect("backoff web/0 failures 1 wait 1000 ms\nstop 2\nplace older web/0 v1 on 2");
+    world.phase(2, Phase::Gone).expect("").advance(60_000).expect("").begins(3).expect("");
+    world.phase(3, Phase::Running).expect("stop 1\nretire 3\nplace web/0 v2 on 1");
+    // The new one has failed and waits: the old one does not.
+    let mut world = trying(3);
+    world.fail(2, "no such command").settle();
+    world.phase(2, Phase::Gone).expect("").fail(1, "killed").expect("place older web/0 v1 on 2");
+    // What its policy leaves as it ended is not started again.
+    let mut world = trying(3);
+    world.phase(2, Phase::Waiting).expect("").fail(1, "killed").replica(1).status.left = true;
+    world.expect("stop 1");
+    let mut world = trying(3);
+    world.phase(2, Phase::Waiting).expect("").ends(1, 0).expect("stop 1");
+}
+
+#[test]
+fn what_has_no_room_to_come_back_says_why() {
+    let why = |what: &str| {
+        format!(
+            "pending web/0: version 1 {what} node 1 (alpha): on node 2 (beta) version 2 would not fit beside it; \
+             version 2 is not proven"
+        )
+    };
+    let mut world = World::new(2);
+    world.submit(sized(1, 600)).converge();
+    world.submit(sized(2, 600)).expect("retire 1\nplace web/0 v2 on 2");
+    world.phase(2, Phase::Waiting).node(1).status = NodeStatus::Down;
+    world.expect(&why("is lost with"));
+    world.node(1).status = NodeStatus::Up;
+    world.expect("filled web/0").fail(1, "killed").expect(&why("ended on"));
 }

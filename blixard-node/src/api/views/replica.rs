@@ -48,7 +48,9 @@ pub(super) fn is_lost(node: Option<&Node>, replica: &Replica) -> bool {
     let is = |status| node.is_some_and(|node| node.status == status);
     match replica.desired {
         Desired::Stop => is(NodeStatus::Down) || (replica.lost_since.is_some() && !is(NodeStatus::Up)),
-        _ => replica.lost_since.is_some(),
+        // What is superseded counts for nothing, so that nobody records that it is lost.
+        Desired::Retire => replica.lost_since.is_some() || is(NodeStatus::Down),
+        Desired::Run => replica.lost_since.is_some(),
     }
 }
 
@@ -196,7 +198,9 @@ mod tests {
         check(NodeStatus::Up, lost, Desired::Run, true);
         check(NodeStatus::Up, lost, Desired::Stop, false);
         check(NodeStatus::Down, None, Desired::Stop, true);
+        check(NodeStatus::Down, None, Desired::Retire, true);
         check(NodeStatus::Unknown, None, Desired::Stop, false);
+        check(NodeStatus::Unknown, None, Desired::Retire, false);
         check(NodeStatus::Unknown, None, Desired::Run, false);
     }
 
