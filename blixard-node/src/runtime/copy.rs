@@ -42,23 +42,7 @@ impl Containers {
             drop(permit);
             packed.map_err(|error| told(&shown, &error))
         });
-        // The stream ends when the thread does, which has said in it what failed, unless it could not begin.
-        let mut packing = Box::pin(packing);
-        let mut receiver = ReceiverStream::new(receiver);
-        let first = tokio::select! {
-            biased;
-            chunk = receiver.next() => chunk,
-            packed = &mut packing => {
-                packed?;
-                receiver.next().await
-            }
-        };
-        let Some(first) = first else {
-            packing.await?;
-            return Ok(futures_util::stream::empty().boxed());
-        };
-        tokio::spawn(packing);
-        Ok(futures_util::stream::iter([first]).chain(receiver).map(Ok).boxed())
+        begun(packing, receiver).await
     }
 
     /// Makes what a stream says at `path` in a running container: in it, under `name`, when it is a
@@ -153,9 +137,130 @@ fn target(root: &OwnedFd, path: &str, name: Option<OsString>) -> io::Result<Targ
     Ok(Target { directory, name: Some(last), mode_mask: MODE_MASK })
 }
 
+/// What `packing` sends, once it has sent something. What fails before that is an error.
+async fn begun(
+    packing: impl Future<Output = Result<(), RuntimeError>> + Send + 'static,
+    receiver: mpsc::Receiver<Bytes>,
+) -> Result<Chunks, RuntimeError> {
+    // The stream ends when the thread does, which has said in it what failed, unless it could not begin.
+    let mut packing = Box::pin(packing);
+    let mut receiver = ReceiverStream::new(receiver);
+    // Cancel safe: what the packing has sent stays in the receiver. Once it has ended it must not be polled.
+    tokio::select! {
+        biased;
+        first = receiver.next() => match first {
+            Some(first) => {
+                tokio::spawn(packing);
+                Ok(futures_util::stream::iter([first]).chain(receiver).map(Ok).boxed())
+            }
+            None => packing.await.map(|()| futures_util::stream::empty().boxed()),
+        },
+        packed = &mut packing => packed.map(|()| receiver.map(Ok).boxed()),
+    }
+}
+
 fn told(path: &str, error: &io::Error) -> RuntimeError {
     match error.kind() {
         io::ErrorKind::NotFound => RuntimeError::NotFound(format!("the container has no {path}")),
         _ => RuntimeError::Invalid(format!("cannot copy {path}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use rustix::fs::{Mode, OFlags};
+    use tokio::sync::mpsc;
+
+    use super::{Bytes, ChunkWriter, Path, QUEUE, RuntimeError, StreamExt, begun, told, tree};
+
+    /// How many times a tree is read.
+    const ROUNDS: usize = 300;
+
+    type Packing = Pin<Box<dyn Future<Output = Result<(), RuntimeError>> + Send>>;
+
+    /// Says whether it is polled after its end, instead of the panic that nobody would see in a task.
+    struct Watched {
+        packing: Option<Packing>,
+        polled_after_its_end: mpsc::UnboundedSender<()>,
+    }
+
+    impl Future for Watched {
+        type Output = Result<(), RuntimeError>;
+
+        fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+            let Some(packing) = &mut self.packing else {
+                self.polled_after_its_end.send(()).ok();
+                return Poll::Ready(Ok(()));
+            };
+            let polled = packing.as_mut().poll(context);
+            if polled.is_ready() {
+                self.packing = None;
+            }
+            polled
+        }
+    }
+
+    async fn read(packing: Packing, receiver: mpsc::Receiver<Bytes>) -> Result<Vec<u8>, RuntimeError> {
+        let (polled_after_its_end, mut told) = mpsc::unbounded_channel();
+        let watched = Watched { packing: Some(packing), polled_after_its_end };
+        let mut chunks = begun(watched, receiver).await?;
+        let mut stream = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            stream.extend_from_slice(&chunk.expect("it says in it what fails"));
+        }
+        // Nothing comes once it is dropped, wherever it went.
+        assert!(told.recv().await.is_none(), "it is polled after its end");
+        Ok(stream)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_small_tree_arrives_however_soon_it_is_read() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        fs::create_dir(root.path().join("etc")).expect("directory");
+        fs::write(root.path().join("etc/hostname"), "web-0").expect("file");
+        let mut expect = Vec::new();
+        tree::pack_path(root.path(), &mut expect).expect("a stream");
+        for _ in 0..ROUNDS {
+            let top = rustix::fs::open(root.path(), OFlags::PATH, Mode::empty()).expect("a directory");
+            let (chunks, receiver) = mpsc::channel(QUEUE);
+            let packing = super::super::blocking(move || {
+                tree::pack(&top, &mut ChunkWriter::new(chunks)).map_err(|error| told("/", &error))
+            });
+            assert_eq!(read(Box::pin(packing), receiver).await.expect("a stream"), expect);
+        }
+        let nothing =
+            rustix::fs::open(Path::new("/dev/null"), OFlags::PATH, Mode::empty()).expect("a device");
+        let (chunks, receiver) = mpsc::channel(QUEUE);
+        let packing = super::super::blocking(move || {
+            tree::pack(&nothing, &mut ChunkWriter::new(chunks)).map_err(|error| told("/dev/null", &error))
+        });
+        let error = read(Box::pin(packing), receiver).await.expect_err("it is no file");
+        assert!(error.to_string().contains("neither a file nor a directory"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_is_packed_before_it_is_waited_for_arrives_with_its_result() {
+        let packed = async |chunk: Option<&'static [u8]>, result: Result<(), RuntimeError>| {
+            let (chunks, receiver) = mpsc::channel(QUEUE);
+            // Is ready at the first poll, when the receiver was asked already and had nothing.
+            let packing = async move {
+                if let Some(chunk) = chunk {
+                    chunks.try_send(Bytes::from_static(chunk)).expect("there is room");
+                }
+                result
+            };
+            read(Box::pin(packing), receiver).await
+        };
+        let failed = || Err(RuntimeError::Invalid("the disk broke".to_owned()));
+        assert_eq!(packed(Some(b"all"), Ok(())).await.expect("a stream"), b"all");
+        assert_eq!(packed(None, Ok(())).await.expect("a stream"), b"");
+        for chunk in [None, Some(b"some".as_slice())] {
+            let error = packed(chunk, failed()).await.expect_err("it failed");
+            assert!(error.to_string().contains("the disk broke"), "{error}");
+        }
     }
 }
