@@ -217,6 +217,34 @@ fn without_a_quorum_answers_come_in_time_and_name_who_is_missing() {
 }
 
 #[test]
+fn without_a_quorum_images_are_removed_by_force_alone() {
+    with_three(async |world| {
+        let alone = follower(&world);
+        let asked = node(&world, alone);
+        let (status, _, body) = ask(&asked, Method::POST, "/v1/images/import", json!("app:1")).await;
+        assert_eq!(status, 200, "{body}");
+        let images = async || ask(&asked, Method::GET, "/v1/images", Value::Null).await.2["items"].clone();
+        let image = images().await[0]["digest"].as_str().expect("its digest").to_owned();
+        for number in (1..=3).filter(|number| *number != alone) {
+            world.machine(number).crash(Loss::Power);
+        }
+        let check = async |method: Method, path: &str, expect: u16| {
+            let (status, _, body) = ask(&asked, method, path, Value::Null).await;
+            assert_eq!(status, expect, "{path}: {body}");
+            let left = images().await;
+            assert_eq!(left == json!([]), expect == 200, "{path}: {left}");
+            body["error"].as_str().unwrap_or_default().to_owned()
+        };
+        let remove = format!("/v1/images?reference={image}");
+        for (method, path) in [(Method::POST, "/v1/images/prune"), (Method::DELETE, &remove)] {
+            let said = check(method, path, 503).await;
+            assert!(said.starts_with("which images are needed is not certain: "), "{path}: {said}");
+        }
+        check(Method::DELETE, &format!("{remove}&force=true"), 200).await;
+    });
+}
+
+#[test]
 fn a_leader_whose_clock_is_far_ahead_takes_writes_of_nodes_whose_clocks_are_right() {
     with_three(async |world| {
         let leader = world.leader().expect("one leads");

@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use http::Method;
 
 use super::access::Access;
-use super::context::{Api, Params, flag};
+use super::context::{Api, Params, Snapshot, flag};
 use super::error::ApiError;
 use super::images::{self, escaped, merge, others, row};
 use super::proxy;
@@ -49,7 +49,8 @@ pub(super) struct RemoveQuery {
     responses(
         (status = 200, description = "Removed", body = ImageRemoval),
         (status = 404, description = "No member has it", body = ErrorBody),
-        (status = 409, description = "A service needs it", body = ErrorBody)
+        (status = 409, description = "A service needs it", body = ErrorBody),
+        (status = 503, description = "No quorum: what is needed is not certain", body = ErrorBody)
     )
 )]
 pub(super) async fn remove(
@@ -70,6 +71,7 @@ pub(super) async fn remove(
     }
     if !flag(query.force.as_deref()) {
         let snapshot = api.read().await;
+        certain(&snapshot, "try again when the cluster answers, or use --force")?;
         let mut users: Vec<String> =
             found.iter().flat_map(|image| users_of(&snapshot.state, image)).collect();
         users.sort_unstable();
@@ -96,12 +98,7 @@ pub(super) async fn remove(
 )]
 pub(super) async fn prune(State(api): State<Api>) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
-    if let Some(why) = &snapshot.stale {
-        return Err(ApiError::unavailable(
-            format!("which images are needed is not certain: {why}"),
-            "try again when the cluster answers",
-        ));
-    }
+    certain(&snapshot, "try again when the cluster answers")?;
     let state = snapshot.state.clone();
     let own = remove_here(&api, move |image| users_of(&state, image).is_empty()).await?;
     if api.access == Access::Peer {
@@ -183,6 +180,16 @@ impl Wanted {
             }
             Self::Digest(digest) => image.digest.starts_with(digest.as_str()),
         }
+    }
+}
+
+/// Refuses to say which images are needed on the word of a state that may be old.
+fn certain(snapshot: &Snapshot, hint: &str) -> Result<(), ApiError> {
+    match &snapshot.stale {
+        Some(why) => {
+            Err(ApiError::unavailable(format!("which images are needed is not certain: {why}"), hint))
+        }
+        None => Ok(()),
     }
 }
 
