@@ -1,21 +1,22 @@
 //! `blixard logs`
 
+mod follow;
 mod order;
 mod printer;
+mod resume;
 mod sources;
 
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use blixard_core::api::replica::LogLine;
 use blixard_core::api::service::ServiceDetail;
 use blixard_core::time::UtcMs;
 use futures_util::stream::{self, SelectAll, StreamExt};
 use http::Method;
-use tokio::time::sleep;
 
+use self::follow::follow;
 use self::order::in_order;
 use self::printer::Printer;
 use self::sources::{Source, Target};
@@ -82,8 +83,6 @@ fn tail(text: &str) -> Result<Tail, String> {
 
 /// How many logs are opened at a time.
 const OPENED_MAX: usize = 16;
-/// How often a followed service is asked for containers that started meanwhile.
-const REFRESH: Duration = Duration::from_secs(1);
 
 pub(crate) async fn logs(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
     let mut targets = Vec::new();
@@ -115,8 +114,9 @@ async fn show(client: &Client, args: &Args, sources: Vec<Source>) -> anyhow::Res
         render::warn(&format!("nothing of {} has written anything yet", args.targets[*at]));
     }
     // Several at a time: a node that does not answer holds up no other's.
-    let opening =
-        sources.into_iter().map(async |source| (open(client, args, &source, args.tail.0).await, source));
+    let opening = sources
+        .into_iter()
+        .map(async |source| (open(client, args, &source, Start::asked(args)).await, source));
     let answers: Vec<_> = stream::iter(opening).buffered(OPENED_MAX).collect().await;
     let (mut opened, mut missing) = (Vec::new(), false);
     for (answer, source) in answers {
@@ -172,72 +172,25 @@ fn no_lines(source: &Source, error: &anyhow::Error) {
     render::warn(&format!("no lines of {}: {error:#}", source.name));
 }
 
-/// Prints what the containers of services write, those that start later among them, until the services
-/// are gone or none of their containers is left to come; true when one that was named could not be read, or
-/// a log ended early.
-async fn follow(
-    client: &Client,
-    args: &Args,
-    fixed: Vec<Source>,
-    mut services: Vec<ServiceDetail>,
-) -> anyhow::Result<bool> {
-    let several = fixed.len() > 1 || services.len() > 1 || services.iter().any(|detail| detail.row.max > 1);
-    let of_service =
-        |detail: &ServiceDetail| format!("{}-{}", detail.row.name, detail.row.max.saturating_sub(1)).len();
-    let widths = fixed.iter().map(|source| source.name.len()).chain(services.iter().map(of_service));
-    let mut printer = Printer::new(several.then_some(widths.max().unwrap_or(0)), args.timestamps);
-    let (mut lines, mut opened, mut count) = (SelectAll::new(), BTreeSet::new(), 0);
-    let mut fresh = fixed;
-    let (mut first, mut missing) = (true, false);
-    loop {
-        for source in fresh {
-            let tail = args.tail.0.filter(|_| first);
-            match open(client, args, &source.clone().exactly(!first), tail).await {
-                Ok(log) => {
-                    if opened.insert(source.key(log.lines.attempt())) {
-                        lines.push(Box::pin(named(count, source.name, log.lines)));
-                        count += 1;
-                    }
-                }
-                // One of a service that cannot be read yet is tried again with the next look.
-                Err(error) if !services.iter().any(|service| source.is_of(service)) => {
-                    no_lines(&source, &error);
-                    missing = true;
-                }
-                Err(_) => {}
-            }
-        }
-        first = false;
-        if lines.is_empty() && services.iter().all(sources::is_over) {
-            return Ok(printer.finish()? || missing);
-        }
-        let next_look = sleep(REFRESH);
-        tokio::pin!(next_look);
-        loop {
-            // Cancel safe: what a stream has read stays in it.
-            tokio::select! {
-                biased;
-                Some(said) = lines.next() => printer.take(said)?,
-                () = &mut next_look => break,
-            }
-        }
-        let mut known = Vec::new();
-        for detail in services {
-            match sources::service(client, detail.row.name.as_str()).await {
-                Ok(latest) => known.extend(latest),
-                // The node may be back soon; the logs of others go on meanwhile.
-                Err(_) => known.push(detail),
-            }
-        }
-        services = known;
-        fresh = services.iter().flat_map(sources::started).collect();
-        fresh.retain(|source| !opened.contains(&source.key(None)));
+/// Where in a log is begun.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    tail: Option<usize>,
+    since: Option<UtcMs>,
+}
+
+impl Start {
+    /// Where the user asked for.
+    fn asked(args: &Args) -> Self {
+        Self { tail: args.tail.0, since: args.since }
     }
 }
 
 /// An open log.
 struct Log {
     lines: Lines<LogLine>,
+    /// How the API was asked for it.
+    id: String,
     /// Whether another container was in its place before, of which there is a log.
     is_later: bool,
 }
@@ -268,14 +221,14 @@ impl Log {
     }
 }
 
-async fn open(client: &Client, args: &Args, source: &Source, tail: Option<usize>) -> anyhow::Result<Log> {
+async fn open(client: &Client, args: &Args, source: &Source, start: Start) -> anyhow::Result<Log> {
     let query = |chosen: String| {
         let mut query = format!("follow={}{chosen}", args.follow);
         let mut add = |name: &str, value: Option<String>| {
             query.extend(value.map(|value| format!("&{name}={value}")));
         };
-        add("tail", tail.map(|tail| tail.to_string()));
-        add("since", args.since.map(|time| time.to_string()));
+        add("tail", start.tail.map(|tail| tail.to_string()));
+        add("since", start.since.map(|time| time.to_string()));
         add("until", args.until.map(|time| time.to_string()));
         query
     };
@@ -289,7 +242,7 @@ async fn open(client: &Client, args: &Args, source: &Source, tail: Option<usize>
         client.lines::<LogLine>(Method::GET, &path, None).await
     };
     let error = match get(&source.id, chosen).await {
-        Ok(lines) => return Ok(Log { lines, is_later: false }),
+        Ok(lines) => return Ok(Log { lines, id: source.id.clone(), is_later: false }),
         Err(error) => error,
     };
     let before = source
@@ -300,7 +253,7 @@ async fn open(client: &Client, args: &Args, source: &Source, tail: Option<usize>
     if !args.previous {
         render::note(&format!("{}; this is the log of the container before it", failure::chain(&error)));
     }
-    Ok(Log { lines: get(before, String::new()).await?, is_later: false })
+    Ok(Log { lines: get(before, String::new()).await?, id: before.clone(), is_later: false })
 }
 
 /// What was read of one log: which, whose, and what.

@@ -66,6 +66,12 @@ impl Source {
         self
     }
 
+    /// The same, and only the log that was answered: of which container, and of which attempt if that is
+    /// known.
+    pub(super) fn answered(self, id: String, attempt: Option<u32>) -> Self {
+        Self { id, before: None, attempt: attempt.or(self.attempt), ..self }
+    }
+
     /// Names the log, of the `attempt` that was answered if that is known.
     pub(super) fn key(&self, answered: Option<u32>) -> Key {
         match self.replica {
@@ -171,6 +177,13 @@ pub(super) fn started(service: &ServiceDetail) -> Vec<Source> {
         row.attempt > 0 || row.phase.is_some_and(|phase| phase > Phase::Pulling && phase != Phase::Gone)
     };
     service.replicas.iter().filter(started).filter_map(Source::of_row).collect()
+}
+
+/// Whether the container of that log is one of the service's and has not ended.
+pub(super) fn goes_on(service: &ServiceDetail, key: &Key) -> bool {
+    let runs = |row: &&ReplicaRow| !row.phase.is_some_and(Phase::is_final);
+    let mut running = service.replicas.iter().filter(runs).filter_map(Source::of_row);
+    running.any(|source| source.key(None) == *key)
 }
 
 /// Whether no container of the service runs or is to come.
