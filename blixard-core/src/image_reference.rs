@@ -211,21 +211,21 @@ fn check_part(part: &str) -> Result<(), String> {
     if part.is_empty() {
         return Err("a part of the name is empty".into());
     }
-    if part.bytes().any(|b| b.is_ascii_uppercase()) {
-        return Err(format!("{part:?} has upper-case letters; repository names are lower-case"));
-    }
+    let lower = part.to_ascii_lowercase();
     let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let separators_fit = part
+    let separators_fit = lower
         .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         .all(|between| matches!(between, "" | "." | "_" | "__") || between.bytes().all(|b| b == b'-'));
-    let ends_fit = part.bytes().next().is_some_and(word) && part.bytes().last().is_some_and(word);
-    if separators_fit && ends_fit {
-        Ok(())
-    } else {
-        Err(format!(
+    let ends_fit = lower.bytes().next().is_some_and(word) && lower.bytes().last().is_some_and(word);
+    if !(separators_fit && ends_fit) {
+        return Err(format!(
             "{part:?} is not lower-case letters and digits with single '.', '_', '__' or '-' between"
-        ))
+        ));
     }
+    if lower != part {
+        return Err(format!("{part:?} has upper-case letters; repository names are lower-case"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -293,6 +293,7 @@ mod tests {
         };
         check("", "empty");
         check("Nginx", "upper-case");
+        check("BAD!!", "\"BAD!!\" is not lower-case letters and digits");
         check("nginx:", "tag");
         check("nginx:-1", "tag");
         check("nginx: 1", "tag");

@@ -26,8 +26,9 @@ const MODE_MASK: u32 = 0o777;
 ///
 /// One of the two is NAME:PATH, with an absolute path. A directory is copied with all that is in it. What
 /// is copied goes into the destination when that is a directory, and becomes the destination otherwise;
-/// with /. behind a directory's path, what is in it is copied. Permissions and times are kept, owners are
-/// not: in a container files are root's, here they are yours. Sockets, pipes and devices are left out.
+/// with /. behind a directory's path, what is in it is copied. Permissions and times are kept; on the way
+/// out of a container set-user-id, set-group-id and sticky bits are not. Owners are not kept: in a container
+/// files are root's, here they are yours. Sockets, pipes and devices are left out.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  blixard cp web-0:/etc/nginx/nginx.conf .\n  blixard cp ./site/. web-0:/srv/www\n  blixard cp dump.sql db:/tmp/"
@@ -73,12 +74,23 @@ pub(crate) async fn cp(client: &Client, args: Args) -> anyhow::Result<ExitCode> 
             return Err(Failure::new(error, "blixard cp web-0:/etc/hosts .").into());
         }
         (Side::There { .. }, Side::There { .. }) => {
-            let error = "both sides are containers";
-            return Err(Failure::new(error, "copy to this machine first, then to the other").into());
+            let is_here = |side: &&OsString| Path::new(side).symlink_metadata().is_ok();
+            let here = [&args.source, &args.destination].into_iter().find(is_here);
+            return Err(both_containers(here.map(Path::new)).into());
         }
     }
     render::note("copied");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The failure of a copy between containers; `here` is a side that this machine has a file of.
+fn both_containers(here: Option<&Path>) -> Failure {
+    let mut hint = "copy to this machine first, then to the other".to_owned();
+    if let Some(path) = here {
+        let path = path.display();
+        hint = format!("{hint}; a file of this machine whose name holds a colon is written `./{path}`");
+    }
+    Failure::new("both sides are containers", hint)
 }
 
 fn url(container: &str, path: &str) -> String {
@@ -167,7 +179,9 @@ fn target(to: &Path, name: Option<OsString>) -> io::Result<Target> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Side, is_content};
+    use std::path::Path;
+
+    use super::{Side, both_containers, is_content};
 
     #[test]
     fn a_container_is_named_before_the_colon() {
@@ -181,6 +195,13 @@ mod tests {
         check("./a:b", Side::Here("./a:b".into()));
         check("file", Side::Here("file".into()));
         check(":/x", Side::Here(":/x".into()));
+    }
+
+    #[test]
+    fn a_file_with_a_colon_is_told_from_a_container() {
+        let hint = |here: Option<&str>| both_containers(here.map(Path::new)).body.hint;
+        assert_eq!(hint(None), "copy to this machine first, then to the other");
+        assert!(hint(Some("we ird:name")).ends_with("is written `./we ird:name`"));
     }
 
     #[test]

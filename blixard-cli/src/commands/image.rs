@@ -8,6 +8,7 @@ use anyhow::Context;
 use blixard_core::api::image::{
     ImageList, ImageRemoval, ImportAnswer, PassedOverImage, PullLine, PullRequest,
 };
+use blixard_core::image_reference::ImageReference;
 use clap::Subcommand;
 use http::Method;
 use tokio::sync::mpsc;
@@ -190,7 +191,7 @@ async fn pull(client: &Client, reference: &str) -> anyhow::Result<ExitCode> {
     while let Some(line) = lines.next().await? {
         if let Some(error) = line.error {
             drop(progress);
-            let hint = "`blixard node --help` says how registries are configured";
+            let hint = pull_hint(reference);
             return Err(Failure::new(format!("cannot pull {reference}: {error}"), hint).into());
         }
         if let Some(digest) = line.digest {
@@ -202,6 +203,14 @@ async fn pull(client: &Client, reference: &str) -> anyhow::Result<ExitCode> {
         progress.show(&[Item { key: reference.to_owned(), text: "pulling".to_owned(), bytes }]);
     }
     Err(Failure::new(format!("the pull of {reference} ended without a word"), "try again").into())
+}
+
+/// What to try when `reference` cannot be pulled: what is none, no registry has.
+fn pull_hint(reference: &str) -> &'static str {
+    match reference.parse::<ImageReference>() {
+        Ok(_) => "`blixard node --help` says how registries are configured",
+        Err(_) => "give an image as nginx:1.27 or registry/name:tag",
+    }
 }
 
 async fn list(client: &Client, output: OutputArgs) -> anyhow::Result<ExitCode> {

@@ -6,11 +6,12 @@ use blixard_core::api::List;
 use blixard_core::api::replica::ReplicaRow;
 use blixard_core::cluster::Phase;
 use blixard_core::spec::{PortSpec, Protocol};
+use http::StatusCode;
 use serde::Serialize;
 
 use crate::args::{Output, OutputArgs};
 use crate::client::{Client, segment};
-use crate::failure::Failure;
+use crate::failure::{self, Cause, Failure};
 use crate::render::table::Table;
 use crate::render::{self, color, replica, text};
 
@@ -67,8 +68,13 @@ pub(crate) async fn port(client: &Client, args: Args) -> anyhow::Result<ExitCode
     };
     let rows: Vec<&ReplicaRow> = rows.items.iter().filter(meant).collect();
     if rows.is_empty() {
-        // Whether it is there at all, or has ended, its node knows.
-        let _: serde_json::Value = client.get(&format!("/v1/replicas/{}", segment(&args.target))).await?;
+        // Whether it is there at all, or has ended, its node knows. Of several that ended none runs.
+        let path = format!("/v1/replicas/{}", segment(&args.target));
+        if let Err(error) = client.get::<serde_json::Value>(&path).await
+            && failure::cause(&error) != Some(Cause::Refused(StatusCode::CONFLICT))
+        {
+            return Err(error);
+        }
         let error = format!("no container of `{}` runs", text::printable(&args.target));
         let hint = "`blixard ps -a` lists those that ended, `blixard start NAME` starts a stopped service";
         return Err(Failure::new(error, hint).into());
@@ -84,27 +90,33 @@ pub(crate) async fn port(client: &Client, args: Args) -> anyhow::Result<ExitCode
         (Output::Table, None) => render::print(&table(&found))?,
     }
     if found.is_empty() {
-        let runs = rows.iter().any(|row| row.phase == Some(Phase::Running));
-        let error = match (args.port, runs) {
-            (_, false) => format!("no container of `{}` runs", args.target),
-            (Some((port, protocol)), true) => {
-                format!("`{}` publishes no port for {port}/{protocol}", args.target)
-            }
-            (None, true) => format!("`{}` publishes no port", args.target),
-        };
-        return Err(Failure::new(
-            error,
-            "`blixard ps` shows states and ports; a bundle publishes by `host_port`",
-        )
-        .into());
+        let hint = "`blixard ps` shows states and ports; a bundle publishes by `host_port`";
+        return Err(Failure::new(why_none(&args.target, &rows, args.port), hint).into());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Why no published port of `target`'s containers can be shown.
+fn why_none(target: &str, rows: &[&ReplicaRow], only: Option<(u16, Protocol)>) -> String {
+    match only {
+        _ if !rows.iter().any(|row| runs(row)) => {
+            let known = if rows.iter().any(|row| row.lost) { "is known to run now" } else { "runs" };
+            format!("no container of `{target}` {known}")
+        }
+        Some((port, protocol)) => format!("`{target}` publishes no port for {port}/{protocol}"),
+        None => format!("`{target}` publishes no port"),
+    }
+}
+
+/// Whether a container runs, as far as is known.
+fn runs(row: &ReplicaRow) -> bool {
+    row.phase == Some(Phase::Running) && !row.lost
 }
 
 /// The published ports of the containers that run.
 fn published(rows: &[&ReplicaRow], only: Option<(u16, Protocol)>) -> Vec<Published> {
     let mut found = Vec::new();
-    for row in rows.iter().filter(|row| row.phase == Some(Phase::Running) && !row.lost) {
+    for row in rows.iter().filter(|row| runs(row)) {
         let Some(node_address) = &row.node_address else { continue };
         let asked = |port: &&PortSpec| only.is_none_or(|only| only == (port.container_port, port.protocol));
         for port in row.ports.iter().filter(asked) {
@@ -148,7 +160,7 @@ mod tests {
     use blixard_core::api::replica::ReplicaRow;
     use blixard_core::spec::Protocol;
 
-    use super::{container_port, published, table};
+    use super::{container_port, published, table, why_none};
 
     fn row(edit: impl FnOnce(&mut serde_json::Value)) -> ReplicaRow {
         let mut row = serde_json::json!({
@@ -197,6 +209,23 @@ web-1   80/tcp   10.77.0.1:8080   1 (box1)   no
         check(|row| row["lost"] = true.into(), None, &[]);
         check(|row| row["node_address"] = "fd00::1".into(), None, &["[fd00::1]:8080"]);
         check(|row| row["address"] = serde_json::Value::Null, None, &["10.77.0.1:8080", "10.77.0.1:53"]);
+    }
+
+    #[test]
+    fn what_does_not_run_is_not_said_to_publish_nothing() {
+        let check = |edits: &[fn(&mut serde_json::Value)], only, expect: &str| {
+            let rows: Vec<ReplicaRow> = edits.iter().map(row).collect();
+            let rows: Vec<&ReplicaRow> = rows.iter().collect();
+            assert_eq!(why_none("web", &rows, only), expect);
+        };
+        let lost = |row: &mut serde_json::Value| row["lost"] = true.into();
+        let starts = |row: &mut serde_json::Value| row["phase"] = "starting".into();
+        let bare = |row: &mut serde_json::Value| row["ports"] = serde_json::json!([]);
+        check(&[starts], None, "no container of `web` runs");
+        check(&[lost], None, "no container of `web` is known to run now");
+        check(&[lost, starts], Some((80, Protocol::Tcp)), "no container of `web` is known to run now");
+        check(&[bare], None, "`web` publishes no port");
+        check(&[|_| {}], Some((53, Protocol::Udp)), "`web` publishes no port for 53/udp");
     }
 
     #[test]

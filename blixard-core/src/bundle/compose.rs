@@ -145,7 +145,8 @@ fn leftovers(out: &mut Out, entries: &Entries) {
     deploy::others(out, entries);
     for (key, _) in entries {
         let instead = match key.text.as_str() {
-            "ports" | "container_name" => continue,
+            "ports" => continue,
+            "container_name" => "containers are called by their service: NAME-0, NAME-1 and so on",
             known if TAKEN.contains(&known) || known.starts_with("x-") => continue,
             "build" => "build the image elsewhere, then `blixard image import FILE.tar` or a registry",
             "healthcheck" => "write healthcheck: {path: /…}; it is an HTTP GET on the first TCP port",
@@ -328,7 +329,18 @@ fn bytes(text: &str) -> Option<String> {
 fn depends_on(out: &mut Out, entries: &Entries) {
     let Some(node) = get(entries, "depends_on") else { return };
     let names: Vec<&str> = match &node.value {
-        Value::Mapping(entries) => entries.iter().map(|(key, _)| key.text.as_str()).collect(),
+        Value::Mapping(entries) => {
+            for (key, _) in entries {
+                let said = section(entries, &key.text).unwrap_or_default();
+                out.others(&format!("depends_on.{}", key.text), said, &[], |key| match key {
+                    "condition" => {
+                        "it must run, and be healthy where it has a healthcheck, or have ended with code 0"
+                    }
+                    _ => NOTHING_LIKE_IT,
+                });
+            }
+            entries.iter().map(|(key, _)| key.text.as_str()).collect()
+        }
         _ => texts(node).collect(),
     };
     let names: Vec<String> =

@@ -1,12 +1,12 @@
 //! Who may do what: by where a request comes in, and for TCP by its token, and by the headers that
 //! tell what a browser was made to send from what somebody meant to.
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::token::Secret;
-use blixard_core::cluster::ClusterState;
 use blixard_core::cluster::node::TokenScope;
+use blixard_core::cluster::{ClusterState, Right};
 use blixard_core::time::UtcMs;
 use http::{HeaderMap, Method, StatusCode, header};
 use rustls::client::verify_server_name;
@@ -16,12 +16,11 @@ use rustls::server::ParsedCertificate;
 use super::connections::Standing;
 use super::context::Api;
 use super::error::ApiError;
+use super::rights;
 
 /// What is read over TCP without a token: whether the node serves and its version, the members' names
 /// and addresses, and the description of this API. None of it asks another member.
 const OPEN: [&str; 3] = ["/v1/health", "/v1/peers", "/v1/openapi.json"];
-/// What to do without a token.
-const TOKEN_HINT: &str = "use the Unix socket, or make a token on a node with `blixard cluster token create --scope api` and give it as BLIXARD_TOKEN, --token or `Authorization: Bearer TOKEN`";
 
 /// Where a request comes in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +56,9 @@ pub(super) async fn check(State(api): State<Api>, mut request: Request, next: Ne
             let now = api.handle.platform.clock.utc();
             let token_ok = |token: &Secret| admits(&api.handle.state(), token, now);
             let (method, path) = (request.method(), request.uri().path());
-            tcp_principal(access, method, path, request.headers(), &token_ok)
+            let pattern = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+            let right = rights::right(method, pattern);
+            tcp_principal(access, method, path, request.headers(), right, &token_ok)
         }
     };
     if !matches!(principal, Ok(Principal::Full)) {
@@ -80,12 +81,13 @@ pub(super) async fn check(State(api): State<Api>, mut request: Request, next: Ne
     }
 }
 
-/// What a caller over TCP may do.
+/// What a caller over TCP may do; `right` is what the request takes.
 fn tcp_principal(
     access: &Access,
     method: &Method,
     path: &str,
     headers: &HeaderMap,
+    right: Right,
     token_ok: &dyn Fn(&Secret) -> bool,
 ) -> Result<Principal, ApiError> {
     check_browser(access, headers)?;
@@ -94,13 +96,23 @@ fn tcp_principal(
         let token = token.and_then(|token| token.trim().parse().ok());
         return match token {
             Some(token) if token_ok(&token) => Ok(Principal::Full),
-            _ => Err(ApiError::unauthorized("the API token is unknown, expired or malformed", TOKEN_HINT)),
+            _ => {
+                let error = "the API token is unknown, expired or malformed";
+                Err(ApiError::unauthorized(error, token_hint(right)))
+            }
         };
     }
     if (method == Method::GET || method == Method::HEAD) && OPEN.contains(&path) {
         return Ok(Principal::Reader);
     }
-    Err(ApiError::unauthorized("over TCP this takes an API token", TOKEN_HINT))
+    Err(ApiError::unauthorized("over TCP this takes an API token", token_hint(right)))
+}
+
+/// What to do without a token.
+fn token_hint(right: Right) -> String {
+    format!(
+        "use the Unix socket, or make a token on a node with `blixard cluster token create --scope {right}` and give it as BLIXARD_TOKEN, --token or `Authorization: Bearer TOKEN`"
+    )
 }
 
 /// Refuses what a page of another site had a browser send, reading or not.
@@ -163,7 +175,7 @@ mod tests {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
 
-    use super::{Access, OPEN, Principal, Secret, tcp_principal};
+    use super::{Access, OPEN, Principal, Secret, rights, tcp_principal};
 
     fn ask_by(
         access: &Access,
@@ -176,7 +188,8 @@ mod tests {
             map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
         let token_ok = |token: &Secret| token.secret == [0xaa; 32];
-        tcp_principal(access, &method, path, &map, &token_ok).map_err(|error| format!("{error:?}"))
+        let right = rights::right(&method, Some(path));
+        tcp_principal(access, &method, path, &map, right, &token_ok).map_err(|error| format!("{error:?}"))
     }
 
     fn ask(method: Method, path: &str, headers: &[(&str, &str)]) -> Option<Principal> {
@@ -218,6 +231,13 @@ mod tests {
             ask_by(&Access::Tcp, Method::GET, "/v1/services", &[("host", "127.0.0.1")]).unwrap_err();
         assert!(refused.contains("BLIXARD_TOKEN") && refused.contains("cluster token create"), "{refused}");
         assert!(refused.contains("401"), "{refused}");
+        let check = |method: Method, path: &str, scope: &str| {
+            let refused = ask_by(&Access::Tcp, method, path, &[("host", "127.0.0.1")]).unwrap_err();
+            assert!(refused.contains(&format!("--scope {scope}`")), "{refused}");
+        };
+        check(Method::GET, "/v1/services", "read");
+        check(Method::POST, "/v1/services", "write");
+        check(Method::GET, "/v1/tokens", "admin");
     }
 
     #[test]

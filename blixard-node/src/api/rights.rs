@@ -101,6 +101,11 @@ fn need(method: &Method, pattern: &str) -> Need {
     Need { right, about }
 }
 
+/// The right that `method` on the path of this pattern takes; the least on a path that there is not.
+pub(super) fn right(method: &Method, pattern: Option<&str>) -> Right {
+    pattern.map_or(Right::Read, |pattern| need(method, pattern).right)
+}
+
 /// Lets a request through that its caller may make, or answers what it takes.
 pub(super) async fn check(
     State(api): State<Api>,
@@ -109,9 +114,9 @@ pub(super) async fn check(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let caller = caller(&api, &request);
     let name = params.iter().next().map(|(_, value)| value.to_owned());
     let need = need(request.method(), path.as_str());
+    let caller = caller(&api, &request, need.right);
     match caller.and_then(|caller| admit(&api, &caller, need, name.as_deref()).map(|()| caller)) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
@@ -121,7 +126,8 @@ pub(super) async fn check(
     }
 }
 
-fn caller(api: &Api, request: &Request) -> Result<Caller, ApiError> {
+/// Who asks for what takes `right`.
+fn caller(api: &Api, request: &Request, right: Right) -> Result<Caller, ApiError> {
     let node = api.handle.id;
     if api.access == Access::Peer {
         return Ok(Caller::member(api));
@@ -138,7 +144,8 @@ fn caller(api: &Api, request: &Request) -> Result<Caller, ApiError> {
     // Without a token is admitted only what anybody may see.
     let Some(Secret { id, .. }) = secret else { return Ok(Caller { by: Actor::Node { node }, token: None }) };
     let gone = || {
-        ApiError::unauthorized("the token was revoked", "make another with `blixard cluster token create`")
+        let hint = format!("make another with `blixard cluster token create --scope {right}`");
+        ApiError::unauthorized("the token was revoked", hint)
     };
     let token = api.handle.state().tokens.get(&id).cloned().ok_or_else(gone)?;
     Ok(Caller { by: Actor::Token { id }, token: Some((id, token)) })

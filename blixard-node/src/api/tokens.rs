@@ -21,7 +21,7 @@ use super::rights::Caller;
 /// Makes a token. Its secret is shown only in this answer, so a retry makes another token.
 #[utoipa::path(
     post, path = "/v1/tokens", request_body = TokenRequest,
-    responses((status = 201, description = "Made", body = TokenAnswer), (status = 400, description = "`uses` with scope `api`, or none, or no time", body = ErrorBody), (status = 503, description = "No quorum", body = ErrorBody))
+    responses((status = 201, description = "Made", body = TokenAnswer), (status = 400, description = "`uses` with a scope other than `join`, or none, or no time", body = ErrorBody), (status = 503, description = "No quorum", body = ErrorBody))
 )]
 pub(super) async fn add(
     State(api): State<Api>,
@@ -37,10 +37,16 @@ pub(super) async fn add(
     if let Some(prefix) = &body.services {
         check_prefix(body.scope, prefix)?;
     }
-    if body.uses == Some(0) || body.expires_in_s == Some(0) {
+    if body.uses == Some(0) {
         return Err(ApiError::bad_request(
-            "a token without a use, or that has expired already, admits nobody",
-            "give at least 1, or leave it out: a token then lasts until it is removed",
+            "a token without a use admits nobody",
+            "give at least 1, or leave it out: uses are then not counted",
+        ));
+    }
+    if body.expires_in_s == Some(0) {
+        return Err(ApiError::bad_request(
+            "a token that has expired already admits nobody",
+            "give at least 1 s; with `--expires never`, or no `expires_in_s`, it lasts until it is removed",
         ));
     }
     let rng = &api.handle.platform.rng;

@@ -1,5 +1,6 @@
 //! The ports of a Compose file's service. One that a bundle cannot publish as it is said is left out: it
-//! must not answer on addresses that it was kept from.
+//! must not answer on addresses that it was kept from. On the host's network nothing is mapped,
+//! as with Docker.
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;
@@ -9,15 +10,29 @@ use super::super::tree::{Node, Value};
 use super::super::{number, ports};
 use super::{Entries, Out, get, said, text};
 
+/// What is said of a port that is mapped on the host's network.
+const UNMAPPED: &str =
+    "maps nothing on the host's network, as Docker ignores it there: the program says where it listens";
+
 pub(super) fn ports(out: &mut Out, entries: &Entries) {
     let Some(node) = get(entries, "ports") else { return };
     let Value::List(items) = &node.value else { return out.unsaid("ports", "write a list") };
+    let on_host = get(entries, "network_mode").and_then(text) == Some("host");
     let mut lines = Vec::new();
     for item in items {
-        match Port::of(item).map(|port| (port.shown(), port.line())) {
-            Some((_, Ok(line))) => lines.push(format!("  - {{{line}}}")),
-            Some((shown, Err(why))) => out.unsaid("ports", &format!("`{}` {why}", shorten(&shown))),
-            None => out.unsaid("ports", "one without a port of the container: write container_port: N"),
+        let Some(mut port) = Port::of(item) else {
+            out.unsaid("ports", "one without a port of the container: write container_port: N");
+            continue;
+        };
+        let shown = shorten(&port.shown());
+        if on_host && port.unmap() {
+            out.unsaid("ports", &format!("`{shown}` {UNMAPPED}"));
+        }
+        match port.line().map(|line| format!("  - {{{line}}}")) {
+            // Two that were mapped to one port of the container.
+            Ok(line) if on_host && lines.contains(&line) => {}
+            Ok(line) => lines.push(line),
+            Err(why) => out.unsaid("ports", &format!("`{shown}` {why}")),
         }
     }
     out.section("ports:", &lines);
@@ -55,6 +70,14 @@ impl<'n> Port<'n> {
             }
             _ => None,
         }
+    }
+
+    /// Leaves out where and how the host publishes it; whether that said anything.
+    fn unmap(&mut self) -> bool {
+        let host = self.host.take().filter(|host| !host.is_empty() && *host != self.container);
+        let address = self.address.take().filter(|address| !address.is_empty());
+        let of_node = std::mem::take(&mut self.of_node);
+        host.is_some() || address.is_some() || of_node
     }
 
     fn shown(&self) -> String {

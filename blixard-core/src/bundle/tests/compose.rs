@@ -213,6 +213,34 @@ fn a_port_is_not_published_wider_than_it_was() {
 }
 
 #[test]
+fn on_the_hosts_network_ports_are_not_mapped() {
+    let port = |written: &str, expect: &[&str]| {
+        let expect: Vec<&str> = ["ports:"].iter().chain(expect).copied().collect();
+        check(&format!("network_mode: host\nports: [{written}]"), &expect);
+    };
+    let unmapped = |shown: &str| {
+        format!(
+            "# not taken over: ports: `{shown}` maps nothing on the host's network, as Docker ignores it there: the program says where it listens"
+        )
+    };
+    let host = "network: host";
+    port("80, '443:443'", &["  - {container_port: 80}", "  - {container_port: 443}", host]);
+    port("'8443:443'", &["  - {container_port: 443}", host, &unmapped("8443:443")]);
+    port(
+        "'127.0.0.1:53:53/udp'",
+        &["  - {container_port: 53, protocol: udp}", host, &unmapped("127.0.0.1:53:53")],
+    );
+    port("'[::1]:81:80'", &["  - {container_port: 80}", host, &unmapped("[::1]:81:80")]);
+    port("'${P}:80'", &["  - {container_port: 80}", host, &unmapped("${P}:80")]);
+    port("{target: 80, published: 80, mode: host}", &["  - {container_port: 80}", host, &unmapped("80:80")]);
+    port(
+        "{target: 80, published: 81, host_ip: 10.0.0.1}",
+        &["  - {container_port: 80}", host, &unmapped("10.0.0.1:81:80")],
+    );
+    port("'81:80', '82:80'", &["  - {container_port: 80}", host, &unmapped("81:80"), &unmapped("82:80")]);
+}
+
+#[test]
 fn merge_keys_say_what_they_stand_for() {
     let parsed = read(
         "x-common: &common\n  image: a\n  restart: always\n  environment: &env {A: '1', B: '2'}\nservices:\n  web:\n    <<: *common\n    environment:\n      <<: [*env, {C: '3'}]\n      A: own\n  odd: {image: a, <<: words}\n",
@@ -245,7 +273,22 @@ fn what_a_draft_leaves_out_is_told_in_its_words() {
             "# not taken over: volumes: one of type `tmpfs`: a bundle has nothing like it",
         ],
     );
-    check("network_mode: bridge\ncontainer_name: web\nx-note: {a: b}", &[]);
+    check("network_mode: bridge\nx-note: {a: b}", &[]);
+    check(
+        "container_name: web",
+        &[
+            "# not taken over: container_name: containers are called by their service: NAME-0, NAME-1 and so on",
+        ],
+    );
+    check("depends_on: [db]", &["depends_on: [db]"]);
+    check(
+        "depends_on: {db: {condition: service_completed_successfully, required: false}, cache: }",
+        &[
+            "depends_on: [db, cache]",
+            "# not taken over: depends_on.db.condition: it must run, and be healthy where it has a healthcheck, or have ended with code 0",
+            "# not taken over: depends_on.db.required: a bundle has nothing like it",
+        ],
+    );
     check(
         "extends: {service: b}\ncpu_quota: 50000\ntmpfs: /run",
         &[
