@@ -13,7 +13,7 @@ use crate::time::UtcMs;
 /// While the current version is held back, it is one of the version that was proven before; so it is when
 /// the current one failed here, and a replica of the other is to be moved.
 pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
-    let stand_in = pass.gate(slot.draft).stand_in(slot.number).or_else(|| stranded::stand_in(slot));
+    let stand_in = pass.gate(slot.draft).stand_in(slot.number).or_else(|| stranded::stand_in(slot, pass));
     let slot = &slot.aiming_at(stand_in.unwrap_or(slot.target));
     if let Some(until) = backoff::holds_until(slot.service, slot.number, slot.target)
         && until > slot.draft.now()

@@ -81,8 +81,12 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, holder: &R
 
 /// The version that an empty slot is given instead of the current one, which failed in it, because a
 /// replica of it is left behind and can be moved.
-pub(super) fn stand_in(slot: &Slot<'_>) -> Option<u64> {
-    let old = left_behind(slot).filter(|old| has_failed(slot) && held_until(slot, old).is_none())?;
+pub(super) fn stand_in(slot: &Slot<'_>, pass: &mut Pass) -> Option<u64> {
+    let old = left_behind(slot).filter(|_| has_failed(slot))?;
+    if let Some(until) = held_until(slot, old) {
+        pass.wake(until);
+        return None;
+    }
     let node = place_for(&slot.aiming_at(old.version), None).ok()?;
     leaves_room(slot, old, node, None).then_some(old.version)
 }

@@ -254,6 +254,14 @@ fn a_node_that_said_when_it_returns_has_lost_nothing() {
     world.node(1).hold_until = Some(until);
     world.expect("").advance(29_999).expect("").advance(1);
     world.expect("backoff web/0 failures 1 wait 1000 ms\nstop 2\nplace older web/0 v1 on 2");
+    let mut world = trying(3);
+    world.fail(2, "no such command").settle();
+    world.phase(2, Phase::Gone).expect("").node(1).status = NodeStatus::Down;
+    let until = world.now.after(std::time::Duration::from_millis(500));
+    world.node(1).hold_until = Some(until);
+    world.expect("");
+    assert_eq!(world.plan().1.wake_at(), Some(until));
+    world.advance(500).expect("place older web/0 v1 on 2");
 }
 
 #[test]
