@@ -11,10 +11,12 @@
 use std::collections::BTreeSet;
 
 use super::draft::Draft;
+use super::stranded;
 use crate::cluster::replica::Desired;
-use crate::cluster::{Availability, NodeStatus, Replica};
+use crate::cluster::{Availability, NodeStatus, Replica, Service};
 use crate::id::ServiceName;
 use crate::readiness::{Readiness, has_arrived, is_proven, readiness};
+use crate::time::UtcMs;
 
 /// What keeps a service from touching another slot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub(super) struct Gate {
     unsettled: Vec<u32>,
     /// Slots, two at most, that are being moved off a node.
     moving: Vec<u32>,
+    /// When a slot is not moving any more that seems to be now, if nothing else happens.
+    moving_until: Option<UtcMs>,
     /// Whether a replica of the current version is ready and proven.
     current_is_proven: bool,
     /// The older versions of which a proven replica is there.
@@ -53,8 +57,10 @@ impl Gate {
             if !current && replica.desired != Desired::Stop && replica.status.proven {
                 gate.proven.insert(replica.version);
             }
-            if is_moving(draft, name, replica) {
+            if let Some(until) = moving_until(draft, service, replica) {
                 moving.push(replica.slot);
+                let until = until.into_iter().chain(gate.moving_until);
+                gate.moving_until = until.min();
             }
         }
         gate.unsettled = two(unsettled);
@@ -70,6 +76,11 @@ impl Gate {
     /// Whether `slot` may be moved off its node.
     pub(super) fn admits_move_of(&self, slot: u32) -> bool {
         self.moving.iter().all(|&moving| moving == slot)
+    }
+
+    /// When to ask again whether a slot may be moved, though nothing happens.
+    pub(super) fn moving_until(&self) -> Option<UtcMs> {
+        self.moving_until
     }
 
     /// Whether the current version has yet to be proven, and is being tried in another slot.
@@ -88,18 +99,22 @@ impl Gate {
     }
 }
 
-/// Whether a replica is on its way off a node that is being emptied: superseded by one that runs
-/// the same, or stopping and not gone.
-fn is_moving(draft: &Draft<'_>, name: &ServiceName, replica: &Replica) -> bool {
-    let node = draft.node(replica.node).filter(|node| node.availability != Availability::Active);
-    let (Some(node), Some(service)) = (node, draft.service(name)) else { return false };
+/// Whether a replica is on its way off a node that is being emptied, and until when if that is for a time:
+/// it is stopping and not gone, or superseded by one that runs the same, or by another that may yet come.
+/// That is an update as well as a move that is given the newest version; nothing tells one from the other.
+fn moving_until(draft: &Draft<'_>, service: &Service, replica: &Replica) -> Option<Option<UtcMs>> {
+    let node = draft.node(replica.node).filter(|node| node.availability != Availability::Active)?;
     match replica.desired {
-        Desired::Run => false,
-        Desired::Stop => node.status != NodeStatus::Down,
-        Desired::Retire => draft
-            .state()
-            .counting_in(name, replica.slot)
-            .is_some_and(|(_, holder)| service.same_containers(holder.version, replica.version)),
+        Desired::Run => None,
+        Desired::Stop => (node.status != NodeStatus::Down).then_some(None),
+        Desired::Retire => {
+            let (_, holder) = draft.state().counting_in(&replica.service, replica.slot)?;
+            if service.same_containers(holder.version, replica.version) {
+                return Some(None);
+            }
+            let until = stranded::given_up_at(holder);
+            (until > draft.now()).then_some(Some(until))
+        }
     }
 }
 

@@ -32,10 +32,10 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &
     }
     let stands_in = stranded::stands_in(slot, replica);
     if node.availability != Availability::Active && !replica.is_over() {
-        let gate = pass.gate(slot.draft);
-        if !gate.admits_move_of(slot.number) {
+        if !pass.admits_move_of(slot) {
             return Decision::Settled;
         }
+        let gate = pass.gate(slot.draft);
         // What was proven nowhere would be superseded where it arrives.
         let proven = slot.is_outdated(replica) && gate.is_proven(replica.version);
         let held_back = gate.holds_back(slot.number);

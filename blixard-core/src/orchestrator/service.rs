@@ -47,6 +47,14 @@ impl Pass {
         self.wake_at = Some(self.wake_at.map_or(at, |wake_at| wake_at.min(at)));
     }
 
+    /// Whether a slot may be moved off its node; if not, it is asked again when it may be.
+    pub(super) fn admits_move_of(&mut self, slot: &Slot<'_>) -> bool {
+        let gate = self.gate(slot.draft);
+        let (admitted, until) = (gate.admits_move_of(slot.number), gate.moving_until());
+        until.filter(|_| !admitted).into_iter().for_each(|at| self.wake(at));
+        admitted
+    }
+
     /// What keeps the service from touching another slot.
     pub(super) fn gate(&mut self, draft: &Draft<'_>) -> &Gate {
         self.gate.get_or_insert_with(|| Gate::of(draft, &self.name))

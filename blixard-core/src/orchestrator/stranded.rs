@@ -44,7 +44,7 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, holder: &R
         pass.wake(due);
         return None;
     }
-    if !pass.gate(slot.draft).admits_move_of(slot.number) {
+    if !pass.admits_move_of(slot) {
         return None;
     }
     let aimed = slot.aiming_at(old.version);
@@ -170,7 +170,7 @@ fn has_failed(slot: &Slot<'_>) -> bool {
 }
 
 /// From when on a replica that is not ready is not waited for any more: once it has ended, or at last.
-fn given_up_at(replica: &Replica) -> UtcMs {
+pub(super) fn given_up_at(replica: &Replica) -> UtcMs {
     let ended = replica.status.attempt > 0 || replica.status.phase >= Phase::Stopping;
     if ended { replica.created_at } else { replica.created_at.after(SUCCESSOR_WITHIN) }
 }

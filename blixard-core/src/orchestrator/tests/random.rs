@@ -169,7 +169,7 @@ fn check_bounds(before: &ClusterState, plan: &Plan, after: &ClusterState) {
         assert!(counting <= service.spec().replicas.max as usize, "{name} has {counting} replicas");
     }
     for (of, count) in superseded {
-        assert!(count <= 1, "{count} of {of:?}");
+        assert!(count <= 1, "{count} of {of:?} by\n{}", show(plan, UtcMs(0)));
     }
 }
 
@@ -237,6 +237,19 @@ fn room_that_a_successor_gives_up_goes_to_who_is_left_behind_in_the_same_plan() 
         submit(3, 5, 360),
         Happening::Availability(1, Availability::Draining),
         Happening::Pass(10_000),
+    ]);
+}
+
+/// Found by the property below: an update and a drain at once.
+#[test]
+fn a_replica_on_a_node_that_is_emptied_is_updated_while_another_is_moved() {
+    run(&[
+        Happening::Submit { service: 2, shape: 1, max: 4, memory: 0, depends: None, origin: 4 },
+        Happening::AgentsAct,
+        Happening::Scale { service: 2, replicas: 3 },
+        Happening::Submit { service: 2, shape: 3, max: 3, memory: 0, depends: None, origin: 1 },
+        Happening::Availability(4, Availability::Draining),
+        Happening::AgentsAct,
     ]);
 }
 
