@@ -92,9 +92,10 @@ impl Follower<'_> {
         let start = Start { tail: asked.tail.filter(|_| first), ..asked };
         match open(self.client, self.args, &source.clone().exactly(!first), start).await {
             Ok(Log { lines, id, .. }) => {
-                let key = source.key(lines.attempt());
+                let attempt = lines.attempt();
+                let source = source.answered(id, attempt);
+                let key = source.key(attempt);
                 if self.opened.insert(key.clone()) {
-                    let source = source.answered(id, lines.attempt());
                     let named = named(self.followed.len(), source.name.clone(), lines);
                     self.lines.push(named.boxed_local());
                     let (place, since) = (Place::default(), Instant::now());
@@ -233,8 +234,8 @@ mod tests {
 
     use crate::client::canned::Canned;
 
-    /// What is asked for while a service with one container that has ended is followed: each log's query,
-    /// and how the command ends.
+    /// What is asked for while a service with one container that has ended is followed, where another was
+    /// before it: each log's query, and how the command ends.
     async fn followed(logs: Vec<(&'static str, u16, &str)>) -> (Vec<String>, ExitCode) {
         let row = json!({
             "container_id": "0123456789abcdef", "name": "tick-0", "replica": 1, "service": "tick",
@@ -243,13 +244,16 @@ mod tests {
             "attempt": 0, "exit_code": 0, "message": "", "since": 1, "created_at": 1,
             "address": null, "node_address": null, "ports": [], "container": null
         });
+        let mut before = row.clone();
+        before["container_id"] = "fedcba9876543210".into();
+        before["replica"] = 0.into();
         let service = json!({
             "name": "tick", "state": "running", "ready": 1, "desired": 1, "min": 1, "max": 1,
             "image": "nginx:1", "ports": [], "version": 2, "created_at": 1, "versions": [], "origin": 1,
             "pending": [], "replicas": [row]
         });
         let mut answers = vec![
-            ("/v1/ended", 200, json!({ "items": [] }).to_string()),
+            ("/v1/ended", 200, json!({ "items": [before] }).to_string()),
             ("/v1/services/tick", 200, service.to_string()),
         ];
         answers.extend(logs.into_iter().map(|(path, status, body)| (path, status, body.to_owned())));
@@ -263,19 +267,22 @@ mod tests {
     }
 
     const PATH: &str = "/v1/replicas/0123456789abcdef/logs?follow=true";
+    const BEFORE: &str = "/v1/replicas/fedcba9876543210/logs?follow=true";
+    const LATER: &str = "/v1/replicas/0123456789abcdef/logs?follow=true&attempt=0";
     const AGAIN: &str = "/v1/replicas/0123456789abcdef/logs?follow=true&since=";
     const WHOLE: &str = r#"{"at":"1970-01-01T00:00:02.000000001Z","stderr":false,"text":"tick"}
 "#;
     const BROKEN: &str = r#"{"at":"1970-01-01T00:00:02.000000001Z","stderr":false,"text":"tick"}
 {"at":"#;
 
+    async fn check(logs: Vec<(&'static str, u16, &str)>, queries: &[&str], expect: ExitCode) {
+        let (asked, code) = followed(logs).await;
+        assert_eq!(asked, queries);
+        assert_eq!(format!("{code:?}"), format!("{expect:?}"), "{asked:?}");
+    }
+
     #[tokio::test]
     async fn a_log_that_breaks_off_is_opened_again_where_it_did_and_one_that_ends_is_not() {
-        let check = async |logs, queries: &[&str], expect: ExitCode| {
-            let (asked, code) = followed(logs).await;
-            assert_eq!(asked, queries);
-            assert_eq!(format!("{code:?}"), format!("{expect:?}"), "{asked:?}");
-        };
         let again = "follow=true&since=1970-01-01T00:00:02.000Z";
         check(vec![(PATH, 200, WHOLE)], &["follow=true"], ExitCode::SUCCESS).await;
         let resumed = vec![(AGAIN, 200, WHOLE), (PATH, 200, BROKEN)];
@@ -285,5 +292,15 @@ mod tests {
             (PATH, 200, BROKEN),
         ];
         check(gone, &["follow=true", again], ExitCode::FAILURE).await;
+    }
+
+    #[tokio::test]
+    async fn the_log_of_a_container_that_has_none_yet_follows_that_of_the_one_before() {
+        let logs = vec![
+            (LATER, 200, WHOLE),
+            (PATH, 404, r#"{"error":"there is no log yet","try":""}"#),
+            (BEFORE, 200, WHOLE),
+        ];
+        check(logs, &["follow=true", "follow=true", "follow=true&attempt=0"], ExitCode::SUCCESS).await;
     }
 }

@@ -33,9 +33,9 @@ use crate::render;
 /// --attempt and --previous, the log is that of the newest attempt that has one. When one that is
 /// named cannot be read, the others are shown all the same, a warning says why, and the exit code is 1.
 ///
-/// With -f, a service that is named is followed from container to container, also to another node. A
-/// container that is named is followed until it ends. Where the node goes away first, a warning says so,
-/// and the exit code is 1.
+/// With -f, a service that is named is followed from container to container, also to another node; where
+/// a log breaks off because a node goes away, it is read on when the node is back. A container that is
+/// named is followed until it ends. What could not be read to its end is warned of, and the exit code is 1.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  blixard logs web\n  blixard logs -f -n 20 web-0\n  blixard logs --previous web-0\n  blixard logs --since 10m web db\n  blixard logs 3f2a9c"

@@ -67,9 +67,10 @@ impl Source {
     }
 
     /// The same, and only the log that was answered: of which container, and of which attempt if that is
-    /// known.
+    /// known. The container before it is no replica that is looked for again.
     pub(super) fn answered(self, id: String, attempt: Option<u32>) -> Self {
-        Self { id, before: None, attempt: attempt.or(self.attempt), ..self }
+        let replica = self.replica.filter(|_| id == self.id);
+        Self { id, before: None, attempt: attempt.or(self.attempt), replica, ..self }
     }
 
     /// Names the log, of the `attempt` that was answered if that is known.
