@@ -114,10 +114,10 @@ fn lose(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
     let Some((id, replica)) = slot.counting().filter(|(_, replica)| !replica.is_over()) else {
         return Vec::new();
     };
-    let Some(node) = slot.draft.node(replica.node).filter(|node| node.status == NodeStatus::Down) else {
+    if slot.status_of(replica) != Some(NodeStatus::Down) {
         return Vec::new();
-    };
-    match node.hold_until.filter(|&until| until > slot.draft.now()) {
+    }
+    match slot.held_until(replica) {
         Some(until) => {
             pass.wake(until);
             Vec::new()

@@ -16,6 +16,7 @@ use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::readiness::{Readiness, readiness};
 use crate::scheduler::Request;
 use crate::spec::{NetworkMode, ServiceSpec};
+use crate::time::UtcMs;
 
 /// What to do about a slot.
 #[derive(Debug, PartialEq)]
@@ -89,6 +90,12 @@ impl<'a> Slot<'a> {
     pub(super) fn lost(&self) -> impl Iterator<Item = (ReplicaId, &'a Replica)> + '_ {
         let lost = |replica: &Replica| replica.desired == Desired::Run && replica.lost_since.is_some();
         self.rows.iter().copied().filter(move |(_, replica)| lost(replica))
+    }
+
+    /// Until when a replica is not lost though its node is down, for that announced its absence.
+    pub(super) fn held_until(&self, replica: &Replica) -> Option<UtcMs> {
+        let node = self.draft.node(replica.node).filter(|node| node.status == NodeStatus::Down)?;
+        node.hold_until.filter(|&until| until > self.draft.now())
     }
 
     /// The status of a replica's node; absent when that is no member.

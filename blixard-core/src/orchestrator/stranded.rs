@@ -4,8 +4,9 @@
 //! come, its node would never be empty: the old one is moved then as it would be without the update.
 //! Nor would anything serve in its slot, where its node goes down or it ends meanwhile: it is replaced
 //! then as it would be without the update. In both cases a stand-in of its version takes the slot from
-//! the successor, and the old one stops once the stand-in runs. The slot's back-off remembers that the successor did not come: while the old one is
-//! there it is not tried again, so that a stand-in is placed once; a newer version begins without it.
+//! the successor, and the old one stops once the stand-in runs, a lost one once that is proven. The slot's
+//! back-off remembers that the successor did not come: while the old one is there it is not tried again,
+//! so that a stand-in is placed once; a newer version begins without it.
 //!
 //! Only an old one that was proven is moved or replaced: of another nothing is lost when it ends. Nor is
 //! it where the successor, tried again, would have to stop the stand-in first: then it stays, and
@@ -35,7 +36,7 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, holder: &R
     if slot.is_outdated(holder) || slot.readiness(holder) == Readiness::Ready {
         return None;
     }
-    if let Some(until) = held_until(slot, old) {
+    if let Some(until) = slot.held_until(old) {
         pass.wake(until);
         return None;
     }
@@ -83,7 +84,7 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, holder: &R
 /// replica of it is left behind and can be moved.
 pub(super) fn stand_in(slot: &Slot<'_>, pass: &mut Pass) -> Option<u64> {
     let old = left_behind(slot).filter(|_| has_failed(slot))?;
-    if let Some(until) = held_until(slot, old) {
+    if let Some(until) = slot.held_until(old) {
         pass.wake(until);
         return None;
     }
@@ -151,12 +152,6 @@ fn has_ended(replica: &Replica) -> bool {
 fn is_gone(slot: &Slot<'_>, replica: &Replica) -> bool {
     let node = slot.draft.node(replica.node);
     has_ended(replica) || node.is_some_and(|node| node.status == NodeStatus::Down)
-}
-
-/// Until when what is on the node of a replica is not lost though that is down, as it announced.
-fn held_until(slot: &Slot<'_>, replica: &Replica) -> Option<UtcMs> {
-    let node = slot.draft.node(replica.node).filter(|node| node.status == NodeStatus::Down)?;
-    node.hold_until.filter(|&until| until > slot.draft.now())
 }
 
 fn is_emptied(slot: &Slot<'_>, replica: &Replica) -> bool {

@@ -240,9 +240,9 @@ fn room_that_a_successor_gives_up_goes_to_who_is_left_behind_in_the_same_plan() 
     ]);
 }
 
-/// Found by the property below: an update and a drain at once.
+/// Found by the property below: a drain gives the newest version, which nothing has proven.
 #[test]
-fn a_replica_on_a_node_that_is_emptied_is_updated_while_another_is_moved() {
+fn replicas_leave_a_node_one_at_a_time_also_where_they_get_a_new_version() {
     run(&[
         Happening::Submit { service: 2, shape: 1, max: 4, memory: 0, depends: None, origin: 4 },
         Happening::AgentsAct,
