@@ -139,6 +139,39 @@ fn a_followed_service_shows_containers_that_start_later() -> Result<()> {
 }
 
 #[test]
+fn a_followed_service_is_read_on_where_its_nodes_daemon_was_killed() -> Result<()> {
+    Cluster::formed(3)?.check(|cluster| {
+        let busybox = image::busybox()?;
+        cluster.hosts[0].import(&busybox)?;
+        let count = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.2; done";
+        let bundle = Bundle::new("count", &busybox).shell(count).constraint("node.name==host3");
+        cluster.hosts[0].run(&bundle)?;
+        let output = cluster.directory().join("count.log");
+        let mut follower = cluster.hosts[0].command(&["logs", "-f", "count"])?;
+        let mut follower = follower.stdout(std::fs::File::create(&output)?).spawn()?;
+        let grows = |from: usize| {
+            wait::until("more numbers", SOON, || {
+                let text = std::fs::read_to_string(&output)?;
+                let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+                let numbers = whole.lines().map(str::parse).collect::<Result<Vec<usize>, _>>()?;
+                wait::ensure(numbers.len() > from + 10, format!("{} after {from}", numbers.len()))?;
+                Ok(numbers)
+            })
+        };
+        let before = grows(0)?.len();
+        cluster.hosts[2].kill()?;
+        cluster.hosts[2].start(&[])?;
+        // What was written while nobody read is shown as well, and nothing twice.
+        let numbers = grows(before + 10)?;
+        ensure!(numbers.iter().copied().eq(1..=numbers.len()), "{numbers:?}");
+        cluster.hosts[0].cli(&["rm", "count"])?;
+        let ended = wait::until("the client to end", SOON, || follower.try_wait()?.context("it goes on"))?;
+        ensure!(ended.success(), "{ended}");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_service_stops_starts_and_goes() -> Result<()> {
     Cluster::formed(3)?.check(|cluster| {
         let web = image::web()?;
