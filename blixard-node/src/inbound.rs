@@ -35,7 +35,7 @@ use crate::raft::ProposeError;
 use crate::route::{self, Relays};
 use crate::shared::{Shared, hold_command};
 
-/// How far this member may be behind when a joiner's token is looked up.
+/// How long the newest state is waited for when a joiner's token is not in this member's.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// Dispatches what arrives at one node.
@@ -111,26 +111,19 @@ impl Dispatch {
                 ),
             };
         }
-        let state = shared.state();
-        if let Some(answer) = self.known(&state, key, request.node) {
+        if let Some(answer) = self.known(&shared.state(), key, request.node) {
             return self.proven(answer, key, &request);
         }
-        let Some(secret_sha256) = self.secret_sha256(key, &request).await else {
-            return JoinResponse::Refused { message: "the token's secret is not hexadecimal".to_owned() };
-        };
         // Before anything is proposed, and before where the leader is is told.
-        if let Err(refusal) = self.check_token(request.token, &secret_sha256).await {
-            // Without a leader this member may lack a token that the others have.
-            return match shared.status().leader {
-                Some(_) => JoinResponse::Refused { message: refusal.to_string() },
-                None => JoinResponse::Unavailable { message: "the cluster has no leader now".to_owned() },
-            };
-        }
+        let secret_sha256 = match self.admitting(key, &request).await {
+            Ok(secret_sha256) => secret_sha256,
+            Err(answer) => return answer,
+        };
         let Some(leader) = shared.status().leader else {
             return JoinResponse::Unavailable { message: "the cluster has no leader now".to_owned() };
         };
         if leader != shared.id {
-            return match state.nodes.get(&leader) {
+            return match shared.state().nodes.get(&leader) {
                 Some(node) => JoinResponse::Redirect {
                     leader: Peer { key: node.key, addresses: node.facts.addresses.clone(), relay_url: None },
                 },
@@ -157,22 +150,43 @@ impl Dispatch {
         }
     }
 
-    /// What the token that a joiner knows hashes to. A proof of one that is another's, or none that is
-    /// known here, gives a hash that no token has.
-    async fn secret_sha256(&self, joiner: NodeKey, request: &JoinRequest) -> Option<[u8; 32]> {
-        let Some(proof) = &request.proof else {
-            return Some(Sha256::digest(hex::decode(&request.secret).ok()?).into());
+    /// The hash of the secret that a joiner knows, if its token admits it.
+    ///
+    /// This member's state may lack a token that the cluster has. That of a leader may as well, until
+    /// it has applied what was agreed on before its term. So nobody is refused by a state that is not
+    /// known to be the newest.
+    async fn admitting(&self, joiner: NodeKey, request: &JoinRequest) -> Result<[u8; 32], JoinResponse> {
+        let check = |state: &ClusterState| {
+            let secret_sha256 = self.secret_sha256(state, joiner, request)?;
+            state.check_join_token(request.token, &secret_sha256).map(|()| secret_sha256)
         };
-        let known = || self.joining(&self.shared.state(), joiner, request.token);
-        if known().is_none() && !self.shared.status().is_leader(self.shared.id) {
-            let mut states = self.shared.watch_state();
-            let told = async { while known().is_none() && states.changed().await.is_ok() {} };
-            // Cancel safe: it only watches.
-            self.shared.within(CATCH_UP, told).await;
+        if let Ok(secret_sha256) = check(&self.shared.state()) {
+            return Ok(secret_sha256);
         }
-        let joining = known().filter(|joining| is_proof(proof, &joining.request()));
+        let unavailable = |message: String| JoinResponse::Unavailable { message };
+        let raft = self.shared.raft().ok_or_else(|| unavailable("Raft is being reopened here".to_owned()))?;
+        raft.read_barrier(CATCH_UP).await.map_err(|error| unavailable(error.to_string()))?;
+        check(&raft.state()).map_err(|refusal| JoinResponse::Refused { message: refusal.to_string() })
+    }
+
+    /// What the token that a joiner knows hashes to. A proof of one that is another's, or none that
+    /// `state` knows, gives a hash that no token has.
+    fn secret_sha256(
+        &self,
+        state: &ClusterState,
+        joiner: NodeKey,
+        request: &JoinRequest,
+    ) -> Result<[u8; 32], Refusal> {
+        let Some(proof) = &request.proof else {
+            let secret = hex::decode(&request.secret);
+            let denied = "the token's secret is not hexadecimal".to_owned();
+            let secret = secret.map_err(|_| Refusal::Denied { message: denied })?;
+            return Ok(Sha256::digest(secret).into());
+        };
+        let joining = self.joining(state, joiner, request.token);
+        let joining = joining.filter(|joining| is_proof(proof, &joining.request()));
         // Nobody knows what hashes to the hash of a proof.
-        Some(joining.map_or_else(|| Sha256::digest(proof).into(), |joining| joining.secret_sha256))
+        Ok(joining.map_or_else(|| Sha256::digest(proof).into(), |joining| joining.secret_sha256))
     }
 
     /// The two sides of a joiner's link, when the token is known here.
@@ -190,24 +204,6 @@ impl Dispatch {
             *proof = joining.map(|joining| hex::encode(joining.answer(*cluster, *node)));
         }
         answer
-    }
-
-    /// Checks a joiner's token by this member's state, which may be a moment behind: it waits for it to
-    /// catch up before it refuses.
-    async fn check_token(&self, token: TokenId, secret_sha256: &[u8; 32]) -> Result<(), Refusal> {
-        let mut states = self.shared.watch_state();
-        let known = async {
-            while self.shared.state().check_join_token(token, secret_sha256).is_err() {
-                if states.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        if !self.shared.status().is_leader(self.shared.id) {
-            // Cancel safe: it only watches.
-            self.shared.within(CATCH_UP, known).await;
-        }
-        self.shared.state().check_join_token(token, secret_sha256)
     }
 
     /// The answer to someone whose key is known: a member that asks again, as one does that crashed

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use blixard_core::api::STALE_HEADER;
+use blixard_core::discovery::target::JoinTarget;
 use blixard_core::id::NodeId;
 use blixard_node::raft::RaftConfig;
 use http::{Method, Request};
@@ -384,4 +385,31 @@ fn what_a_snapshot_covers_is_durable_and_what_no_quorum_holds_is_not() {
         assert_eq!(found.as_deref(), Some("committed_entries_are_durable"));
         world.end();
     });
+}
+
+#[test]
+fn a_leader_that_has_yet_to_apply_what_it_holds_refuses_no_valid_token() {
+    for slowness in [10, 30, 50, 100] {
+        unformed(2, async |world| {
+            until("the first machine leads", || {
+                world.start(1);
+                world.leader() == Some(1)
+            })
+            .await;
+            until("it has a token", || world.machine(1).ticket().is_some()).await;
+            let ticket = world.machine(1).ticket().expect("it has one");
+            // It leads once its vote is written, and applies what it held before once an entry of its
+            // own term is.
+            world.machine(1).disk.set_slowness(slowness);
+            world.machine(1).crash(Loss::Process);
+            world.start(1);
+            let targets = vec![JoinTarget::Ticket(Box::new(ticket))];
+            world.machine(2).start(targets, None, Box::new(|_, _| {}));
+            until("the second machine is a member", || {
+                assert_eq!(world.machine(2).failure(), None);
+                world.machine(2).has_joined()
+            })
+            .await;
+        });
+    }
 }
