@@ -19,6 +19,7 @@ use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use simulation::checks::settled;
+use simulation::disk::Loss;
 use simulation::machine::Running;
 use simulation::trace::Show;
 use simulation::world::World;
@@ -29,8 +30,9 @@ use tower::ServiceExt;
 
 /// How long anything here may take, in simulated time.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long an answer is waited for, in simulated time: far longer than a lone node takes to write.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long an answer is waited for, in simulated time: far longer than a lone node takes to write, and
+/// any to say that there is no quorum.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How much of an answer is looked at: some go on for as long as they are taken.
 const ANSWER_BYTES_MAX: u64 = 256 << 10;
 
@@ -89,11 +91,18 @@ fn paused() -> Runtime {
 
 /// A cluster of one machine that has formed.
 async fn formed() -> Arc<World> {
-    let world = World::new(7, 1, &RaftConfig::default(), Show::Hash);
+    formed_of(1).await
+}
+
+/// A cluster of so many machines that has formed.
+async fn formed_of(machines: u64) -> Arc<World> {
+    let world = World::new(7, machines, &RaftConfig::default(), Show::Hash);
     let end = Instant::now() + PATIENCE;
     while settled(&world).is_err() {
         assert!(Instant::now() < end, "the cluster does not form");
-        world.start(1);
+        for number in 1..=machines {
+            world.start(number);
+        }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     world
@@ -187,6 +196,32 @@ fn requests_survive_every_damage() {
             .oneshot(Request::get("/v1/health").body(Body::empty()).expect("a request"))
             .await;
         assert!(answer.status().is_success(), "it serves on");
+        world.end();
+    });
+}
+/// Whoever has just made a token on one node may use it on any.
+#[test]
+fn a_token_admits_on_a_node_that_has_not_heard_of_it_yet() {
+    paused().block_on(async {
+        let world = formed_of(3).await;
+        let (maker, other) = (world.machine(1).running(), world.machine(2).running());
+        let (maker, other) = (maker.expect("it runs"), other.expect("it runs"));
+        let router = api::router(other.handle.clone(), Access::Tcp);
+        let asked = async |token: &str| {
+            let headers = format!("authorization: Bearer {token}\r\n");
+            let answer = send(&other, router.clone(), request("GET /v1/services", &headers, "")).await;
+            String::from_utf8_lossy(&answer[..12]).into_owned()
+        };
+        for _ in 0..20 {
+            let token = admin_token(&maker).await;
+            assert_eq!(asked(&token).await, "HTTP/1.1 200");
+        }
+        // Without a quorum nobody knows whether there is such a token.
+        let unknown = admin_token(&maker).await.replace(['a', 'b', 'c'], "d");
+        assert_eq!(asked(&unknown).await, "HTTP/1.1 401");
+        world.machine(1).crash(Loss::Process);
+        world.machine(3).crash(Loss::Process);
+        assert_eq!(asked(&unknown).await, "HTTP/1.1 503");
         world.end();
     });
 }

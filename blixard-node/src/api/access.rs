@@ -50,19 +50,16 @@ pub(super) enum Principal {
 /// Admits a request or answers why not.
 pub(super) async fn check(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     let standing = request.extensions().get::<Standing>().cloned();
-    let principal = match &api.access {
-        Access::Socket | Access::Peer => Ok(Principal::Full),
-        access => {
-            let now = api.handle.platform.clock.utc();
-            let token_ok = |token: &Secret| admits(&api.handle.state(), token, now);
-            let (method, path) = (request.method(), request.uri().path());
-            let pattern = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-            let right = rights::right(method, pattern);
-            tcp_principal(access, method, path, request.headers(), right, &token_ok)
-        }
-    };
+    let mut principal = judge(&api, &api.handle.state(), &request);
     if !matches!(principal, Ok(Principal::Full)) {
         api.strangers.turn(&*api.handle.platform.clock).await;
+    }
+    if principal.as_ref().is_err_and(ApiError::is_unauthorized)
+        && request.headers().contains_key(header::AUTHORIZATION)
+    {
+        // A token that this node's state does not have yet may be one that the cluster has.
+        let newest = api.read().await;
+        principal = judge(&api, &newest.state, &request).map_err(|error| newest.unconfirmed(error));
     }
     match principal {
         Ok(principal) => {
@@ -79,6 +76,19 @@ pub(super) async fn check(State(api): State<Api>, mut request: Request, next: Ne
         }
         Err(error) => error.into_response(),
     }
+}
+
+/// What the caller of a request may do, as far as `state` says.
+fn judge(api: &Api, state: &ClusterState, request: &Request) -> Result<Principal, ApiError> {
+    let access = match &api.access {
+        Access::Socket | Access::Peer => return Ok(Principal::Full),
+        access => access,
+    };
+    let now = api.handle.platform.clock.utc();
+    let token_ok = |token: &Secret| admits(state, token, now);
+    let (method, path) = (request.method(), request.uri().path());
+    let pattern = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    tcp_principal(access, method, path, request.headers(), rights::right(method, pattern), &token_ok)
 }
 
 /// What a caller over TCP may do; `right` is what the request takes.

@@ -62,12 +62,17 @@ impl Snapshot {
     /// The error for something that is not in the state: that it is not there is certain only of a
     /// state that a quorum confirmed.
     pub(super) fn missing(&self, error: ApiError) -> ApiError {
+        if error.is_not_found() { self.unconfirmed(error) } else { error }
+    }
+
+    /// The error for what depends on something that is not in the state.
+    pub(super) fn unconfirmed(&self, error: ApiError) -> ApiError {
         match &self.stale {
-            Some(why) if error.is_not_found() => ApiError::unavailable(
+            Some(why) => ApiError::unavailable(
                 format!("{}, as far as this node knows; {why}", error.message()),
                 "try again when the cluster answers",
             ),
-            _ => error,
+            None => error,
         }
     }
 

@@ -87,6 +87,11 @@ impl ApiError {
         self.status == StatusCode::NOT_FOUND
     }
 
+    /// Whether the caller showed nothing that admits it.
+    pub(super) fn is_unauthorized(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
+    }
+
     /// Whether a member was asked and said nothing: another attempt may find the link up again.
     pub(super) fn is_unanswered(&self) -> bool {
         self.unanswered
