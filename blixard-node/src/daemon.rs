@@ -47,6 +47,7 @@ use crate::platform::{Clock, Platform, Transport};
 use crate::raft::{self, OpenError, RaftConfig};
 use crate::runtime::images::Registries;
 use crate::runtime::{ContainerdChoice, ContainerdRuntime, RuntimeConfig};
+use crate::telemetry::say;
 use crate::transport::IrohTransport;
 use crate::volumes::LinuxVolumes;
 
@@ -418,19 +419,19 @@ async fn form_and_serve(
     if removed {
         let left = handle.platform.containers.list().await.map_or(0, |left| left.len());
         match left {
-            0 => println!(
+            0 => say(format_args!(
                 "node {} was removed from its cluster: its containers are stopped; blixard node purge clears the machine",
                 handle.id
-            ),
-            _ => println!(
+            )),
+            _ => say(format_args!(
                 "node {} was removed from its cluster; {left} of its containers are left: blixard node purge",
                 handle.id
-            ),
+            )),
         }
     } else {
-        println!(
+        say(format_args!(
             "stopping; containers go on, and the next start takes them up again (to stop them too: blixard node down)"
-        );
+        ));
         node.shutdown().await;
         // What was asked before is answered; the listeners' own grace bounds it.
         while serving.join_next().await.is_some() {}
@@ -504,17 +505,17 @@ async fn listen(
 /// Says that the node is up, and on its first start how others join. A ticket is for whoever sits at the
 /// terminal: what else reads this output, such as a journal, keeps it.
 async fn announce(config: &NodeConfig, handle: &NodeHandle, known: bool) {
-    println!(
+    say(format_args!(
         "node {} of cluster {} is up; its API is {}",
         handle.id,
         handle.cluster,
         config.socket().display()
-    );
+    ));
     if known {
         return;
     }
     let ticket = if std::io::stdout().is_terminal() { own_token::ticket(handle).await } else { None };
-    println!("{}", invitation(ticket.as_ref(), &config.data_dir.join(registry::REGISTRY_FILE)));
+    say(format_args!("{}", invitation(ticket.as_ref(), &config.data_dir.join(registry::REGISTRY_FILE))));
 }
 
 /// How others join.

@@ -39,6 +39,10 @@ pub(crate) fn init(
 
 /// Writes each event as the one line it is, whatever texts of others are in it: what would act on a
 /// terminal, or begin another line, is escaped.
+///
+/// An event that cannot be written is lost, as when the file system of the log is full or whoever read it
+/// is gone. `tracing_subscriber` would say so on standard error, which is just what cannot be written, and
+/// panic in the task that logs.
 struct Lines<W>(W, fn(&str) -> Cow<'_, str>);
 
 impl<W: Write> Write for Lines<W> {
@@ -46,13 +50,19 @@ impl<W: Write> Write for Lines<W> {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         let line = text.strip_suffix('\n').unwrap_or(&text).replace('\n', "\\n");
-        self.0.write_all(format!("{}\n", (self.1)(&line)).as_bytes())?;
+        self.0.write_all(format!("{}\n", (self.1)(&line)).as_bytes()).ok();
         Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        self.0.flush().ok();
+        Ok(())
     }
+}
+
+/// Says something to whoever started the daemon, on standard output. It goes on when nobody can read it.
+pub(crate) fn say(text: std::fmt::Arguments<'_>) {
+    writeln!(io::stdout(), "{text}").ok();
 }
 
 #[cfg(test)]
@@ -105,5 +115,25 @@ mod tests {
         }
         let event: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!(event["fields"]["message"], "told");
+    }
+
+    /// A file system that is full, or a pipe that nobody reads.
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_lost_and_no_error() {
+        let mut lines = Lines(Broken, text::printable_lines);
+        assert_eq!(lines.write(b"an event\n").expect("it is lost"), 9);
+        lines.flush().expect("there is nothing to flush");
     }
 }
