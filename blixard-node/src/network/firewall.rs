@@ -11,7 +11,7 @@ use blixard_core::spec::Protocol;
 use tokio::io::AsyncWriteExt;
 
 use super::forwarding::Forwarded;
-use super::{Lease, NetworkError};
+use super::{BRIDGES, Lease, NetworkError};
 
 /// How long `nft` may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -172,7 +172,8 @@ table inet {name} {{
             writeln!(text, "    iifname \"{name}\" oifname \"{name}\" meta iifkind \"bridge\" accept")
                 .expect("strings take everything");
         }
-        text + &format!("    iifname != \"{}\" drop\n", self.name)
+        // Another node on this machine judges what its own containers send and get.
+        text + &format!("    iifname \"{BRIDGES}*\" accept\n    oifname \"{BRIDGES}*\" accept\n    drop\n")
     }
 
     /// Where a port has several containers, one that refuses a connection is not the last word: it
@@ -414,8 +415,8 @@ mod tests {
             ["fib daddr type local meta l4proto . th dport { tcp . 9000, udp . 53 } accept"]
         );
         assert!(lines(&[], &[], false, "fib daddr type local meta").is_empty());
-        assert!(lines(&[], &[], false, "iifname != \"bx\" drop").is_empty());
-        assert_eq!(lines(&[], &[], true, "iifname != \"bx\" drop").len(), 1);
+        assert!(lines(&[], &[], false, "iifname \"bx*\" accept").is_empty());
+        assert_eq!(lines(&[], &[], true, "iifname \"bx*\" accept").len(), 1);
         assert_eq!(
             lines(&[], &[], true, "0\" "),
             ["iifname \"wan0\" accept", "iifname \"br0\" oifname \"br0\" meta iifkind \"bridge\" accept"]

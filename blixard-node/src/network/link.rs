@@ -155,9 +155,47 @@ pub(super) async fn connect(
     let bridge = bridge.ok_or_else(|| failed(what())(Error::RequestFailed))?;
     plug(&netlink, bridge, outside, &inside, address).await.map_err(failed(what()))?;
     set_up(&inside.netlink, address, gateway).await.map_err(failed(what()))?;
+    know(&netlink, bridge, address).await.map_err(failed(what()))
+}
+
+/// Whether the bridge is there; else it is made anew, with the ends of `links` on it, each with the address
+/// of its container, which another program has taken it away from.
+pub(super) async fn restore_bridge(
+    name: &str,
+    subnet: Ipv4Addr,
+    links: impl Iterator<Item = (String, Ipv4Addr)>,
+) -> Result<bool, NetworkError> {
+    let what = || format!("make the bridge {name} anew");
+    let netlink = netlink()?;
+    if index_of(&netlink, name).await.map_err(failed(what()))?.is_some() {
+        return Ok(true);
+    }
+    ensure_bridge(name, subnet).await?;
+    let bridge = index_of(&netlink, name).await.map_err(failed(what()))?;
+    let bridge = bridge.ok_or_else(|| failed(what())(Error::RequestFailed))?;
+    for (outside, address) in links {
+        if let Some(index) = index_of(&netlink, &outside).await.map_err(failed(what()))? {
+            let link = LinkUnspec::new_with_index(index).controller(bridge).up().build();
+            netlink.link().set(link).execute().await.map_err(failed(what()))?;
+            hairpin(&netlink, index).await.map_err(failed(what()))?;
+            know(&netlink, bridge, address).await.map_err(failed(what()))?;
+        }
+    }
+    Ok(false)
+}
+
+/// Tells the node where an address is.
+async fn know(netlink: &Handle, bridge: u32, address: Ipv4Addr) -> Result<(), Error> {
     let known = netlink.neighbours().add(bridge, address.into());
-    let known = known.link_local_address(&hardware_address(address)).replace();
-    known.execute().await.map_err(failed(what()))
+    known.link_local_address(&hardware_address(address)).replace().execute().await
+}
+
+/// Lets a container reach its own published port: without it the bridge does not send a frame back where
+/// it came from.
+async fn hairpin(netlink: &Handle, index: u32) -> Result<(), Error> {
+    let hairpin = InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]);
+    let port = LinkUnspec::new_with_index(index).set_port_kind(InfoPortKind::Bridge).set_port_data(hairpin);
+    netlink.link().set_port(port.build()).execute().await
 }
 
 async fn plug(
@@ -176,11 +214,7 @@ async fn plug(
     let pair = LinkVeth::new(outside, INSIDE).set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
     netlink.link().add(pair.controller(bridge).up().build()).execute().await?;
     let index = index_of(netlink, outside).await?.ok_or(Error::RequestFailed)?;
-    // Without it a container cannot reach its own published port: the bridge does not send a
-    // frame back where it came from.
-    let hairpin = InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]);
-    let port = LinkUnspec::new_with_index(index).set_port_kind(InfoPortKind::Bridge).set_port_data(hairpin);
-    netlink.link().set_port(port.build()).execute().await
+    hairpin(netlink, index).await
 }
 
 async fn set_up(netlink: &Handle, address: Ipv4Addr, gateway: Ipv4Addr) -> Result<(), Error> {

@@ -37,6 +37,8 @@ use self::published::Published;
 
 /// How long after loading rules that were taken away it is looked whether they are there.
 const RELOAD_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether what was made is still there.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Why a container could not be connected.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +152,8 @@ pub struct ContainerNetwork {
     state: Mutex<State>,
 }
 
+/// What the bridges of nodes begin with.
+const BRIDGES: &str = "bx";
 /// What the node's ends of containers' link pairs begin with.
 const VETH: &str = "bxv";
 
@@ -325,7 +329,14 @@ impl ContainerNetwork {
         if published && state.leases.get(id).is_some() {
             self.load_rules(state).await?;
         }
-        self.disconnect(state, id).await
+        let refused = |port: &PortSpec| port.protocol == Protocol::Udp && port.host_port.is_some();
+        let was_refused = state.leases.get(id).is_some_and(|lease| lease.ports.iter().any(refused));
+        self.disconnect(state, id).await?;
+        if was_refused {
+            // Datagrams to its port were refused while it had it: from now on whoever has the port answers.
+            self.load_rules(state).await?;
+        }
+        Ok(())
     }
 
     /// Removes the link pair, the namespace, the lease and the held ports, and makes the kernel
@@ -385,6 +396,34 @@ impl ContainerNetwork {
                 tokio::time::sleep(RELOAD_PAUSE).await;
             }
         }
+    }
+
+    /// Looks now and then whether what was made is still as it is to be.
+    pub async fn keep_ways(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Err(error) = self.restore().await {
+                tracing::warn!(err = %error, "containers may be cut off: the network cannot be made as it is to be");
+            }
+        }
+    }
+
+    /// Makes anew what another program took away: the bridge, or that the node forwards for containers. Takes
+    /// back what is not needed any more where another program has the node forward for all. Does nothing
+    /// once the network is purged.
+    ///
+    /// # Errors
+    /// When the kernel or nftables refuses; it can be tried again.
+    pub async fn restore(&self) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        if state.purged {
+            return Ok(());
+        }
+        let links = state.leases.iter().map(|(id, lease)| (veth_name(id), lease.address));
+        if !link::restore_bridge(&self.name, self.subnet, links).await? {
+            tracing::warn!(bridge = %self.name, "another program deleted the bridge: it is made anew");
+        }
+        self.load_rules(&mut state).await
     }
 
     /// Removes every namespace, the rules and the bridge.
@@ -473,7 +512,7 @@ impl ContainerNetwork {
 /// `bx` and what tells cluster and node apart, within the kernel's 15 bytes for a device.
 fn name_of(cluster: ClusterId, node: NodeId) -> String {
     let cluster = cluster.to_string();
-    format!("bx{}n{node}", &cluster[..6]).chars().take(15).collect()
+    format!("{BRIDGES}{}n{node}", &cluster[..6]).chars().take(15).collect()
 }
 
 fn veth_name(id: &ContainerId) -> String {

@@ -99,8 +99,9 @@ impl Networks for Bridge {
     async fn attach(&self, cluster: ClusterId, node: NodeId, subnet: Ipv4Addr) -> Result<(), RuntimeError> {
         let open = async || {
             let network = Arc::new(ContainerNetwork::open(&self.directory, cluster, node, subnet).await?);
-            let kept = network.clone();
-            // Ends with the process, or when the network is purged.
+            let (kept, looked_at) = (network.clone(), network.clone());
+            // Both end with the process, or when the network is purged.
+            tokio::spawn(async move { looked_at.keep_ways().await });
             tokio::spawn(async move {
                 if let Err(error) = kept.keep_rules().await {
                     tracing::warn!(err = %error, "port rules that another program deletes stay away");

@@ -8,8 +8,9 @@ mod rules;
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::Path;
+use std::time::Duration;
 
 use blixard_core::spec::Protocol;
 use blixard_node::network::NetworkError;
@@ -239,12 +240,72 @@ fn the_frames_of_another_bridge_are_its_own() {
     });
 }
 
+/// Other programs change the machine while the daemon runs: `sysctl --system`, Docker, a firewall's start.
+#[test]
+fn what_other_programs_take_away_comes_back() {
+    in_own_namespace(|network, _directory| async move {
+        let (lan, far) = (Neighbour::new("10.99.1"), Neighbour::new("10.99.2"));
+        let web = create(&network, &container('a'), &published(80, 8080)).await.expect("it connects");
+        answer_inside(&web, 80, "web");
+        answer_inside(&lan.lease(), 70, "lan");
+        answer_inside(&far.lease(), 70, "far");
+        let (node, lan_address) = (Ipv4Addr::new(10, 99, 1, 1), Ipv4Addr::new(10, 99, 1, 2));
+        let is_whole = |when: &str| {
+            let answer = ask_from_inside(&lan.lease(), (node, 8080));
+            assert_eq!(answer.unwrap_or_else(|error| panic!("{when}: {error}")), "web");
+            let answer = ask_from_inside(&web, (lan_address, 70));
+            assert_eq!(answer.unwrap_or_else(|error| panic!("{when}: {error}")), "lan");
+            assert_eq!(ask_from_inside(&web, (node, 8080)).expect("its own published port"), "web");
+        };
+        is_whole("at first");
+        network.restore().await.expect("there is nothing to do");
+        is_whole("when nothing was to be done");
+
+        run("ip", &["link", "del", &bridge()]);
+        ask_from_inside(&lan.lease(), (node, 8080)).expect_err("its bridge is gone");
+        network.restore().await.expect("the bridge is made anew");
+        is_whole("with another bridge");
+
+        run("sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+        let far_address = Ipv4Addr::new(10, 99, 2, 2);
+        network.restore().await.expect("the rules change");
+        assert_eq!(ask_from_inside(&lan.lease(), (far_address, 70)).expect("the node is a router"), "far");
+        is_whole("on a router");
+
+        run("sysctl", &["-qw", "net.ipv4.ip_forward=0"]);
+        network.restore().await.expect("the node forwards for containers");
+        ask_from_inside(&lan.lease(), (far_address, 70)).expect_err("the node is no router any more");
+        is_whole("on what is no router any more");
+        network.purge().await.expect("everything goes");
+        network.restore().await.expect("nothing is to be done");
+        assert_eq!(run("ip", &["-o", "link", "show", "type", "bridge"]), "", "nothing comes back");
+    });
+}
+
 #[test]
 fn forwarding_ends_with_the_network_that_turned_it_on() {
     in_own_namespace(|network, _directory| async move {
         assert!(forwards("default") && !forwards("all"));
         network.purge().await.expect("everything goes");
         assert!(!forwards("default") && !forwards("all"));
+    });
+}
+
+#[test]
+fn a_port_that_was_given_up_is_the_nodes_own_again() {
+    in_own_namespace(|network, _directory| async move {
+        create(&network, &container('a'), &published_udp(53, 5300)).await.expect("it connects");
+        network.withdraw(&container('a')).await.expect("it is withdrawn");
+        network.remove(&container('a')).await.expect("it goes");
+        let own = UdpSocket::bind((Ipv4Addr::LOCALHOST, 5300)).expect("it is free");
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("there are many");
+        client.connect(own.local_addr().expect("it is bound")).expect("it is near");
+        own.set_read_timeout(Some(Duration::from_secs(10))).expect("it can wait");
+        client.send(b"question").expect("it is sent");
+        let mut bytes = [0; 16];
+        let length = own.recv(&mut bytes).expect("the rules let it through");
+        assert_eq!(&bytes[..length], b"question");
+        network.purge().await.expect("everything goes");
     });
 }
 
