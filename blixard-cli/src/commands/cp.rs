@@ -28,7 +28,8 @@ const MODE_MASK: u32 = 0o777;
 /// is copied goes into the destination when that is a directory, and becomes the destination otherwise;
 /// with /. behind a directory's path, what is in it is copied. Permissions and times are kept; on the way
 /// out of a container set-user-id, set-group-id and sticky bits are not. Owners are not kept: in a container
-/// files are root's, here they are yours. Sockets, pipes and devices are left out.
+/// files are root's, here they are yours. Sockets, pipes and devices are left out, and none that is there
+/// already is replaced.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  blixard cp web-0:/etc/nginx/nginx.conf .\n  blixard cp ./site/. web-0:/srv/www\n  blixard cp dump.sql db:/tmp/"
@@ -64,6 +65,10 @@ impl Side {
 }
 
 pub(crate) async fn cp(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+    if [&args.source, &args.destination].into_iter().any(|side| side == "-") {
+        let hint = "`blixard exec NAME cat FILE` writes a file of a container to standard output, `blixard exec -i NAME sh -c 'cat > FILE'` reads one from standard input; a file of that name is written `./-`";
+        return Err(Failure::new("`-` is no path", hint).into());
+    }
     match (Side::read(&args.source), Side::read(&args.destination)) {
         (Side::Here(from), Side::There { container, path }) => {
             upload(client, from, &container, &path).await?
@@ -166,6 +171,9 @@ fn target(to: &Path, name: Option<OsString>) -> io::Result<Target> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)
     };
+    // The file that a link names is what is meant: replacing the link would leave that as it is.
+    let linked = to.is_symlink().then(|| std::fs::canonicalize(to)).transpose()?;
+    let to = linked.as_deref().unwrap_or(to);
     if to.is_dir() {
         return Ok(Target { directory: open(to)?, name, mode_mask: MODE_MASK });
     }
@@ -181,7 +189,7 @@ fn target(to: &Path, name: Option<OsString>) -> io::Result<Target> {
 mod tests {
     use std::path::Path;
 
-    use super::{Side, both_containers, is_content};
+    use super::{Side, both_containers, is_content, target};
 
     #[test]
     fn a_container_is_named_before_the_colon() {
@@ -202,6 +210,17 @@ mod tests {
         let hint = |here: Option<&str>| both_containers(here.map(Path::new)).body.hint;
         assert_eq!(hint(None), "copy to this machine first, then to the other");
         assert!(hint(Some("we ird:name")).ends_with("is written `./we ird:name`"));
+    }
+
+    #[test]
+    fn a_link_to_a_file_stands_for_the_file() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("file"), "old").unwrap();
+        std::os::unix::fs::symlink("file", root.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("nowhere", root.path().join("dangling")).unwrap();
+        assert_eq!(target(&root.path().join("link"), None).unwrap().name.unwrap(), "file");
+        assert!(target(&root.path().join("dangling"), None).is_err());
+        assert_eq!(target(&root.path().join("new"), None).unwrap().name.unwrap(), "new");
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use super::{Entry, Target, open_in_root, pack_path, unpack, write_entry};
 
@@ -113,6 +113,30 @@ fn no_path_and_no_link_leads_out_of_where_it_is_unpacked() {
     assert!(check("a file for a link", &[folder(&[]), file(&["victim"]), Entry::End]).is_ok());
 }
 
+/// A copy as root over `/dev/null` would leave the machine without it.
+#[test]
+fn a_device_or_a_pipe_is_not_replaced() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let from = root.path().join("from");
+    fs::write(&from, "hello").expect("file");
+    let to = root.path().join("to");
+    fs::create_dir(&to).expect("directory");
+    let pipe = to.join("pipe");
+    rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe");
+    let socket = std::os::unix::net::UnixListener::bind(to.join("socket")).expect("a socket");
+    fs::create_dir(to.join("directory")).expect("directory");
+    for (name, what) in
+        [("pipe", "a pipe"), ("socket", "neither a file nor a directory"), ("directory", "a directory")]
+    {
+        let error = unpack(&target(&to, Some(name)), &mut packed(&from).as_slice()).expect_err(name);
+        assert_eq!(error.to_string(), format!("{name} is {what} there"));
+        assert!(to.join(name).symlink_metadata().is_ok_and(|there| !there.is_file()), "{name} was replaced");
+    }
+    drop(socket);
+    let device = unpack(&target(Path::new("/dev"), Some("null")), &mut packed(&from).as_slice());
+    assert_eq!(device.expect_err("it is the machine's").to_string(), "null is a device there");
+}
+
 #[test]
 fn a_stream_that_is_cut_off_or_no_stream_is_an_error() {
     let root = tempfile::tempdir().expect("temporary directory");
@@ -130,6 +154,19 @@ fn a_stream_that_is_cut_off_or_no_stream_is_an_error() {
     }
     unpack(&target(root.path(), Some("to")), &mut whole.as_slice()).expect("all of it");
     assert_eq!(fs::read_to_string(root.path().join("to")).expect("file"), "hello");
+    // What was there stays until all of the new one is, and nothing else is left.
+    for length in 0..whole.len() {
+        fs::write(root.path().join("to"), "precious").expect("file");
+        let cut = &mut whole.get(..length).expect("a prefix");
+        assert!(unpack(&target(root.path(), Some("to")), cut).is_err(), "{length} bytes");
+        let there = fs::read_to_string(root.path().join("to")).expect("file");
+        assert!(there == "precious" || there == "hello", "{there} after {length} bytes");
+    }
+    fs::write(root.path().join("to"), "precious").expect("file");
+    let cut = &mut whole.get(..whole.len() / 2).expect("a prefix");
+    assert!(unpack(&target(root.path(), Some("to")), cut).is_err());
+    assert_eq!(fs::read_to_string(root.path().join("to")).expect("file"), "precious");
+    assert_eq!(fs::read_dir(root.path()).expect("directory").count(), 2, "from and to");
     let junk = vec![0xff; 100_000];
     assert!(unpack(&target(root.path(), Some("to")), &mut junk.as_slice()).is_err());
     let told = stream(&[folder(&[]), Entry::Failed { message: "the disk broke".into() }]);

@@ -6,8 +6,9 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
 use super::{CHUNK_BYTES_MAX, DEPTH_MAX, Entry, read_entry, read_length};
@@ -29,7 +30,8 @@ struct Open {
     modified: i64,
 }
 
-/// Unpacks a stream. What is there already is replaced, but for directories, which are merged.
+/// Unpacks a stream. Files and symbolic links that are there already are replaced, directories are merged;
+/// in the place of anything else, such as a device, nothing is made.
 ///
 /// # Errors
 /// When the stream ends early, or says what would lead elsewhere, or something cannot be made.
@@ -127,21 +129,40 @@ impl Place {
     }
 
     fn is_directory(&self, name: &OsStr) -> bool {
-        let stat = rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW);
-        stat.is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
+        self.type_of(name).is_some_and(FileType::is_dir)
     }
 
+    fn type_of(&self, name: &OsStr) -> Option<FileType> {
+        let stat = rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        Some(FileType::from_raw_mode(stat.st_mode))
+    }
+
+    /// Makes a file. One that is there stays as it is until all of the new one is.
     fn make_file(&self, mode: u32, modified: i64, from: &mut dyn Read) -> io::Result<()> {
-        let name = self.vacate()?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR);
-        let file = File::from(file.map_err(|error| said(&self.shown, error))?);
-        let filled = self.fill(file, mode, modified, from);
-        if filled.is_err() {
-            // A part of a file is none; the first error is the one to tell.
-            rustix::fs::unlinkat(&self.directory, name, AtFlags::empty()).ok();
+        let name = self.name_to_take()?;
+        self.replace(name, |new| {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&self.directory, new, flags, Mode::RUSR | Mode::WUSR);
+            let file = File::from(file.map_err(|error| said(&self.shown, error))?);
+            self.fill(file, mode, modified, from)
+        })
+    }
+
+    /// Has `make` make something under a name of its own, which then takes the place of what is there.
+    fn replace(&self, name: &OsStr, make: impl FnOnce(&str) -> io::Result<()>) -> io::Result<()> {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let new = format!(".blixard-cp-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        // What a process of this number left that was ended in the middle.
+        rustix::fs::unlinkat(&self.directory, new.as_str(), AtFlags::empty()).ok();
+        let made = make(&new).and_then(|()| {
+            let renamed = rustix::fs::renameat(&self.directory, new.as_str(), &self.directory, name);
+            renamed.map_err(|error| said(&self.shown, error))
+        });
+        if made.is_err() {
+            // The first error is the one to tell.
+            rustix::fs::unlinkat(&self.directory, new.as_str(), AtFlags::empty()).ok();
         }
-        filled
+        made
     }
 
     fn fill(&self, mut file: File, mode: u32, modified: i64, from: &mut dyn Read) -> io::Result<()> {
@@ -160,22 +181,28 @@ impl Place {
     }
 
     fn make_link(&self, target: &[u8]) -> io::Result<()> {
-        let name = self.vacate()?;
-        rustix::fs::symlinkat(OsStr::from_bytes(target), &self.directory, name)
-            .map_err(|error| said(&self.shown, error))
+        let name = self.name_to_take()?;
+        self.replace(name, |new| {
+            let made = rustix::fs::symlinkat(OsStr::from_bytes(target), &self.directory, new);
+            made.map_err(|error| said(&self.shown, error))
+        })
     }
 
-    /// Removes what is there, unless it is a directory.
-    fn vacate(&self) -> io::Result<&OsStr> {
+    /// The name, where nothing is or what may be replaced: a file or a symbolic link.
+    fn name_to_take(&self) -> io::Result<&OsStr> {
         let name = self.name.as_deref();
         let name =
             name.ok_or_else(|| io::Error::other("it is no directory, of which the content could be copied"))?;
-        match rustix::fs::unlinkat(&self.directory, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(name),
-            Err(_) if self.is_directory(name) => {
-                Err(io::Error::other(format!("{} is a directory there", self.shown)))
-            }
-            Err(error) => Err(said(&self.shown, error)),
+        let in_the_way = match self.type_of(name) {
+            None | Some(FileType::RegularFile | FileType::Symlink) => None,
+            Some(FileType::Directory) => Some("a directory"),
+            Some(FileType::CharacterDevice | FileType::BlockDevice) => Some("a device"),
+            Some(FileType::Fifo) => Some("a pipe"),
+            Some(_) => Some("neither a file nor a directory"),
+        };
+        match in_the_way {
+            None => Ok(name),
+            Some(what) => Err(io::Error::other(format!("{} is {what} there", self.shown))),
         }
     }
 }
