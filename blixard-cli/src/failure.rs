@@ -23,6 +23,14 @@ pub(crate) enum Cause {
     Refused(StatusCode),
 }
 
+impl Cause {
+    /// Whether what was asked for as a service may be a container: there is no such service, or a node
+    /// without a quorum knows of none.
+    pub(crate) fn may_be_no_service(self) -> bool {
+        matches!(self, Self::Refused(StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE))
+    }
+}
+
 /// A failure with advice.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {

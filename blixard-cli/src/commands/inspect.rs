@@ -6,7 +6,6 @@ use blixard_core::api::replica::{ReplicaDetail, ReplicaRow};
 use blixard_core::api::service::ServiceDetail;
 use blixard_core::id::{ContainerId, NodeId, ReplicaId};
 use blixard_core::time::UtcMs;
-use http::StatusCode;
 use serde::Serialize;
 
 use super::ps::ended;
@@ -35,7 +34,7 @@ pub(crate) async fn inspect(client: &Client, args: Args) -> anyhow::Result<ExitC
     let target = segment(&args.target);
     match client.get::<ServiceDetail>(&format!("/v1/services/{target}")).await {
         Ok(detail) => render::json(&detail)?,
-        Err(error) if failure::cause(&error) == Some(Cause::Refused(StatusCode::NOT_FOUND)) => {
+        Err(error) if failure::cause(&error).is_some_and(Cause::may_be_no_service) => {
             let detail: ReplicaDetail = client.get(&format!("/v1/replicas/{target}")).await?;
             let earlier = earlier(client, &detail.row).await;
             render::json(&Container { detail, earlier })?;

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use blixard_core::id::ReplicaId;
 use blixard_core::limits::ENDED_CONTAINERS_MAX;
@@ -17,20 +18,34 @@ use super::files::Files;
 use super::record::Record;
 use crate::platform::{EndedContainer, RuntimeError};
 
+/// How a process ends that goes with its machine, as a shell says it: by SIGKILL.
+const KILLED: u32 = 137;
 /// The largest file read; what is written is far smaller.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
 impl Containers {
-    /// Writes down how a container's process ended, before the container is removed. Nothing is known of
-    /// one whose process is not there; what the disk does not take is told and missed by nobody else.
+    /// Writes down how a container's process ended, before the container is removed. Of one whose process
+    /// is not there, as after a crash of the machine, only what it wrote tells that it ran, and until
+    /// when; what the disk does not take is told and missed by nobody else.
     pub(crate) async fn remember(&self, container: &Container, process: Option<&Process>, oom_killed: bool) {
-        let Some(ended) = ended(container, process, oom_killed) else { return };
+        let Some(record) = Record::read(container) else { return };
         let files = self.files.clone();
+        let (container, process) = (container.clone(), process.cloned());
+        let id = container.id.clone();
         let written = super::blocking(move || {
-            write(&files, &ended).map_err(|error| disk("write down how a container ended", &error))
+            let ended = match &process {
+                Some(process) => ended(&container, record, process, oom_killed),
+                None => {
+                    let wrote = last_written(&files.log(record.replica, record.attempt));
+                    wrote.and_then(|at| at_end(&container, record, KILLED, false, at))
+                }
+            };
+            ended
+                .map_or(Ok(()), |ended| write(&files, &ended))
+                .map_err(|error| disk("write down how a container ended", &error))
         });
         if let Err(error) = written.await {
-            tracing::warn!(container = %container.id, err = %error, "`ps -a` will not show this container");
+            tracing::warn!(container = %id, err = %error, "`ps -a` will not show this container");
         }
     }
 
@@ -56,13 +71,24 @@ impl Containers {
     }
 }
 
-fn ended(container: &Container, process: Option<&Process>, oom_killed: bool) -> Option<EndedContainer> {
-    let record = Record::read(container)?;
-    let process = process.filter(|process| process.status == ProcessStatus::Stopped as i32)?;
-    let utc = |at: &prost_types::Timestamp| {
-        let millis = at.seconds.checked_mul(1000)?.checked_add(i64::from(at.nanos) / 1_000_000)?;
-        u64::try_from(millis).ok().map(UtcMs)
-    };
+fn ended(
+    container: &Container,
+    record: Record,
+    process: &Process,
+    oom_killed: bool,
+) -> Option<EndedContainer> {
+    let stopped = process.status == ProcessStatus::Stopped as i32;
+    let ended_at = process.exited_at.as_ref().filter(|_| stopped).and_then(utc)?;
+    at_end(container, record, process.exit_status, oom_killed, ended_at)
+}
+
+fn at_end(
+    container: &Container,
+    record: Record,
+    exit_code: u32,
+    oom_killed: bool,
+    ended_at: UtcMs,
+) -> Option<EndedContainer> {
     Some(EndedContainer {
         replica: record.replica,
         attempt: record.attempt,
@@ -70,11 +96,23 @@ fn ended(container: &Container, process: Option<&Process>, oom_killed: bool) -> 
         slot: record.slot,
         version: record.version,
         image: record.image,
-        exit_code: process.exit_status,
+        exit_code,
         oom_killed,
         created_at: container.created_at.as_ref().and_then(utc),
-        ended_at: process.exited_at.as_ref().and_then(utc)?,
+        ended_at,
     })
+}
+
+fn utc(at: &prost_types::Timestamp) -> Option<UtcMs> {
+    let millis = at.seconds.checked_mul(1000)?.checked_add(i64::from(at.nanos) / 1_000_000)?;
+    u64::try_from(millis).ok().map(UtcMs)
+}
+
+/// When something was written to a log last; absent when nothing was.
+fn last_written(log: &Path) -> Option<UtcMs> {
+    let metadata = fs::metadata(log).ok().filter(|metadata| metadata.len() > 0)?;
+    let since = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_millis()).ok().map(UtcMs)
 }
 
 fn write(files: &Files, ended: &EndedContainer) -> io::Result<()> {

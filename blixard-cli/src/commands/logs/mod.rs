@@ -86,7 +86,8 @@ const OPENED_MAX: usize = 16;
 
 pub(crate) async fn logs(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
     let mut targets = Vec::new();
-    for name in &args.targets {
+    let mut named = BTreeSet::new();
+    for name in args.targets.iter().filter(|name| named.insert(*name)) {
         targets.push(sources::resolve(client, name).await?);
     }
     let sources_of = |(at, target): (usize, &Target)| {

@@ -98,10 +98,15 @@ pub(super) enum Target {
 /// When the node does not answer.
 pub(super) async fn resolve(client: &Client, name: &str) -> anyhow::Result<Target> {
     let mut ended = ended(client).await?;
-    if let Some(detail) = service(client, name).await? {
-        ended.retain(|row| row.service == detail.row.name);
-        return Ok(Target::Service(Box::new(detail), ended));
-    }
+    let unknown = match service(client, name).await {
+        Ok(Some(detail)) => {
+            ended.retain(|row| row.service == detail.row.name);
+            return Ok(Target::Service(Box::new(detail), ended));
+        }
+        Ok(None) => None,
+        Err(error) if failure::cause(&error).is_some_and(Cause::may_be_no_service) => Some(error),
+        Err(error) => return Err(error),
+    };
     let gone: Vec<ReplicaRow> = ended.iter().filter(|row| row.service.as_str() == name).cloned().collect();
     if !gone.is_empty() {
         return Ok(Target::Gone(gone));
@@ -109,6 +114,9 @@ pub(super) async fn resolve(client: &Client, name: &str) -> anyhow::Result<Targe
     // One that cannot be asked for is told of when its log is.
     let own = client.get::<ReplicaDetail>(&format!("/v1/replicas/{}", segment(name))).await.ok();
     let own = own.map(|detail| detail.row);
+    if let Some(error) = unknown.filter(|_| own.is_none()) {
+        return Err(error);
+    }
     Ok(Target::Container(Source { before: before(&ended, name, own.as_ref()), ..Source::named(name) }))
 }
 
