@@ -18,6 +18,8 @@ pub const RAFT_SNAPSHOT_ENTRIES: u64 = 5_000;
 pub const RAFT_SNAPSHOT_BYTES: u64 = 64 << 20;
 /// Raft: entries kept behind a snapshot, for followers that are a little behind.
 pub const RAFT_LOG_KEEP: u64 = 500;
+/// Raft: bytes of the parts in which the log's file grows and is written anew.
+pub const RAFT_LOG_PLACE_BYTES: u64 = 1 << 20;
 /// In how much of log time the members make one digest of their states, to compare them. A digest reads
 /// all of the state: of 5,000 services it takes some 30 ms of one processor.
 pub const DIGEST_SPACING: Duration = Duration::from_secs(10);

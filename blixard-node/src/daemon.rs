@@ -340,7 +340,7 @@ async fn form_and_serve(
     };
     let known = identity.membership().is_some();
     if !known && raft::has_log(&*platform.disk)? {
-        let reason = "it names no cluster, and raft.redb is a member's".to_owned();
+        let reason = format!("it names no cluster, and {} is a member's", raft::LOG_FILE);
         return Err(IdentityError::Damaged { reason }.into());
     }
     let settings = NodeSettings { facts, boot: identity.boots(), raft: raft_config()? };

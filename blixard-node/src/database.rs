@@ -182,7 +182,11 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    fn open(disk: &dyn Disk, name: &str) -> io::Result<Self> {
+    /// The mark in a file, which is made when there is none.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn open(disk: &dyn Disk, name: &str) -> io::Result<Self> {
         let file = disk.open(name)?;
         let mut bytes = [0; MARK_BYTES];
         if file.len()? < MARK_BYTES as u64 {
@@ -194,6 +198,19 @@ impl Mark {
             tracing::warn!(file = name, "the mark is damaged and passed over; it is written anew");
         }
         Ok(Self { file, commits })
+    }
+
+    /// What it said when it was opened; absent when nothing was ever marked, or it is damaged.
+    pub(crate) fn commits(&self) -> Option<u64> {
+        self.commits
+    }
+
+    /// Makes what was noted durable.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     /// Notes that so many commits are durable. It is only a precaution: a disk that does not take it

@@ -1,6 +1,6 @@
-//! The Linux disk: database files in the node's data directory, one thread for each writer.
+//! The Linux disk: files in the node's data directory, one thread for each writer.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -35,12 +35,22 @@ impl Disk for LinuxDisk {
         Ok(Box::new(backend))
     }
 
+    fn exists(&self, name: &str) -> io::Result<bool> {
+        self.directory.join(name).try_exists()
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.directory.join(from), self.directory.join(to))?;
+        File::open(&self.directory)?.sync_all()
+    }
+
     fn start_writer(&self, name: &'static str, mut writer: Box<dyn DurableWriter>) -> io::Result<()> {
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             while writer.wait() {
                 for complete in writer.commit() {
                     complete();
                 }
+                writer.rest();
             }
         })?;
         Ok(())

@@ -88,7 +88,7 @@ pub trait Spawner: Send + Sync + 'static {
     fn run_blocking(&self, work: Box<dyn FnOnce() + Send + 'static>) -> BoxFuture<'static, ()>;
 }
 
-/// A node's disk, as its redb databases see it.
+/// A node's disk, as its databases and its log see it.
 pub trait Disk: Send + Sync + 'static {
     /// Opens the database file `name` in the node's data directory, making it when absent.
     ///
@@ -96,6 +96,18 @@ pub trait Disk: Send + Sync + 'static {
     /// When the file cannot be opened. That another process has it open shows later, by the
     /// backend's lock.
     fn open(&self, name: &str) -> std::io::Result<Box<dyn redb::StorageBackend>>;
+
+    /// Whether the file `name` is there.
+    ///
+    /// # Errors
+    /// When the disk refuses to tell.
+    fn exists(&self, name: &str) -> std::io::Result<bool>;
+
+    /// Gives a file that nobody has open another name, durably. One that has that name is no more.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn rename(&self, from: &str, to: &str) -> std::io::Result<()>;
 
     /// Runs a database's only writer until [`DurableWriter::wait`] says that no work can come: on a
     /// thread of its own in production; in simulation in a task, whose completions run later.
@@ -115,6 +127,8 @@ pub trait DurableWriter: Send + 'static {
     /// caller to run once the group is durable: at once in production, where the commit returned
     /// after the disk's flush; later in simulation.
     fn commit(&mut self) -> Vec<Box<dyn FnOnce() + Send>>;
+    /// Does what nobody waits for, once the completions have run.
+    fn rest(&mut self) {}
 }
 
 /// A two-way stream of bytes between members.

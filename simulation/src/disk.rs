@@ -26,6 +26,8 @@ use crate::trace::Trace;
 
 /// What a full disk answers.
 pub const FULL: &str = "no space left on device";
+/// What a disk writes whole or not at all, in bytes.
+const SECTOR: usize = 512;
 /// What a failing disk answers.
 pub const FAILING: &str = "input/output error";
 
@@ -54,14 +56,15 @@ impl Op {
         }
     }
 
-    /// Its beginning only, as a torn write leaves it.
-    fn torn(&self, random: &Stream) -> Self {
+    /// Some of its sectors, as a torn write leaves it.
+    fn torn(&self, random: &Stream) -> Vec<Self> {
         match self {
             Self::Write(offset, data) => {
-                let kept = position(random.below(data.len() as u64 + 1));
-                Self::Write(*offset, data[..kept].to_vec())
+                let sectors = (*offset..).step_by(SECTOR).zip(data.chunks(SECTOR));
+                let kept = sectors.filter(|_| random.chance(500));
+                kept.map(|(offset, sector)| Self::Write(offset, sector.to_vec())).collect()
             }
-            Self::SetLen(len) => Self::SetLen(*len),
+            Self::SetLen(len) => vec![Self::SetLen(*len)],
         }
     }
 }
@@ -142,7 +145,7 @@ impl File {
                 }
                 for op in &batches[reached] {
                     if random.chance(100) {
-                        op.torn(random).apply(&mut self.durable);
+                        op.torn(random).iter().for_each(|op| op.apply(&mut self.durable));
                     } else if random.chance(500) {
                         op.apply(&mut self.durable);
                     }
@@ -339,6 +342,20 @@ impl Disk for LifeDisk {
         Ok(Box::new(Backend { life: self.clone(), name: name.to_owned() }))
     }
 
+    fn exists(&self, name: &str) -> io::Result<bool> {
+        Ok(self.disk.lock().files.contains_key(name))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        if self.spawner.is_crashed() {
+            return Err(io::Error::other("the process has ended"));
+        }
+        let mut inner = self.disk.lock();
+        let file = inner.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        inner.files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
     fn start_writer(&self, name: &'static str, mut writer: Box<dyn DurableWriter>) -> io::Result<()> {
         let disk = self.disk.clone();
         let life = self.spawner.clone();
@@ -353,6 +370,7 @@ impl Disk for LifeDisk {
                 tokio::time::sleep(disk.delay()).await;
                 disk.lock().files.get_mut(name).into_iter().for_each(File::settle);
                 completions.into_iter().for_each(|complete| complete());
+                writer.rest();
             }
         };
         blixard_node::platform::Spawner::spawn(&self.spawner, name, Box::pin(work));

@@ -1,8 +1,8 @@
 //! Which entries the durable part of a member's log holds.
 //!
-//! Kept up with each flush from the pages that it wrote, because to open the file each time would
-//! take longer than the history does. Read from the file itself where not all of a flush is there: a
-//! page may then be on disk without the commit that it belongs to.
+//! Kept up with each flush from what it wrote, because to read the file each time would take longer than
+//! the history does. Read from the file itself where a group was written in pieces, or not all of a flush
+//! is there.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,9 +22,12 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// A page became durable.
-    pub(crate) fn flushed(&mut self, page: &[u8]) {
-        self.entries.extend(inspect::entries_in_page(page));
+    /// A write became durable.
+    pub(crate) fn flushed(&mut self, bytes: &[u8]) {
+        match inspect::entries_in_write(bytes) {
+            Some(entries) => self.entries.extend(entries),
+            None => self.stale = true,
+        }
         while self.entries.len() > KEPT {
             self.entries.pop_first();
         }
@@ -38,8 +41,8 @@ impl Held {
     /// The hash of the entry of an index in the file, which is `durable`.
     pub(crate) fn entry(&mut self, index: u64, durable: &[u8]) -> Option<u64> {
         if std::mem::take(&mut self.stale) {
-            // A log whose first commit is not durable yet holds nothing.
-            let found = inspect::entries(Image::of(durable), 0).unwrap_or_default();
+            // A log that is not durable yet holds nothing.
+            let found = inspect::entries(&*Image::of(durable), 0).unwrap_or_default();
             self.entries = found.into_iter().map(|entry| (entry.index, entry.hash)).collect();
         }
         self.entries.get(&index).copied()

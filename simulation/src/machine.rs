@@ -424,7 +424,7 @@ impl Starting {
                 own: Vec::new(),
             };
             if identity.membership().is_none() && raft::has_log(&*platform.disk)? {
-                let reason = "it names no cluster, and raft.redb is a member's".to_owned();
+                let reason = "it names no cluster, and raft.wal is a member's".to_owned();
                 return Err(IdentityError::Damaged { reason }.into());
             }
             let membership = formation::form(&platform, &mut identity, &sources, &wish, &|_| ()).await?;

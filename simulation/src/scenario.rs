@@ -115,6 +115,8 @@ async fn history(options: Options) -> Report {
     let raft = RaftConfig {
         snapshot_entries: 20 + random.below(400),
         log_keep: 1 + random.below(40),
+        // From a unit of one block to one that a history fills now and then.
+        log_place_bytes: (4 << 10) * (2 + random.below(30)),
         ..RaftConfig::default()
     };
     let faults = if options.faults { Faults::draw(&random) } else { Faults::none() };

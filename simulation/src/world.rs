@@ -170,8 +170,8 @@ mod tests {
     #[test]
     fn a_node_gives_up_only_in_a_line_that_says_what_to_do() {
         let reason = || "its checksum differs".to_owned();
-        let damaged = OpenError::Damaged { file: "raft.redb", reason: reason(), node: NodeId(2) };
-        let lost = OpenError::Lost { file: "raft.redb", node: NodeId(2) };
+        let damaged = OpenError::Damaged { file: "raft.wal", reason: reason(), node: NodeId(2) };
+        let lost = OpenError::Lost { file: "raft.wal", node: NodeId(2) };
         for why in
             [damaged.to_string(), lost.to_string(), IdentityError::Damaged { reason: reason() }.to_string()]
         {
@@ -179,6 +179,6 @@ mod tests {
             assert!(!gives_up(&why.replace("--force", "")), "{why}");
             assert!(!gives_up(&format!("{why}\nstack backtrace:")));
         }
-        assert!(!gives_up(&OpenError::Store("cannot open raft.redb".to_owned()).to_string()));
+        assert!(!gives_up(&OpenError::Store("cannot open raft.wal".to_owned()).to_string()));
     }
 }

@@ -117,7 +117,7 @@ mod tests {
             "...",
             "disk==ssd",
             " and node",
-            "raft.redb",
+            "raft.wal",
             "node.redb",
             "/sys/fs/cgroup",
             "/tcp",

@@ -130,7 +130,7 @@ impl From<VoteRecord> for Vote {
 }
 
 /// Mirrors a log id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct LogIdRecord {
     term: u64,
     index: u64,

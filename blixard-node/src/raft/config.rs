@@ -25,6 +25,9 @@ pub struct RaftConfig {
     pub snapshot_bytes: u64,
     /// Entries kept behind a snapshot.
     pub log_keep: u64,
+    /// How large the parts are in which the log's file grows and is written anew, in bytes: some blocks
+    /// of 4 KiB, two at least. A log that is there has the size that it was made with.
+    pub log_place_bytes: u64,
 }
 
 impl Default for RaftConfig {
@@ -36,6 +39,7 @@ impl Default for RaftConfig {
             snapshot_entries: limits::RAFT_SNAPSHOT_ENTRIES,
             snapshot_bytes: limits::RAFT_SNAPSHOT_BYTES,
             log_keep: limits::RAFT_LOG_KEEP,
+            log_place_bytes: limits::RAFT_LOG_PLACE_BYTES,
         }
     }
 }

@@ -1,7 +1,8 @@
-//! A data directory of the first format, kept for ever: what is on users' disks must open.
+//! A data directory of the first format, kept for ever: what is on users' disks must open. It was made by a
+//! release that had its log in redb, so nothing here can make it anew.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write as _};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,16 +13,14 @@ use blixard_core::cluster::{Command, SubnetRange, Write};
 use blixard_core::id::{ClusterId, NodeId, NodeKey, RequestId, TokenId};
 use blixard_core::spec::ServiceSpec;
 use blixard_core::time::UtcMs;
-use flate2::Compression;
 use flate2::read::GzDecoder;
-use flate2::write::GzEncoder;
 
 use super::testing::{Links, platform};
-use super::{LOG_FILE, RaftConfig, RaftNode, STATE_FILE};
+use super::{LOG_FILE, OpenError, RaftConfig, RaftNode, STATE_FILE, log_store};
+use crate::database::Mark;
+use crate::disk::LinuxDisk;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Set to make the fixture anew: only when a format that nobody has on disk yet is changed.
-const UPDATE: &str = "BLIXARD_UPDATE_GOLDEN";
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/data-dir-v1")
@@ -88,40 +87,20 @@ fn submission(number: u8) -> Command {
     }
 }
 
-/// Makes the fixture: a snapshot, and entries that came after it.
-async fn make() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let node = open(directory.path()).await;
-    node.initialize().await.expect("Raft runs");
-    propose(&node, bootstrap()).await;
-    for number in 1..=20 {
-        propose(&node, submission(number)).await;
+/// Puts the data directory of the first format into `directory`.
+fn put(directory: &Path) {
+    for name in ["raft.redb", STATE_FILE] {
+        let packed = std::fs::read(fixture().join(format!("{name}.gz"))).expect("the fixture is there");
+        let mut bytes = Vec::new();
+        GzDecoder::new(&packed[..]).read_to_end(&mut bytes).expect("the fixture is whole");
+        std::fs::write(directory.join(name), bytes).expect("the directory takes files");
     }
-    let state = hex::encode(digest(&node.state()));
-    node.shutdown().await;
-    std::fs::create_dir_all(fixture()).expect("the folder can be made");
-    for name in [LOG_FILE, STATE_FILE] {
-        let bytes = std::fs::read(directory.path().join(name)).expect("the store is there");
-        let mut packed = GzEncoder::new(Vec::new(), Compression::best());
-        packed.write_all(&bytes).expect("memory takes it");
-        let packed = packed.finish().expect("memory takes it");
-        std::fs::write(fixture().join(format!("{name}.gz")), packed).expect("the file can be written");
-    }
-    std::fs::write(fixture().join("digest"), state).expect("the file can be written");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_data_directory_of_the_first_format_opens_with_its_state_and_goes_on() {
-    if std::env::var_os(UPDATE).is_some() {
-        make().await;
-    }
     let directory = tempfile::tempdir().expect("a directory");
-    for name in [LOG_FILE, STATE_FILE] {
-        let packed = std::fs::read(fixture().join(format!("{name}.gz"))).expect("the fixture is there");
-        let mut bytes = Vec::new();
-        GzDecoder::new(&packed[..]).read_to_end(&mut bytes).expect("the fixture is whole");
-        std::fs::write(directory.path().join(name), bytes).expect("the directory takes files");
-    }
+    put(directory.path());
     let expect = std::fs::read_to_string(fixture().join("digest")).expect("the fixture is there");
     let node = open(directory.path()).await;
     assert!(node.state().applied > 20, "a snapshot and the log behind it are there");
@@ -129,4 +108,46 @@ async fn a_data_directory_of_the_first_format_opens_with_its_state_and_goes_on()
     assert_eq!(node.state().services.len(), 20);
     propose(&node, submission(99)).await;
     assert_eq!(node.state().services.len(), 21);
+    node.shutdown().await;
+    // An earlier release does not find the log that is no longer the newest.
+    assert!(!directory.path().join("raft.redb").exists());
+    assert!(directory.path().join("raft.redb.migrated").exists());
+    assert_eq!(open(directory.path()).await.state().services.len(), 21);
+}
+
+/// Wherever it was interrupted, a migration begins anew: the old log is there until the new one is whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_migration_starts_over() {
+    let whole = tempfile::tempdir().expect("a directory");
+    put(whole.path());
+    let state = |node: &RaftNode| hex::encode(digest(&node.state()));
+    let node = open(whole.path()).await;
+    let expect = state(&node);
+    node.shutdown().await;
+    let wal = std::fs::read(whole.path().join(LOG_FILE)).expect("the new log");
+    for (kept, marked) in [(0, false), (5_000, false), (5_000, true), (wal.len() / 2, true), (wal.len(), true)] {
+        let directory = tempfile::tempdir().expect("a directory");
+        put(directory.path());
+        std::fs::write(directory.path().join(LOG_FILE), &wal[..kept]).expect("there is room");
+        if marked {
+            let mark = whole.path().join(log_store::FILES.mark);
+            std::fs::copy(mark, directory.path().join(log_store::FILES.mark)).expect("there is room");
+        }
+        let node = open(directory.path()).await;
+        assert_eq!(state(&node), expect, "{kept} bytes were there");
+        node.shutdown().await;
+    }
+}
+
+/// Neither log is there any more: the member must not begin anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_an_earlier_release_that_is_lost_is_missed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    put(directory.path());
+    let disk = LinuxDisk::new(directory.path());
+    Mark::open(&disk, "raft.mark").expect("a mark").write(7);
+    std::fs::remove_file(directory.path().join("raft.redb")).expect("it is there");
+    let (platform, _spawner) = platform(NodeId(1), directory.path(), &Links::default());
+    let opened = RaftNode::open(platform, ClusterId([7; 16]), NodeId(1), RaftConfig::default()).await;
+    assert!(matches!(opened.err(), Some(OpenError::Lost { file: "raft.redb", .. })));
 }

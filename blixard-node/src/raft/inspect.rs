@@ -10,12 +10,12 @@ use bytes::Bytes;
 use openraft::EntryPayload;
 use redb::{ReadOnlyTable, ReadableDatabase as _, StorageBackend, TableDefinition};
 
-use super::codec::{is_entry, seal_entry, unseal_entry};
-use super::log_store::{self, ENTRIES};
+use super::codec::{seal_entry, unseal_entry};
 use super::message::{Request, Response};
 use super::snapshot;
 use super::store::Backend;
-use super::types::LogEntry;
+use super::types::{LogEntry, Vote};
+use super::wal;
 use crate::database::{self, guarded, io_error};
 
 /// The file of a member's log.
@@ -107,43 +107,24 @@ fn configuration(entry: &LogEntry) -> Option<(u64, Configuration)> {
     }
 }
 
-/// The entries in a page that is written to a log's file, each by its index and the hash that its
-/// [`EntryMark`] has; none in a page of anything else. This is redb's documented layout of a leaf of
-/// a table with keys of one width: reading each page as it is written costs next to nothing, opening
-/// the file after each write would cost more than writing it.
-pub fn entries_in_page(page: &[u8]) -> impl Iterator<Item = (u64, u64)> + '_ {
-    const LEAF: u8 = 1;
-    const HEAD: usize = 4;
-    const VALUE_END: usize = size_of::<u32>();
-    const KEY: usize = size_of::<u64>();
-    let count = match page {
-        [LEAF, _, low, high, ..] => usize::from(u16::from_le_bytes([*low, *high])),
-        _ => 0,
-    };
-    let keys = HEAD + count * VALUE_END;
-    let end = move |number: usize| -> Option<usize> {
-        let at = HEAD + number * VALUE_END;
-        let bytes = page.get(at..at + VALUE_END)?;
-        usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()
-    };
-    (0..count).filter_map(move |number| {
-        let key = page.get(keys + number * KEY..keys + (number + 1) * KEY)?;
-        let start = if number == 0 { keys + count * KEY } else { end(number - 1)? };
-        let (index, value) = (u64::from_le_bytes(key.try_into().ok()?), page.get(start..end(number)?)?);
-        is_entry(index, value).then(|| (index, hash(value)))
-    })
+/// The entries that a write to a log's file holds, each by its index and the hash that its [`EntryMark`]
+/// has; absent when it may hold a part of something else: then the file tells what it holds. Looking at
+/// each write as it is made costs next to nothing, reading the file after each would cost more than
+/// writing it.
+pub fn entries_in_write(bytes: &[u8]) -> Option<Vec<(u64, u64)>> {
+    let found = wal::entries_in_write(bytes)?;
+    Some(found.into_iter().map(|(index, sealed)| (index, hash(sealed))).collect())
 }
 
 /// The entries from `from` on in a log's file.
 ///
 /// # Errors
 /// When it is no such file or damaged.
-pub fn entries(log: Box<dyn StorageBackend>, from: u64) -> io::Result<Vec<EntryMark>> {
+pub fn entries(log: &dyn StorageBackend, from: u64) -> io::Result<Vec<EntryMark>> {
     let mut marks = Vec::new();
-    read(log, ENTRIES, |table| {
-        for row in table.range(from..).map_err(io_error)? {
-            let (index, bytes) = row.map_err(io_error)?;
-            marks.push(EntryMark::of(&unseal_entry(index.value(), bytes.value())?));
+    wal::look(log, &mut |index, sealed| {
+        if index >= from {
+            marks.push(EntryMark::of(&unseal_entry(index, sealed)?));
         }
         Ok(())
     })?;
@@ -165,8 +146,9 @@ pub struct KeptVote {
 ///
 /// # Errors
 /// When it is no such file or damaged.
-pub fn vote(log: Box<dyn StorageBackend>) -> io::Result<Option<KeptVote>> {
-    let vote = read(log, log_store::FACTS, log_store::vote)?.flatten();
+pub fn vote(log: &dyn StorageBackend) -> io::Result<Option<KeptVote>> {
+    let facts = wal::look(log, &mut |_, _| Ok(()))?;
+    let vote = facts.and_then(|facts| facts.vote).map(Vote::from);
     Ok(vote.map(|vote| KeptVote {
         term: vote.leader_id.term,
         candidate: vote.leader_id.voted_for,
@@ -223,66 +205,23 @@ pub fn is_guarded() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use super::super::types::{LogId, Proposal};
+    use super::super::wal::Change;
     use super::*;
 
-    /// A file that keeps each page that is written to it.
-    #[derive(Debug, Default)]
-    struct Pages(redb::backends::InMemoryBackend, Arc<Mutex<Vec<Vec<u8>>>>);
-
-    impl StorageBackend for Pages {
-        fn len(&self) -> io::Result<u64> {
-            self.0.len()
-        }
-
-        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-            self.0.read(offset, out)
-        }
-
-        fn set_len(&self, len: u64) -> io::Result<()> {
-            self.0.set_len(len)
-        }
-
-        fn sync_data(&self) -> io::Result<()> {
-            self.0.sync_data()
-        }
-
-        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-            self.1.lock().expect("no test panicked").push(data.to_vec());
-            self.0.write(offset, data)
-        }
-    }
-
     #[test]
-    fn entries_are_found_in_the_pages_that_are_written() {
-        let pages = Pages::default();
-        let written = pages.1.clone();
-        let database = redb::Database::builder().create_with_backend(pages).expect("a new file");
-        let value = |index: u64| {
+    fn entries_are_found_in_the_writes_that_hold_them() {
+        let entry = |index: u64| {
             let proposal = vec![7; usize::try_from(37 * index % 9_000).expect("small")];
             let payload = EntryPayload::Normal(Proposal(proposal.into()));
-            seal_entry(&LogEntry { log_id: LogId::new_term_index(3, index), payload })
+            LogEntry { log_id: LogId::new_term_index(3, index), payload }
         };
-        for begin in [1, 40, 41, 90] {
-            written.lock().expect("no test panicked").clear();
-            let transaction = database.begin_write().expect("it is open");
-            for index in begin..begin + 30 {
-                transaction
-                    .open_table(ENTRIES)
-                    .and_then(|mut table| Ok(table.insert(index, value(index).as_slice()).map(drop)?))
-                    .expect("it takes an entry");
-            }
-            transaction.commit().expect("it is written");
-            let pages = written.lock().expect("no test panicked");
-            let found: Vec<_> = pages.iter().flat_map(|page| entries_in_page(page)).collect();
-            for index in begin..begin + 30 {
-                assert!(found.contains(&(index, hash(&value(index)))), "entry {index}");
-            }
-        }
-        for page in [&[][..], &[1], &[1, 0, 255, 255], &[1, 0, 1, 0, 255, 255, 255, 255, 1]] {
-            assert_eq!(entries_in_page(page).count(), 0, "{page:?}");
-        }
+        let group = wal::group(&[Change::Append((40..70).map(entry).collect()), Change::Truncate(None)]);
+        let expect: Vec<_> = (40..70).map(|index| (index, hash(&seal_entry(&entry(index))))).collect();
+        assert_eq!(entries_in_write(&group), Some(expect));
+        assert_eq!(entries_in_write(&group[..4096]), None);
+        assert_eq!(entries_in_write(&[7; 4096]), None);
+        assert_eq!(entries_in_write(&[0; 4096]), Some(Vec::new()));
+        assert_eq!(entries_in_write(&[]), Some(Vec::new()));
     }
 }

@@ -1,13 +1,13 @@
-//! The log on disk: entries, the vote, and how far the log is purged and known to be committed.
+//! The log as openraft sees it: entries, the vote, and how far the log is purged and known to be committed.
 //!
-//! All writes go through the store's queue in the order openraft makes them, and are committed in
-//! groups. `append` returns at once, its entries readable from the [`Tail`], and tells openraft when
-//! its group is durable; a vote is durable before `save_vote` returns; truncation and purge need no
-//! wait, since what is appended later is durable only after them. How far the log is committed rides
-//! along with the next write: losing it costs nothing but a wait for the leader's word.
+//! All writes go through the log's queue in the order openraft makes them, and are written in groups.
+//! `append` returns at once, its entries readable from the [`Tail`], and tells openraft when its group
+//! is durable; a vote is durable before `save_vote` returns; truncation and purge need no wait, since
+//! what is appended later is durable only after them. How far the log is committed rides along with the
+//! next write: losing it costs nothing but a wait for the leader's word.
 //!
-//! Every record has a checksum. All are verified when the log opens and each when it is read: a
-//! damaged log is an error of the kind [`io::ErrorKind::InvalidData`].
+//! Every entry has a checksum beside its group's. All are verified when the log opens and each when it is
+//! read: a damaged log is an error of the kind [`io::ErrorKind::InvalidData`].
 
 use std::fmt::Debug;
 use std::io;
@@ -16,26 +16,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
-use redb::{ReadOnlyTable, ReadableTable as _, TableDefinition, WriteTransaction};
 
-use super::codec::{LogIdRecord, VoteRecord, in_record, seal, seal_entry, unseal, unseal_entry};
-use super::owner::{Owner, StoreError};
-use super::store::{Files, Queue, Reader, Write};
-use super::tail::{Tail, next_index, size};
+use super::codec::{LogIdRecord, in_record, unseal_entry};
+use super::queue::Queue;
+use super::tail::{Tail, size};
 use super::types::{LogEntry, LogId, Types, Vote};
+use super::wal::{self, Change, Facts, Wal};
 use crate::context::NodeContext;
-use crate::database::{Values, damaged, guarded, io_error};
-
-pub(super) const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
-pub(super) const FACTS: Values = TableDefinition::new("facts");
-const CLUSTER: &str = "cluster";
-const NODE: &str = "node";
-const VOTE: &str = "vote";
-const PURGED: &str = "purged";
-const COMMITTED: &str = "committed";
+use crate::database::damaged;
 
 /// The files of the log.
-pub(super) const FILES: Files = Files { name: super::LOG_FILE, mark: "raft.mark", values: FACTS };
+pub(super) const FILES: wal::Files = wal::Files { name: super::LOG_FILE, mark: "raft.wal.mark" };
 
 /// How much one read gives openraft to send to a follower, in bytes; one entry at least.
 const READ_BYTES: usize = 1 << 20;
@@ -44,37 +35,22 @@ const READ_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub(super) struct LogReader {
     tail: Arc<Mutex<Tail>>,
-    database: Reader,
+    wal: Arc<Wal>,
 }
 
-/// The log of one member. openraft owns it; the store closes when it is dropped.
+/// The log of one member. openraft owns it; its file closes when it is dropped.
 pub(super) struct LogStore {
     reader: LogReader,
-    queue: Queue,
+    queue: Queue<Vec<Change>>,
 }
 
 impl LogStore {
-    /// Reads what `owner` left in the store, and makes the store its own when it is new.
-    ///
-    /// # Errors
-    /// Whose the store is, when it is another's.
-    pub(super) async fn open(database: Reader, queue: Queue, owner: Owner) -> Result<Self, StoreError> {
-        let claim = Box::new(move |transaction: &WriteTransaction| {
-            transaction.open_table(ENTRIES)?;
-            let mut facts = transaction.open_table(FACTS)?;
-            for (name, value) in [(NODE, seal(NODE.as_bytes(), &owner.node)), (CLUSTER, owner.seal(CLUSTER))]
-            {
-                if facts.get(name)?.is_none() {
-                    facts.insert(name, value.as_slice())?;
-                }
-            }
-            Ok(())
-        });
-        queue.write(claim).await?;
-        let reading = database.clone();
-        let (tail, found) = NodeContext::current().blocking(move || load(&reading)).await?;
-        found.check(owner)?;
-        Ok(Self { reader: LogReader { tail: Arc::new(Mutex::new(tail)), database }, queue })
+    /// The log that was found in a file.
+    pub(super) fn new(wal: Arc<Wal>, facts: &Facts, queue: Queue<Vec<Change>>) -> Self {
+        let log_id = |id: Option<LogIdRecord>| id.map(LogId::from);
+        let vote = facts.vote.map(Vote::from);
+        let tail = Tail::new(vote, log_id(facts.purged), log_id(facts.last), log_id(facts.committed));
+        Self { reader: LogReader { tail: Arc::new(Mutex::new(tail)), wal }, queue }
     }
 
     /// The last entry that the log no longer holds.
@@ -86,80 +62,19 @@ impl LogStore {
     pub(super) fn reader(&self) -> LogReader {
         self.reader.clone()
     }
-
-    async fn push(&self, write: Write, done: impl FnOnce(&mut Tail, io::Result<()>) + Send + 'static) {
-        let tail = Arc::clone(&self.reader.tail);
-        self.queue.push(write, move |outcome| done(&mut lock(&tail), outcome)).await;
-    }
 }
 
 fn lock(tail: &Mutex<Tail>) -> MutexGuard<'_, Tail> {
     tail.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads the log through, and whose it is.
-fn load(database: &Reader) -> io::Result<(Tail, Owner)> {
-    database.read(|transaction| {
-        let facts = transaction.open_table(FACTS).map_err(io_error)?;
-        let owner = Owner {
-            cluster: fact(&facts, CLUSTER)?.ok_or_else(|| damaged("it names no cluster".to_owned()))?,
-            node: fact(&facts, NODE)?.ok_or_else(|| damaged("it names no owner".to_owned()))?,
-        };
-        let log_id = |name| fact::<LogIdRecord>(&facts, name).map(|id| id.map(LogId::from));
-        let (purged, committed) = (log_id(PURGED)?, log_id(COMMITTED)?);
-        let vote = vote(&facts)?;
-        let mut last = purged;
-        for row in transaction.open_table(ENTRIES).map_err(io_error)?.range::<u64>(..).map_err(io_error)? {
-            let id = read_entry(row)?.log_id;
-            if id.index != next_index(last) || last.is_some_and(|last| last.leader_id > id.leader_id) {
-                return Err(damaged(format!("entry {id} does not follow {}", words(last))));
-            }
-            last = Some(id);
-        }
-        Ok((Tail::new(vote, purged, last, committed), owner))
-    })
+/// A change, and with it what the disk must still learn of the committed index.
+fn with_committed(tail: &mut Tail, change: Change) -> Vec<Change> {
+    let committed = take_committed(tail).map(Change::Committed);
+    std::iter::once(change).chain(committed).collect()
 }
 
-fn words(last: Option<LogId>) -> String {
-    last.map_or_else(|| "the beginning".to_owned(), |last| format!("entry {last}"))
-}
-
-/// A fact of the log, if it is there.
-fn fact<T: serde::de::DeserializeOwned>(
-    facts: &ReadOnlyTable<&'static str, &'static [u8]>,
-    name: &'static str,
-) -> io::Result<Option<T>> {
-    let Some(bytes) = facts.get(name).map_err(io_error)? else { return Ok(None) };
-    let read = unseal(name.as_bytes(), bytes.value());
-    read.map(Some).map_err(|error| in_record(format_args!("its {name}"), error))
-}
-
-/// The vote among the facts of a log.
-pub(super) fn vote(facts: &ReadOnlyTable<&'static str, &'static [u8]>) -> io::Result<Option<Vote>> {
-    Ok(fact::<VoteRecord>(facts, VOTE)?.map(Vote::from))
-}
-
-type Row<'a> = (redb::AccessGuard<'a, u64>, redb::AccessGuard<'a, &'static [u8]>);
-
-fn read_entry(row: Result<Row<'_>, redb::StorageError>) -> io::Result<LogEntry> {
-    let (index, bytes) = row.map_err(io_error)?;
-    let index = index.value();
-    unseal_entry(index, bytes.value()).map_err(|error| in_record(format_args!("entry {index}"), error))
-}
-
-fn put_log_id(
-    transaction: &WriteTransaction,
-    name: &'static str,
-    id: Option<LogId>,
-) -> Result<(), redb::Error> {
-    if let Some(id) = id {
-        let record = seal(name.as_bytes(), &LogIdRecord::from(&id));
-        transaction.open_table(FACTS)?.insert(name, record.as_slice())?;
-    }
-    Ok(())
-}
-
-/// What the disk must still learn of the committed index, taken along by the write about to be made.
+/// What the disk must still learn of the committed index.
 fn take_committed(tail: &mut Tail) -> Option<LogId> {
     if std::mem::take(&mut tail.committed.1) { tail.committed.0 } else { None }
 }
@@ -169,8 +84,7 @@ impl Drop for LogStore {
     /// the state it had before it hears from a leader.
     fn drop(&mut self) {
         if let Some(committed) = take_committed(&mut lock(&self.reader.tail)) {
-            self.queue
-                .try_push(Box::new(move |transaction| put_log_id(transaction, COMMITTED, Some(committed))));
+            self.queue.try_push(vec![Change::Committed(committed)]);
         }
     }
 }
@@ -188,16 +102,9 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
-        let vote = *vote;
-        let committed = take_committed(&mut lock(&self.reader.tail));
-        self.queue
-            .write(Box::new(move |transaction| {
-                let record = seal(VOTE.as_bytes(), &VoteRecord::from(&vote));
-                transaction.open_table(FACTS)?.insert(VOTE, record.as_slice())?;
-                put_log_id(transaction, COMMITTED, committed)
-            }))
-            .await?;
-        lock(&self.reader.tail).vote = Some(vote);
+        let changes = with_committed(&mut lock(&self.reader.tail), Change::Vote(*vote));
+        self.queue.write(changes).await?;
+        lock(&self.reader.tail).vote = Some(*vote);
         Ok(())
     }
 
@@ -216,44 +123,30 @@ impl RaftLogStorage<Types> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<_> = entries.into_iter().collect();
-        let (sequence, committed) = {
+        let (sequence, changes) = {
             let mut tail = lock(&self.reader.tail);
-            (tail.append(&entries), take_committed(&mut tail))
+            (tail.append(&entries), with_committed(&mut tail, Change::Append(entries)))
         };
-        let write = Box::new(move |transaction: &WriteTransaction| {
-            let mut table = transaction.open_table(ENTRIES)?;
-            for entry in &entries {
-                table.insert(entry.log_id.index, seal_entry(entry).as_slice())?;
-            }
-            put_log_id(transaction, COMMITTED, committed)
-        });
-        self.push(write, move |tail, outcome| {
+        let tail = Arc::clone(&self.reader.tail);
+        let done = move |outcome: io::Result<()>| {
             if outcome.is_ok() {
-                tail.durable(sequence);
+                lock(&tail).durable(sequence);
             }
             callback.io_completed(outcome);
-        })
-        .await;
+        };
+        self.queue.push(changes, done).await;
         Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
-        let from = lock(&self.reader.tail).truncate_after(last);
-        let write = Box::new(move |transaction: &WriteTransaction| {
-            transaction.open_table(ENTRIES)?.retain_in(from.., |_, _| false)?;
-            Ok(())
-        });
-        self.push(write, |_, _| ()).await;
+        lock(&self.reader.tail).truncate_after(last);
+        self.queue.push(vec![Change::Truncate(last)], |_| ()).await;
         Ok(())
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
         lock(&self.reader.tail).purge(upto);
-        let write = Box::new(move |transaction: &WriteTransaction| {
-            transaction.open_table(ENTRIES)?.retain_in(..=upto.index, |_, _| false)?;
-            put_log_id(transaction, PURGED, Some(upto))
-        });
-        self.push(write, |_, _| ()).await;
+        self.queue.push(vec![Change::Purge(upto)], |_| ()).await;
         Ok(())
     }
 }
@@ -268,35 +161,37 @@ impl LogReader {
             taken += size(entry);
             fits
         };
-        // The read begins while the tail is locked: what leaves the tail is in it.
-        let (transaction, from_disk, cached) = {
+        // The read begins while the tail is locked: what leaves the tail is on the disk.
+        let (reading, from_disk, cached) = {
             let tail = lock(&self.tail);
             let (from_disk, cached) = tail.read(range);
             if from_disk.is_empty() {
                 return Ok(cached.take_while(|entry| fits(entry)).cloned().collect());
             }
             let cached: Vec<_> = cached.take_while(|entry| fits(entry)).cloned().collect();
-            (self.database.begin()?, from_disk, cached)
+            (self.wal.begin(from_disk.clone(), bytes_max), from_disk, cached)
         };
         let read = move || {
-            // Dropped inside as well.
-            let transaction = transaction;
-            let table = transaction.open_table(ENTRIES).map_err(io_error)?;
             let (mut entries, mut taken) = (Vec::new(), 0);
-            for row in table.range(from_disk.clone()).map_err(io_error)? {
-                let entry = read_entry(row)?;
-                check_follows(entries.last(), entry.log_id.index)?;
+            for read in reading.entries() {
+                let (index, sealed) = read?;
+                let entry = unseal_entry(index, &sealed)
+                    .map_err(|error| in_record(format_args!("entry {index}"), error))?;
+                check_follows(entries.last(), index)?;
                 taken += size(&entry);
                 if taken > bytes_max && !entries.is_empty() {
                     return Ok(entries);
                 }
                 entries.push(entry);
             }
+            if reading.is_cut {
+                return Ok(entries);
+            }
             check_follows(entries.last(), from_disk.end)?;
             entries.extend(cached);
             Ok(entries)
         };
-        NodeContext::current().blocking(move || guarded(read)).await
+        NodeContext::current().blocking(read).await
     }
 }
 

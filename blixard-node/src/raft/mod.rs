@@ -22,9 +22,11 @@ pub mod inspect;
 mod joining;
 mod log_store;
 mod message;
+mod migrate;
 mod network;
 mod owner;
 mod propose;
+mod queue;
 mod rebuild;
 mod runtime;
 mod snapshot;
@@ -40,6 +42,7 @@ pub(crate) mod testing;
 mod tests;
 mod transfer;
 mod types;
+mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -60,12 +63,13 @@ use self::joining::Joining;
 use self::log_store::LogStore;
 use self::owner::{Owner, StoreError};
 pub use self::propose::ProposeError;
+use self::queue::{Closing, Queue};
 pub(crate) use self::rebuild::Replacement;
 use self::snapshot::SnapshotStore;
 use self::state_machine::StateMachine;
 pub use self::status::StatusWatch;
 pub(crate) use self::store::Backend;
-use self::store::{Closing, Files};
+use self::store::Files;
 use self::types::Raft;
 use crate::context::NodeContext;
 use crate::database;
@@ -73,7 +77,7 @@ use crate::platform::{Disk, Platform};
 use crate::watch;
 
 /// The file of the log.
-const LOG_FILE: &str = "raft.redb";
+pub(crate) const LOG_FILE: &str = "raft.wal";
 /// The file of the snapshot.
 const STATE_FILE: &str = "state.redb";
 /// How long an opening store waits for the one before it to let go of its file.
@@ -184,8 +188,8 @@ pub fn check_log(disk: &dyn Disk, node: NodeId) -> Result<(), OpenError> {
 /// # Errors
 /// [`OpenError::Store`] when the disk refuses to tell.
 pub fn has_log(disk: &dyn Disk) -> Result<bool, OpenError> {
-    let begun = database::is_begun(disk, LOG_FILE);
-    begun.map_err(|error| OpenError::Store(format!("cannot open {LOG_FILE}: {error}")))
+    let begun = || Ok::<_, io::Error>(wal::is_begun(disk, log_store::FILES)? || migrate::is_there(disk)?);
+    begun().map_err(|error| OpenError::Store(format!("cannot open {LOG_FILE}: {error}")))
 }
 
 impl RaftNode {
@@ -238,7 +242,7 @@ impl RaftNode {
         let openraft = config.openraft().map_err(|error| OpenError::Config(error.to_string()))?;
         let (failing, failure) = watch::channel(None);
 
-        let (log, log_closing) = open_log(&platform, owner, &failing).await?;
+        let (log, log_closing) = open_log(&platform, owner, &failing, config.log_place_bytes).await?;
         let (since_snapshot, uncompacted) = watch::channel(0);
         if let Some(replacement) = replacement {
             replace_state(&platform, owner, &failing, &log, replacement).await?;
@@ -444,10 +448,20 @@ async fn open_log(
     platform: &Platform,
     owner: Owner,
     failing: &watch::Sender<Option<Arc<str>>>,
+    place_bytes: u64,
 ) -> Result<(LogStore, Closing), OpenError> {
-    let (reader, queue, closing) = open_store(platform, log_store::FILES, owner.node, failing).await?;
-    let log = LogStore::open(reader, queue, owner).await;
-    Ok((log.map_err(|error| refusal(LOG_FILE, owner, error))?, closing))
+    let mut salt = [0; 16];
+    platform.rng.fill(&mut salt);
+    let migrate = move |disk: &dyn Disk, _| migrate::migrate(disk, log_store::FILES, place_bytes, owner, salt);
+    opened(platform, migrate::OLD_FILE, owner, failing, migrate).await?;
+    let open = move |disk: &dyn Disk, failing| {
+        let wal::Opened { wal, writer, owner: found, facts, closing } =
+            wal::open(disk, log_store::FILES, place_bytes, owner, salt)?;
+        found.check(owner)?;
+        let queue = queue::start(disk, writer, failing)?;
+        Ok((LogStore::new(wal, &facts, queue), closing))
+    };
+    opened(platform, LOG_FILE, owner, failing, open).await
 }
 
 async fn open_state(
@@ -456,7 +470,7 @@ async fn open_state(
     failing: &watch::Sender<Option<Arc<str>>>,
     since_snapshot: &watch::Sender<u64>,
 ) -> Result<(StateMachine, Closing), OpenError> {
-    let (reader, queue, closing) = open_store(platform, snapshot::FILES, owner.node, failing).await?;
+    let (reader, queue, closing) = open_store(platform, snapshot::FILES, owner, failing).await?;
     let opening = async {
         let snapshots = SnapshotStore::open(reader, queue, owner).await?;
         StateMachine::open(snapshots, owner.cluster, since_snapshot.clone(), failing.clone()).await
@@ -482,7 +496,7 @@ async fn replace_state(
     if log.purged() > meta.last_log_id {
         return Err(OpenError::Store("the log begins after the state that was to be opened".to_owned()));
     }
-    let (reader, queue, closing) = open_store(platform, snapshot::FILES, owner.node, failing).await?;
+    let (reader, queue, closing) = open_store(platform, snapshot::FILES, owner, failing).await?;
     let replacing = async {
         let snapshots = SnapshotStore::open(reader, queue, owner).await?;
         snapshots.replace(&meta, data).await.map_err(StoreError::Io)
@@ -508,26 +522,35 @@ fn unusable(file: &'static str, node: NodeId, error: &io::Error) -> OpenError {
     }
 }
 
-/// Opens a store, waiting a little for one of this process, shut down a moment ago, to let go of it.
 async fn open_store(
     platform: &Platform,
     files: Files,
-    node: NodeId,
+    owner: Owner,
     failing: &watch::Sender<Option<Arc<str>>>,
-) -> Result<(store::Reader, store::Queue, Closing), OpenError> {
-    let name = files.name;
+) -> Result<(store::Reader, Queue<store::Write>, Closing), OpenError> {
+    let open = move |disk: &dyn Disk, failing| Ok(store::open(disk, files, failing)?);
+    opened(platform, files.name, owner, failing, open).await
+}
+
+/// Opens a file, waiting a little for one of this process, shut down a moment ago, to let go of it.
+async fn opened<T: Send + 'static>(
+    platform: &Platform,
+    name: &'static str,
+    owner: Owner,
+    failing: &watch::Sender<Option<Arc<str>>>,
+    open: impl Fn(&dyn Disk, watch::Sender<Option<Arc<str>>>) -> Result<T, StoreError> + Clone + Send + 'static,
+) -> Result<T, OpenError> {
     let give_up = platform.clock.now() + LOCK_WAIT;
     loop {
-        let (disk, failing) = (Arc::clone(&platform.disk), failing.clone());
-        match NodeContext::current().blocking(move || store::open(&*disk, files, failing)).await {
-            Ok(parts) => return Ok(parts),
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                return Err(unusable(name, node, &error));
+        let (disk, failing, open) = (Arc::clone(&platform.disk), failing.clone(), open.clone());
+        match NodeContext::current().blocking(move || open(&*disk, failing)).await {
+            Err(StoreError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                if platform.clock.now() >= give_up {
+                    return Err(OpenError::InUse(format!("{name}: {error}")));
+                }
+                platform.clock.sleep_until(platform.clock.now() + LOCK_POLL).await;
             }
-            Err(error) if platform.clock.now() >= give_up => {
-                return Err(OpenError::InUse(format!("{name}: {error}")));
-            }
-            Err(_) => platform.clock.sleep_until(platform.clock.now() + LOCK_POLL).await,
+            opened => return opened.map_err(|error| refusal(name, owner, error)),
         }
     }
 }

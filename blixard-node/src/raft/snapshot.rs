@@ -18,7 +18,8 @@ use sha2::{Digest, Sha256};
 
 use super::codec::{CodecError, SnapshotMetaRecord, in_record, seal, unseal};
 use super::owner::{Owner, StoreError};
-use super::store::{Files, Queue, Reader};
+use super::queue::Queue;
+use super::store::{Files, Reader, Write};
 use super::types::{Snapshot, SnapshotMeta, Types};
 use crate::context::NodeContext;
 use crate::database::{Values, damaged, io_error};
@@ -37,7 +38,7 @@ pub(super) const FILES: Files = Files { name: super::STATE_FILE, mark: "state.ma
 #[derive(Clone)]
 pub(super) struct SnapshotStore {
     database: Reader,
-    queue: Queue,
+    queue: Queue<Write>,
 }
 
 impl SnapshotStore {
@@ -45,7 +46,7 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// Whose the store is, when it is another's.
-    pub(super) async fn open(database: Reader, queue: Queue, owner: Owner) -> Result<Self, StoreError> {
+    pub(super) async fn open(database: Reader, queue: Queue<Write>, owner: Owner) -> Result<Self, StoreError> {
         let claim = Box::new(move |transaction: &redb::WriteTransaction| {
             let mut table = transaction.open_table(SNAPSHOT)?;
             for (name, value) in [(NODE, seal(NODE.as_bytes(), &owner.node)), (CLUSTER, owner.seal(CLUSTER))]

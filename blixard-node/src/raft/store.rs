@@ -1,36 +1,26 @@
-//! One redb database with one writer, which commits what waits as one durable group.
-//!
-//! Callers queue writes and are told when they are durable; reads see the last commit. The first
-//! commit that fails (disk full, I/O error) ends the store: redb refuses work after it, every later
-//! write fails with the same words, and the composition root reopens Raft.
+//! One redb database with one writer. Reads see the last commit.
 
 use std::io;
 use std::ops::Bound;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use redb::{
     BackendError, Database, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend,
     WriteTransaction,
 };
-use tokio::sync::{mpsc, oneshot};
 
+use super::queue::{self, Closing, Completion, Open, Queue, Sink};
 use crate::database::{self, Mark, Opened, Values, guarded, io_error};
-use crate::platform::{Disk, DurableWriter};
+use crate::platform::Disk;
 use crate::watch;
 
-/// How many writes wait for the writer at most; whoever queues more waits.
-const QUEUE_MAX: usize = 4_096;
 /// How much of a database is cached in memory, in bytes. Recent log entries have a cache of their
 /// own, so this only serves the B-tree's inner pages and lagging followers.
 const CACHE_BYTES: usize = 8 << 20;
 
 /// What a write does to the database.
 pub(super) type Write = Box<dyn FnOnce(&WriteTransaction) -> Result<(), redb::Error> + Send>;
-/// Who is told how a write ended.
-type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// A database to read from. Cloning shares it.
 #[derive(Clone)]
@@ -43,7 +33,7 @@ pub(super) struct Reader {
 struct OpenDatabase {
     database: Database,
     /// Dropped after the database: [`Closing`] waits for it.
-    _open: watch::Sender<()>,
+    _open: Open,
 }
 
 impl Deref for OpenDatabase {
@@ -67,39 +57,6 @@ impl Reader {
     }
 }
 
-/// The queue of a database's writer. The database closes when every clone is gone and what waited
-/// is written.
-#[derive(Clone)]
-pub(super) struct Queue {
-    jobs: mpsc::Sender<Job>,
-}
-
-impl Queue {
-    /// Queues `write`; `done` is told when it is durable, or why it never will be. `done` runs on
-    /// the writer's thread and must not block. Writes are committed in the order of the calls.
-    pub(super) async fn push(&self, write: Write, done: impl FnOnce(io::Result<()>) + Send + 'static) {
-        let job = Job { write: Some(write), done: Some(Box::new(done)) };
-        // A job that finds no writer is dropped, which tells `done`.
-        let _ = self.jobs.send(job).await;
-    }
-
-    /// Queues `write` when there is room, without waiting for it.
-    pub(super) fn try_push(&self, write: Write) {
-        let _ = self.jobs.try_send(Job { write: Some(write), done: None });
-    }
-
-    /// Queues `write` and waits until it is durable.
-    pub(super) async fn write(&self, write: Write) -> io::Result<()> {
-        let (sender, receiver) = oneshot::channel();
-        self.push(write, move |outcome| {
-            // The caller may have given up waiting.
-            let _ = sender.send(outcome);
-        })
-        .await;
-        receiver.await.unwrap_or_else(|_| Err(writer_gone()))
-    }
-}
-
 /// The files of a store: a database, the mark beside it, and the database's table of named values.
 #[derive(Clone, Copy)]
 pub(super) struct Files {
@@ -118,55 +75,14 @@ pub(super) fn open(
     disk: &dyn Disk,
     files: Files,
     failure: watch::Sender<Option<Arc<str>>>,
-) -> io::Result<(Reader, Queue, Closing)> {
+) -> io::Result<(Reader, Queue<Write>, Closing)> {
     let Files { name, mark, values } = files;
     let Opened { database, commits, mark } = database::open(disk, name, mark, values, CACHE_BYTES)?;
-    let (jobs, queued) = mpsc::channel(QUEUE_MAX);
-    let (open, closing) = watch::channel(());
+    let (open, closing) = Open::new();
     let database = Arc::new(OpenDatabase { database, _open: open });
     let reader = Reader { database: Arc::clone(&database) };
-    let writer = Writer {
-        name,
-        values,
-        commits,
-        mark: Arc::new(mark),
-        waiting: Vec::new(),
-        queued,
-        database,
-        failed: None,
-        failure,
-    };
-    disk.start_writer(name, Box::new(writer))?;
-    Ok((reader, Queue { jobs }, Closing(closing)))
-}
-
-/// Tells when a database has closed: its writer is gone, and nobody reads it any more.
-#[derive(Clone)]
-pub(super) struct Closing(watch::Receiver<()>);
-
-impl Closing {
-    /// Waits until everything queued is written and the file is as it stays.
-    pub(super) async fn closed(mut self) {
-        while self.0.changed().await.is_ok() {}
-    }
-}
-
-fn writer_gone() -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, "the store is closed")
-}
-
-struct Job {
-    write: Option<Write>,
-    done: Option<Done>,
-}
-
-impl Drop for Job {
-    /// Whoever waits for a write learns of its end, also when the writer panicked or is gone.
-    fn drop(&mut self) {
-        if let Some(done) = self.done.take() {
-            done(Err(writer_gone()));
-        }
-    }
+    let writer = Writer { name, values, commits, mark: Arc::new(mark), database };
+    Ok((reader, queue::start(disk, writer, failure)?, closing))
 }
 
 struct Writer {
@@ -175,78 +91,36 @@ struct Writer {
     /// How many commits were made, since the database was.
     commits: u64,
     mark: Arc<Mark>,
-    waiting: Vec<Job>,
-    queued: mpsc::Receiver<Job>,
     database: Arc<OpenDatabase>,
-    failed: Option<Arc<str>>,
-    failure: watch::Sender<Option<Arc<str>>>,
 }
 
 impl Writer {
-    /// Commits what `jobs` write. Returns how many commits there are now.
-    fn write_all(&self, jobs: &mut [Job]) -> Result<u64, redb::Error> {
+    /// Commits what is written. Returns how many commits there are now.
+    fn write_all(&self, writes: Vec<Write>) -> Result<u64, redb::Error> {
         let mut transaction = self.database.begin_write()?;
         transaction.set_durability(Durability::Immediate)?;
-        for write in jobs.iter_mut().filter_map(|job| job.write.take()) {
+        for write in writes {
             write(&transaction)?;
         }
         let commits = database::count(&transaction, self.values, self.commits)?;
         transaction.commit()?;
         Ok(commits)
     }
-
-    /// Ends the store: it takes no more writes.
-    fn fail(&mut self, error: &io::Error) {
-        let words: Arc<str> = format!("cannot write {}: {error}", self.name).into();
-        tracing::error!(store = self.name, err = %error, "the store failed and takes no more writes");
-        self.failed = Some(Arc::clone(&words));
-        self.failure.send_if_modified(|failure| {
-            let first = failure.is_none();
-            failure.get_or_insert(words);
-            first
-        });
-    }
 }
 
-impl DurableWriter for Writer {
-    fn wait(&mut self) -> bool {
-        self.waiting.extend(self.queued.blocking_recv());
-        !self.waiting.is_empty()
+impl Sink for Writer {
+    type Write = Write;
+
+    fn name(&self) -> &'static str {
+        self.name
     }
 
-    fn wait_async<'a>(&'a mut self) -> BoxFuture<'a, bool> {
-        async {
-            self.waiting.extend(self.queued.recv().await);
-            !self.waiting.is_empty()
-        }
-        .boxed()
-    }
-
-    fn commit(&mut self) -> Vec<Box<dyn FnOnce() + Send>> {
-        while let Ok(job) = self.queued.try_recv() {
-            self.waiting.push(job);
-        }
-        let mut jobs = std::mem::take(&mut self.waiting);
-        let mut completions: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
-        if self.failed.is_none() {
-            match guarded(|| self.write_all(&mut jobs).map_err(io_error)) {
-                Ok(commits) => {
-                    self.commits = commits;
-                    let mark = Arc::clone(&self.mark);
-                    // Before anyone is told: what was acknowledged is marked.
-                    completions.push(Box::new(move || mark.write(commits)));
-                }
-                Err(error) => self.fail(&error),
-            }
-        }
-        let failed = self.failed.clone();
-        completions.extend(jobs.iter_mut().filter_map(|job| job.done.take()).map(|done| {
-            let failed = failed.clone();
-            let completion: Box<dyn FnOnce() + Send> =
-                Box::new(move || done(failed.map_or(Ok(()), |words| Err(io::Error::other(&*words)))));
-            completion
-        }));
-        completions
+    fn commit(&mut self, writes: Vec<Write>) -> io::Result<Completion> {
+        let commits = self.write_all(writes).map_err(io_error)?;
+        self.commits = commits;
+        let mark = Arc::clone(&self.mark);
+        // Before anyone is told: what was acknowledged is marked.
+        Ok(Box::new(move || mark.write(commits)))
     }
 }
 

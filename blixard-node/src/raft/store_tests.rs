@@ -13,7 +13,7 @@ use super::owner::Owner;
 use super::snapshot::{self, SnapshotStore};
 use super::state_machine::StateMachine;
 use super::types::Types;
-use super::{store, testing};
+use super::{RaftConfig, queue, store, testing, wal};
 use crate::disk::LinuxDisk;
 use crate::watch;
 
@@ -25,8 +25,10 @@ impl StoreBuilder<Types, LogStore, StateMachine, TempDir> for Builder {
         let disk = LinuxDisk::new(directory.path());
         let owner = Owner { cluster: ClusterId([7; 16]), node: NodeId(1) };
         let (failing, _) = watch::channel(None);
-        let (reader, queue, _) = store::open(&disk, log_store::FILES, failing.clone()).expect("a new log");
-        let log = LogStore::open(reader, queue, owner).await.expect("a new log");
+        let place_bytes = RaftConfig::default().log_place_bytes;
+        let opened = wal::open(&disk, log_store::FILES, place_bytes, owner, [3; 16]).expect("a new log");
+        let queue = queue::start(&disk, opened.writer, failing.clone()).expect("a thread");
+        let log = LogStore::new(opened.wal, &opened.facts, queue);
         let (reader, queue, _) = store::open(&disk, snapshot::FILES, failing.clone()).expect("a new state");
         let (since_snapshot, _) = watch::channel(0);
         let snapshots = SnapshotStore::open(reader, queue, owner).await.expect("a new state");
@@ -46,7 +48,7 @@ async fn a_store_has_not_closed_while_somebody_reads_it() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let disk = LinuxDisk::new(directory.path());
     let (failing, _) = watch::channel(None);
-    let (reader, queue, closing) = store::open(&disk, log_store::FILES, failing).expect("a new log");
+    let (reader, queue, closing) = store::open(&disk, snapshot::FILES, failing).expect("a new state");
     drop(queue);
     let still = timeout(Duration::from_millis(300), closing.clone().closed()).await;
     assert!(still.is_err(), "it is read");

@@ -424,6 +424,14 @@ impl Disk for FullDisk {
         Ok(Box::new(FullFile { inner: self.inner.open(name)?, full: Arc::clone(&self.full) }))
     }
 
+    fn exists(&self, name: &str) -> std::io::Result<bool> {
+        self.inner.exists(name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> std::io::Result<()> {
+        self.inner.rename(from, to)
+    }
+
     fn start_writer(&self, name: &'static str, writer: Box<dyn DurableWriter>) -> std::io::Result<()> {
         self.inner.start_writer(name, writer)
     }

@@ -112,7 +112,7 @@ fn covered(disk: &SimDisk) -> Option<u64> {
 /// # Errors
 /// What it has.
 pub(super) fn vote(disk: &SimDisk, voter: NodeId, term: u64, candidate: u64) -> Result<(), String> {
-    let kept = disk.durable(LOG_FILE).and_then(|log| inspect::vote(Image::of(&log)).ok().flatten());
+    let kept = disk.durable(LOG_FILE).and_then(|log| inspect::vote(&*Image::of(&log)).ok().flatten());
     if kept.is_some_and(|kept| binds(kept, term, candidate)) {
         return Ok(());
     }

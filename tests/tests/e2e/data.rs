@@ -36,7 +36,7 @@ fn a_node_that_lost_its_log_or_snapshot_refuses_to_start_and_says_what_to_do() -
         let before = host.status()?;
         host.interrupt()?;
 
-        for (name, truncate) in [("raft.redb", false), ("raft.redb", true), ("state.redb", false)] {
+        for (name, truncate) in [("raft.wal", false), ("raft.wal", true), ("state.redb", false)] {
             let (path, kept) = (host.data_dir().join(name), host.data_dir().join("kept"));
             fs::rename(&path, &kept)?;
             if truncate {
@@ -62,7 +62,7 @@ fn a_node_that_lost_its_log_or_snapshot_refuses_to_start_and_says_what_to_do() -
 
 /// Flips one bit in every page of the log: the daemon refuses it in one line.
 fn a_damaged_log_is_refused(host: &mut Host) -> Result<()> {
-    let path = host.data_dir().join("raft.redb");
+    let path = host.data_dir().join("raft.wal");
     let mut bytes = fs::read(&path)?;
     bytes.iter_mut().skip(4096 + 100).step_by(4096).for_each(|byte| *byte ^= 4);
     fs::write(&path, bytes)?;
@@ -73,7 +73,7 @@ fn a_damaged_log_is_refused(host: &mut Host) -> Result<()> {
         let log = host.log().split_off(said);
         ensure!(code == Some(FOR_GOOD), "it ended with {code:?}: {log}");
         ensure!(!log.contains("panicked"), "a panic is shown: {log}");
-        let line = log.lines().find(|line| line.contains("raft.redb is damaged ("));
+        let line = log.lines().find(|line| line.contains("raft.wal is damaged ("));
         let line = line.with_context(|| format!("the damage is not said: {log}"))?;
         ensure!(line.contains("node rm 1 --force") && line.contains("purge"), "no advice: {line}");
     }
