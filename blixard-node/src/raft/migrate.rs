@@ -6,7 +6,7 @@
 
 use std::io;
 
-use redb::{Database, ReadOnlyTable, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError};
+use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition, TableError};
 
 use super::codec::{LogIdRecord, VoteRecord, in_record, unseal, unseal_entry};
 use super::owner::{Owner, StoreError};

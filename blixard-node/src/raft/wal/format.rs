@@ -56,12 +56,12 @@ pub(in crate::raft) enum Change {
 
 /// What the log says beside its entries, and where it ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Facts {
-    pub(super) vote: Option<VoteRecord>,
-    pub(super) purged: Option<LogIdRecord>,
-    pub(super) committed: Option<LogIdRecord>,
+pub(in crate::raft) struct Facts {
+    pub(in crate::raft) vote: Option<VoteRecord>,
+    pub(in crate::raft) purged: Option<LogIdRecord>,
+    pub(in crate::raft) committed: Option<LogIdRecord>,
     /// The last entry; when there is none, the last one purged.
-    pub(super) last: Option<LogIdRecord>,
+    pub(in crate::raft) last: Option<LogIdRecord>,
 }
 
 impl Facts {
