@@ -226,12 +226,6 @@ pub(super) fn unseal_entry(index: u64, bytes: &[u8]) -> Result<LogEntry, CodecEr
     record.into_entry(Bytes::copy_from_slice)
 }
 
-/// Whether bytes are an entry that the log keeps under `index`.
-pub(super) fn is_entry(index: u64, bytes: &[u8]) -> bool {
-    let record: Result<EntryRecord<'_>, CodecError> = unseal(&index.to_be_bytes(), bytes);
-    record.is_ok_and(|record| record.index == index)
-}
-
 /// Mirrors what a snapshot covers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SnapshotMetaRecord {

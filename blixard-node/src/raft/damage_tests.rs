@@ -102,7 +102,8 @@ async fn make(purged: bool) -> [Files; 2] {
 async fn read(platform: &Platform) -> Result<String, OpenError> {
     let (failing, _) = watch::channel(None);
     let (since_snapshot, _) = watch::channel(0);
-    let (mut log, log_closing) = open_log(platform, OWNER, &failing, RaftConfig::default().log_place_bytes).await?;
+    let (mut log, log_closing) =
+        open_log(platform, OWNER, &failing, RaftConfig::default().log_place_bytes).await?;
     let mut closing = None;
     let result = async {
         let (mut machine, state_closing) = match open_state(platform, OWNER, &failing, &since_snapshot).await

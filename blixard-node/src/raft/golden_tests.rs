@@ -1,16 +1,14 @@
 //! A data directory of the first format, kept for ever: what is on users' disks must open. It was made by a
 //! release that had its log in redb, so nothing here can make it anew.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use blixard_core::cluster::node::{NodeFacts, Token, TokenScope};
 use blixard_core::cluster::snapshot::digest;
-use blixard_core::cluster::{Command, SubnetRange, Write};
-use blixard_core::id::{ClusterId, NodeId, NodeKey, RequestId, TokenId};
+use blixard_core::cluster::{Command, Write};
+use blixard_core::id::{ClusterId, NodeId, RequestId};
 use blixard_core::spec::ServiceSpec;
 use blixard_core::time::UtcMs;
 use flate2::read::GzDecoder;
@@ -38,36 +36,6 @@ async fn propose(node: &RaftNode, command: Command) {
     while let Err(error) = node.propose(vec![command.clone()], PATIENCE).await {
         assert!(tokio::time::Instant::now() < deadline, "{error}");
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-fn bootstrap() -> Command {
-    let facts = NodeFacts {
-        name: "golden".to_owned(),
-        addresses: vec!["10.77.0.1:7001".parse().expect("an address")],
-        labels: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
-        cpu_millis: 4_000,
-        memory_bytes: 8 << 30,
-        arch: "amd64".to_owned(),
-        os: "linux".to_owned(),
-        version: "0.1.0".to_owned(),
-        level: 1,
-        reserved_ports: vec![22],
-    };
-    let token = Token {
-        secret_sha256: [9; 32],
-        scope: TokenScope::Join,
-        expires_at: None,
-        uses_left: None,
-        services: None,
-    };
-    Command::Bootstrap {
-        cluster: ClusterId([7; 16]),
-        subnets: SubnetRange::default(),
-        node: NodeId(1),
-        key: NodeKey([8; 32]),
-        facts,
-        token: (TokenId([1; 8]), token),
     }
 }
 
@@ -125,7 +93,9 @@ async fn an_interrupted_migration_starts_over() {
     let expect = state(&node);
     node.shutdown().await;
     let wal = std::fs::read(whole.path().join(LOG_FILE)).expect("the new log");
-    for (kept, marked) in [(0, false), (5_000, false), (5_000, true), (wal.len() / 2, true), (wal.len(), true)] {
+    for (kept, marked) in
+        [(0, false), (5_000, false), (5_000, true), (wal.len() / 2, true), (wal.len(), true)]
+    {
         let directory = tempfile::tempdir().expect("a directory");
         put(directory.path());
         std::fs::write(directory.path().join(LOG_FILE), &wal[..kept]).expect("there is room");

@@ -54,17 +54,20 @@ pub(super) fn migrate(
         return Ok(());
     }
     let Opened { database, .. } = database::open(disk, OLD_FILE, OLD_MARK, FACTS, CACHE_BYTES)?;
-    if let Some((found, facts)) = guarded(|| facts(&database))? {
+    if let Some((found, facts)) = guarded(|| facts(&database, owner))? {
         found.check(owner)?;
         database::reset(disk, files.name, files.mark)?;
         let wal::Opened { mut writer, .. } = wal::open(disk, files, place_bytes, owner, salt)?;
-        let mut write = |changes: Vec<Change>| {
-            writer.commit(vec![changes]).map(|completion| completion())
-        };
+        let mut write = |changes: Vec<Change>| writer.commit(vec![changes]).map(|completion| completion());
         // What is purged comes first: the entries follow it.
         write(facts)?;
         let entries = guarded(|| entries(&database, write))?;
-        tracing::info!(entries, from = OLD_FILE, to = files.name, "the log of an earlier release is taken over");
+        tracing::info!(
+            entries,
+            from = OLD_FILE,
+            to = files.name,
+            "the log of an earlier release is taken over"
+        );
     }
     guarded(|| {
         drop(database);
@@ -74,8 +77,9 @@ pub(super) fn migrate(
     Ok(())
 }
 
-/// Whose an old log is, and what it says beside its entries; absent when nothing was ever written to it.
-fn facts(database: &Database) -> io::Result<Option<(Owner, Vec<Change>)>> {
+/// Whose an old log is, and what it says beside its entries; absent when nothing was ever written to it. One
+/// of the first release does not say whose it is: it is whoever's has it.
+fn facts(database: &Database, owner: Owner) -> io::Result<Option<(Owner, Vec<Change>)>> {
     let transaction = database.begin_read().map_err(io_error)?;
     let facts = match transaction.open_table(FACTS) {
         Ok(facts) => facts,
@@ -83,8 +87,8 @@ fn facts(database: &Database) -> io::Result<Option<(Owner, Vec<Change>)>> {
         Err(error) => return Err(io_error(error)),
     };
     let owner = Owner {
-        cluster: fact(&facts, "cluster")?.ok_or_else(|| damaged("it names no cluster".to_owned()))?,
-        node: fact(&facts, "node")?.ok_or_else(|| damaged("it names no owner".to_owned()))?,
+        cluster: fact(&facts, "cluster")?.unwrap_or(owner.cluster),
+        node: fact(&facts, "node")?.unwrap_or(owner.node),
     };
     let log_id = |name| Ok::<_, io::Error>(fact::<LogIdRecord>(&facts, name)?.map(LogId::from));
     let vote = fact::<VoteRecord>(&facts, "vote")?.map(Vote::from);

@@ -452,7 +452,8 @@ async fn open_log(
 ) -> Result<(LogStore, Closing), OpenError> {
     let mut salt = [0; 16];
     platform.rng.fill(&mut salt);
-    let migrate = move |disk: &dyn Disk, _| migrate::migrate(disk, log_store::FILES, place_bytes, owner, salt);
+    let migrate =
+        move |disk: &dyn Disk, _| migrate::migrate(disk, log_store::FILES, place_bytes, owner, salt);
     opened(platform, migrate::OLD_FILE, owner, failing, migrate).await?;
     let open = move |disk: &dyn Disk, failing| {
         let wal::Opened { wal, writer, owner: found, facts, closing } =

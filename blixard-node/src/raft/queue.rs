@@ -94,12 +94,14 @@ pub(super) fn start<S: Sink>(
 }
 
 /// That a file is open: held by all that use it.
-pub(super) struct Open(watch::Sender<()>);
+pub(super) struct Open {
+    _open: watch::Sender<()>,
+}
 
 impl Open {
     pub(super) fn new() -> (Self, Closing) {
         let (open, closing) = watch::channel(());
-        (Self(open), Closing(closing))
+        (Self { _open: open }, Closing(closing))
     }
 }
 

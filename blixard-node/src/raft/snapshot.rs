@@ -46,7 +46,11 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// Whose the store is, when it is another's.
-    pub(super) async fn open(database: Reader, queue: Queue<Write>, owner: Owner) -> Result<Self, StoreError> {
+    pub(super) async fn open(
+        database: Reader,
+        queue: Queue<Write>,
+        owner: Owner,
+    ) -> Result<Self, StoreError> {
         let claim = Box::new(move |transaction: &redb::WriteTransaction| {
             let mut table = transaction.open_table(SNAPSHOT)?;
             for (name, value) in [(NODE, seal(NODE.as_bytes(), &owner.node)), (CLUSTER, owner.seal(CLUSTER))]

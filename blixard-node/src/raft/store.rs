@@ -45,13 +45,10 @@ impl Deref for OpenDatabase {
 }
 
 impl Reader {
-    /// Starts to read the last commit. Later commits do not show in it. What is read of it is read
-    /// in [`guarded`].
-    pub(super) fn begin(&self) -> io::Result<ReadTransaction> {
-        guarded(|| self.database.begin_read().map_err(io_error))
-    }
-
     /// Reads the last commit.
+    ///
+    /// # Errors
+    /// `read`'s; [`io::ErrorKind::InvalidData`] when what is there is damaged.
     pub(super) fn read<T>(&self, read: impl FnOnce(&ReadTransaction) -> io::Result<T>) -> io::Result<T> {
         guarded(|| read(&self.database.begin_read().map_err(io_error)?))
     }

@@ -299,7 +299,11 @@ impl GroupHead {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found<'a> {
     /// An entry: its index, where it is in the group, and as it is sealed.
-    Entry { index: u64, start: usize, sealed: &'a [u8] },
+    Entry {
+        index: u64,
+        start: usize,
+        sealed: &'a [u8],
+    },
     Vote(VoteRecord),
     Truncate(Option<LogIdRecord>),
     Purge(LogIdRecord),

@@ -112,15 +112,13 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Units by number, each with its place, in a file of so many places.
-    pub(super) fn new(
-        geometry: Geometry,
-        units: impl IntoIterator<Item = (u64, u64)>,
-        places: u64,
-    ) -> Self {
+    pub(super) fn new(geometry: Geometry, units: impl IntoIterator<Item = (u64, u64)>, places: u64) -> Self {
         let unit = |place| Unit { place, newest: None, read: Arc::new(()) };
         let units: BTreeMap<_, _> = units.into_iter().map(|(number, place)| (number, unit(place))).collect();
         let mut free: BTreeSet<u64> = (0..places).collect();
-        units.values().for_each(|unit: &Unit| drop(free.remove(&unit.place)));
+        for unit in units.values() {
+            free.remove(&unit.place);
+        }
         Self { geometry, units, free, retired: Vec::new(), places, entries: BTreeMap::new() }
     }
 
@@ -131,7 +129,8 @@ impl Layout {
 
     /// Lets go of the units after this one. The places that they were in.
     pub(super) fn drop_after(&mut self, unit: u64) -> Vec<u64> {
-        let dropped: Vec<u64> = self.units.split_off(&(unit + 1)).into_values().map(|unit| unit.place).collect();
+        let dropped: Vec<u64> =
+            self.units.split_off(&(unit + 1)).into_values().map(|unit| unit.place).collect();
         self.free.extend(&dropped);
         dropped
     }
@@ -147,14 +146,19 @@ impl Layout {
         place
     }
 
-    /// Takes up what a group changes that begins at a position. The log goes on at `end`.
-    pub(super) fn apply(&mut self, group: Position, effects: &[Effect], end: Position) {
+    /// Takes up what a group changes, which is a part of the stream.
+    pub(super) fn apply(&mut self, group: &Range<Position>, effects: &[Effect]) {
+        let mut purged = None;
         for effect in effects {
             match effect {
-                Effect::Written(entry) => self.written(group, *entry),
+                Effect::Written(entry) => self.written(group.start, *entry),
                 Effect::Truncated(from) => self.truncated(*from),
-                Effect::Purged(upto) => self.purged(*upto, end),
+                Effect::Purged(upto) => purged = purged.max(Some(*upto)),
             }
+        }
+        // Last: what the group says behind a purge may be in a unit that had nothing but what is purged.
+        if let Some(upto) = purged {
+            self.purged(upto, group.end);
         }
     }
 

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{BackendError, StorageBackend};
 
-pub(super) use self::format::{Change, Facts};
 use self::format::{BLOCK, Effect, Found, Group, GroupHead, Header, records};
+pub(super) use self::format::{Change, Facts};
 use self::layout::{Geometry, Layout, Pinned, Position};
 use self::recover::{Recovered, geometry_of, recover};
 use super::owner::Owner;
@@ -74,8 +74,11 @@ pub(super) fn open(
     match file.try_lock_range(Bound::Unbounded, Bound::Unbounded) {
         // A disk that is simulated has locks of its own.
         Ok(true) | Err(BackendError::Unsupported) => {}
-        Ok(false) => return Err(io::Error::new(io::ErrorKind::WouldBlock, "it is in use by another process")),
+        Ok(false) => {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "it is in use by another process"));
+        }
         Err(BackendError::Io(error)) => return Err(error),
+        Err(_) => return Err(io::Error::other("its lock cannot be taken")),
     }
     let durable = mark.commits();
     let recovered = match recover(&*file, geometry, durable.unwrap_or(0))? {
@@ -301,13 +304,15 @@ impl Sink for Writer {
                     facts.note(change);
                 }
             }
-            groups.push((self.end, self.write(group, facts)?));
+            let begins = self.end;
+            let effects = self.write(group, facts)?;
+            groups.push((begins..self.end, effects));
         }
         let (wal, mark) = (Arc::clone(&self.wal), Arc::clone(&self.mark));
-        let (durable, end) = (self.group - 1, self.end);
+        let durable = self.group - 1;
         Ok(Box::new(move || {
             mark.write(durable);
-            groups.iter().for_each(|(begins, effects)| wal.layout().apply(*begins, effects, end));
+            groups.iter().for_each(|(group, effects)| wal.layout().apply(group, effects));
         }))
     }
 

@@ -124,7 +124,10 @@ impl<'a> Scan<'a> {
             return Err(damaged(format!("it holds {whole} of {durable} groups, or it is an old copy")));
         }
         if let Some(later) = self.later()? {
-            return Err(damaged(format!("group {} does not read, and group {later} was written", self.group)));
+            return Err(damaged(format!(
+                "group {} does not read, and group {later} was written",
+                self.group
+            )));
         }
         self.check_entries()?;
         let newest = self.geometry.unit(self.at.saturating_sub(1).max(self.header.begins));
@@ -154,7 +157,8 @@ impl<'a> Scan<'a> {
         let mut filled = 0;
         for (unit, offset, length) in self.geometry.pieces(at..at + length as u64) {
             let Some((place, _)) = self.headers.get(&unit) else { return Ok(None) };
-            self.file.read(place * self.geometry.place_bytes + offset, &mut bytes[filled..filled + length])?;
+            self.file
+                .read(place * self.geometry.place_bytes + offset, &mut bytes[filled..filled + length])?;
             filled += length;
         }
         Ok(Some(bytes))
@@ -207,9 +211,10 @@ impl<'a> Scan<'a> {
     fn later(&self) -> io::Result<Option<u64>> {
         // A header is written with the group that begins at its unit's start, or with the one that goes
         // on into it.
-        let begun = self.headers.values().map(|(_, header)| {
-            header.group - u64::from(header.begins > self.geometry.start(header.unit))
-        });
+        let begun = self
+            .headers
+            .values()
+            .map(|(_, header)| header.group - u64::from(header.begins > self.geometry.start(header.unit)));
         if let Some(later) = begun.max().filter(|begun| *begun > self.group) {
             return Ok(Some(later));
         }
