@@ -58,7 +58,7 @@ impl Geometry {
 struct Unit {
     /// Which place it is in, counted from the file's beginning.
     place: u64,
-    /// The largest index of an entry of which there are bytes in it; none when there is no entry.
+    /// The largest index of an entry that it takes to find again; none when there is no such entry.
     newest: Option<u64>,
     /// Who reads it holds this.
     read: Arc<()>,
@@ -96,13 +96,26 @@ impl Pinned {
     }
 }
 
+/// A place that can be made ready for the next unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spare {
+    /// It may have the header of a unit that is no more. That must be gone, durably, before anything else is
+    /// written there: else a torn write would leave a unit that looks as if it were whole.
+    Used(u64),
+    /// It is to be made, at the end of the file.
+    New(u64),
+}
+
 /// Which unit is in which place, and where in them the entries are.
 #[derive(Debug)]
 pub(super) struct Layout {
     geometry: Geometry,
     /// Without a gap.
     units: BTreeMap<u64, Unit>,
+    /// Places of units that are no more, whose headers may still be there.
     free: BTreeSet<u64>,
+    /// Free places without a header.
+    ready: BTreeSet<u64>,
     /// Units that are no more, which somebody may be reading.
     retired: Vec<Unit>,
     /// How many places the file has.
@@ -119,7 +132,8 @@ impl Layout {
         for unit in units.values() {
             free.remove(&unit.place);
         }
-        Self { geometry, units, free, retired: Vec::new(), places, entries: BTreeMap::new() }
+        let (ready, retired, entries) = (BTreeSet::new(), Vec::new(), BTreeMap::new());
+        Self { geometry, units, free, ready, retired, places, entries }
     }
 
     /// The place of a unit.
@@ -135,15 +149,18 @@ impl Layout {
         dropped
     }
 
-    /// Gives the next unit the first free place, at the end of the file if there is none. The place.
-    pub(super) fn add(&mut self, unit: u64) -> u64 {
+    /// Gives the next unit a place: the first that is ready, else a free one, else one at the file's end.
+    /// The place, and whether the header of another unit must go from it first.
+    pub(super) fn add(&mut self, unit: u64) -> (u64, bool) {
         self.reclaim();
-        let place = self.free.pop_first().unwrap_or_else(|| {
-            self.places += 1;
-            self.places - 1
-        });
+        let ready = self.ready.pop_first().map(|place| (place, false));
+        let (place, is_used) =
+            ready.or_else(|| self.free.pop_first().map(|place| (place, true))).unwrap_or_else(|| {
+                self.places += 1;
+                (self.places - 1, false)
+            });
         self.units.insert(unit, Unit { place, newest: None, read: Arc::new(()) });
-        place
+        (place, is_used)
     }
 
     /// Takes up what a group changes, which is a part of the stream.
@@ -166,7 +183,8 @@ impl Layout {
     pub(super) fn written(&mut self, group: Position, entry: Written) {
         let at = group + entry.start as u64;
         let index = entry.id.index;
-        for unit in self.geometry.units(at..at + entry.length as u64) {
+        // To find it again takes the group's beginning.
+        for unit in self.geometry.units(group..at + entry.length as u64) {
             let unit = self.units.get_mut(&unit).expect("it was written to");
             unit.newest = unit.newest.max(Some(index));
         }
@@ -201,25 +219,32 @@ impl Layout {
         self.free.extend(gone.into_iter().map(|unit: Unit| unit.place));
     }
 
-    /// A place that is to be filled with zeros before it is needed, when the file has no free one: it is
-    /// at the file's end.
-    pub(super) fn spare(&self) -> Option<u64> {
-        self.free.is_empty().then_some(self.places)
+    /// What makes a place ready, when none is.
+    pub(super) fn spare(&mut self) -> Option<Spare> {
+        self.reclaim();
+        if !self.ready.is_empty() {
+            return None;
+        }
+        Some(self.free.first().map_or(Spare::New(self.places), |place| Spare::Used(*place)))
     }
 
-    /// The file has one more place, which is free.
-    pub(super) fn grown(&mut self) {
-        self.free.insert(self.places);
-        self.places += 1;
+    /// A place has no header any more, or is new at the file's end.
+    pub(super) fn made_ready(&mut self, place: u64) {
+        self.free.remove(&place);
+        self.ready.insert(place);
+        self.places = self.places.max(place + 1);
     }
 
     /// Lets go of free places at the end of the file while there are more than `keep`. How many the file
     /// has then, if that is fewer.
     pub(super) fn shrink(&mut self, keep: usize) -> Option<u64> {
         let before = self.places;
-        while self.free.len() > keep && self.free.last() == self.places.checked_sub(1).as_ref() {
-            self.free.pop_last();
-            self.places -= 1;
+        while self.free.len() + self.ready.len() > keep {
+            let last = self.places - 1;
+            if !self.free.remove(&last) && !self.ready.remove(&last) {
+                break;
+            }
+            self.places = last;
         }
         (self.places < before).then_some(self.places)
     }

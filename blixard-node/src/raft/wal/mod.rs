@@ -19,7 +19,7 @@ use redb::{BackendError, StorageBackend};
 
 use self::format::{BLOCK, Effect, Found, Group, GroupHead, Header, records};
 pub(super) use self::format::{Change, Facts};
-use self::layout::{Geometry, Layout, Pinned, Position};
+use self::layout::{Geometry, Layout, Pinned, Position, Spare};
 use self::recover::{Recovered, geometry_of, recover};
 use super::owner::Owner;
 use super::queue::{Closing, Completion, Open, Sink};
@@ -198,19 +198,30 @@ impl Wal {
 
     /// Keeps a free place ahead, and not many more than one.
     fn prepare(&self) -> io::Result<()> {
-        let (spare, fewer) = {
-            let mut layout = self.layout();
-            (layout.spare(), layout.shrink(FREE_PLACES))
-        };
+        let fewer = self.layout().shrink(FREE_PLACES);
         if let Some(places) = fewer {
             self.file.set_len(places * self.geometry.place_bytes)?;
         }
-        if let Some(place) = spare {
-            self.file.set_len((place + 1) * self.geometry.place_bytes)?;
-            fill(&*self.file, self.geometry, place)?;
-            self.layout().grown();
+        let spare = self.layout().spare();
+        match spare {
+            None => return Ok(()),
+            Some(Spare::Used(place)) => {
+                self.clear(place)?;
+                self.layout().made_ready(place);
+            }
+            Some(Spare::New(place)) => {
+                self.file.set_len((place + 1) * self.geometry.place_bytes)?;
+                fill(&*self.file, self.geometry, place)?;
+                self.layout().made_ready(place);
+            }
         }
         Ok(())
+    }
+
+    /// Removes the header from a place, durably.
+    fn clear(&self, place: u64) -> io::Result<()> {
+        self.file.write(place * self.geometry.place_bytes, &[0; BLOCK as usize])?;
+        self.file.sync_data()
     }
 }
 
@@ -271,7 +282,10 @@ impl Writer {
                         header.facts = facts;
                     }
                     header.unit = unit;
-                    let place = self.wal.layout().add(unit);
+                    let (place, is_used) = self.wal.layout().add(unit);
+                    if is_used {
+                        self.wal.clear(place)?;
+                    }
                     self.wal.file.write(place * geometry.place_bytes, &header.to_block())?;
                     place
                 }
