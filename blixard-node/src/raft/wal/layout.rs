@@ -198,10 +198,11 @@ impl Layout {
     }
 
     /// The entries up to one are no more, nor are the units that held only such, before the one that
-    /// holds `position`.
+    /// holds what is before `position`.
     pub(super) fn purged(&mut self, upto: LogId, position: Position) {
         self.entries = self.entries.split_off(&(upto.index + 1));
-        let current = self.geometry.unit(position);
+        // The one with the log's last bytes stays: it says what the log says.
+        let current = self.geometry.unit(position.saturating_sub(1));
         while let Some(first) = self.units.first_entry()
             && *first.key() < current
             && first.get().newest.is_none_or(|newest| newest <= upto.index)

@@ -204,7 +204,7 @@ impl<'a> Scan<'a> {
         let next = next_index(self.facts.purged.map(LogId::from));
         let first = self.layout.entries().range(next..).next().map(|(index, _)| *index);
         let expected = (self.facts.last > self.facts.purged).then_some(next);
-        if first == expected { Ok(()) } else { Err(damaged(format!("entry {next} is missing"))) }
+        if first == expected { Ok(()) } else { Err(damaged(format!("entry {next} is missing, and {first:?} is the first"))) }
     }
 
     /// The number of a group after the end of the log that was written, and so was the one at its end.
