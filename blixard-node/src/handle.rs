@@ -24,9 +24,6 @@ const RETRY_MIN: Duration = Duration::from_millis(20);
 /// The longest such wait.
 const RETRY_MAX: Duration = Duration::from_millis(320);
 
-/// What a node says that cannot take part for the moment.
-const STORE_FAILED: &str = "this node's store failed and is being reopened: see its log";
-
 /// Why a write was not acknowledged.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum WriteError {
@@ -163,7 +160,7 @@ impl NodeHandle {
         if let Some(why) = self.differs() {
             return here(why);
         }
-        let Some(raft) = self.shared.raft() else { return here(STORE_FAILED.to_owned()) };
+        let Some(raft) = self.shared.raft() else { return here(self.shared.why_no_raft().to_owned()) };
         match (raft.read_barrier(deadline).await, self.differs()) {
             // It may have been found meanwhile.
             (_, Some(why)) => here(why),
@@ -248,7 +245,7 @@ impl NodeHandle {
             wait = (wait * 2).min(RETRY_MAX);
         }
         if self.shared.raft().is_none() {
-            STORE_FAILED.clone_into(&mut reason);
+            self.shared.why_no_raft().clone_into(&mut reason);
         }
         Err(self.no_quorum(&reason).await)
     }

@@ -164,7 +164,7 @@ impl Dispatch {
             return Ok(secret_sha256);
         }
         let unavailable = |message: String| JoinResponse::Unavailable { message };
-        let raft = self.shared.raft().ok_or_else(|| unavailable("Raft is being reopened here".to_owned()))?;
+        let raft = self.shared.raft().ok_or_else(|| unavailable(self.shared.why_no_raft().to_owned()))?;
         raft.read_barrier(CATCH_UP).await.map_err(|error| unavailable(error.to_string()))?;
         check(&raft.state()).map_err(|refusal| JoinResponse::Refused { message: refusal.to_string() })
     }
@@ -267,7 +267,7 @@ impl Inbound for Dispatch {
         let shared = &self.shared;
         match channel {
             Channel::Raft => {
-                let raft = shared.raft().ok_or("Raft is being reopened here")?;
+                let raft = shared.raft().ok_or(shared.why_no_raft())?;
                 raft.handle_rpc(from, request).await
             }
             Channel::Heartbeat => {

@@ -39,6 +39,8 @@ pub(crate) struct SharedInner {
     pub(crate) cluster: ClusterId,
     pub(crate) platform: Platform,
     raft: ArcSwapOption<RaftNode>,
+    /// Whether Raft was open since this process began.
+    opened: AtomicBool,
     /// Whether the node is being stopped: then Raft is not reopened.
     stopping: AtomicBool,
     /// The newest state seen, which stays readable while Raft is away.
@@ -86,6 +88,7 @@ impl Shared {
             cluster,
             platform,
             raft: ArcSwapOption::empty(),
+            opened: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             state,
             status,
@@ -102,14 +105,24 @@ impl Shared {
         (Self(Arc::new(inner)), queue)
     }
 
-    /// Raft, unless its store has failed and it is being reopened.
+    /// Raft, unless its store is being opened: as the node starts, or after it failed.
     pub(crate) fn raft(&self) -> Option<Arc<RaftNode>> {
         self.raft.load_full()
+    }
+
+    /// Why there is no Raft here for the moment: a sentence without a full stop.
+    pub(crate) fn why_no_raft(&self) -> &'static str {
+        match self.opened.load(Ordering::Relaxed) {
+            false => "this node is starting: its store is not open yet",
+            true => "this node's store failed and is being reopened: see its log",
+        }
     }
 
     pub(crate) fn set_raft(&self, raft: Option<Arc<RaftNode>>) {
         if raft.is_none() {
             self.status.send(RaftStatus::default());
+        } else {
+            self.opened.store(true, Ordering::Relaxed);
         }
         self.raft.store(raft);
     }

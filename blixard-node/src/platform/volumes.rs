@@ -37,8 +37,14 @@ pub trait VolumeStore: Send + Sync + 'static {
         Err(VolumeError("this machine keeps no volumes".to_owned()))
     }
 
-    /// Puts an end to a primary copy: another node has it. Answers where what was not published is kept.
-    fn demote(&self, _id: VolumeId) -> Result<Option<PathBuf>, VolumeError> {
+    /// Puts an end to a primary copy: another node has it. Answers where it is kept, unless it holds nothing
+    /// but `delivered`: the version of this node's that the other took over, or one before it. What was only
+    /// published here is not delivered.
+    fn demote(
+        &self,
+        _id: VolumeId,
+        _delivered: Option<VolumeVersion>,
+    ) -> Result<Option<PathBuf>, VolumeError> {
         Ok(None)
     }
 

@@ -82,8 +82,8 @@ impl VolumeStore for LinuxVolumes {
         self.slot(id).prepare(epoch, fresh)
     }
 
-    fn demote(&self, id: VolumeId) -> Result<Option<PathBuf>, VolumeError> {
-        self.slot(id).demote()
+    fn demote(&self, id: VolumeId, delivered: Option<VolumeVersion>) -> Result<Option<PathBuf>, VolumeError> {
+        self.slot(id).demote(delivered)
     }
 
     fn publish(

@@ -125,17 +125,21 @@ impl Slot {
         sync_directory(&live).map_err(|error| failed("make its directory", error))
     }
 
-    pub(super) fn demote(&self) -> Result<Option<PathBuf>, VolumeError> {
+    pub(super) fn demote(&self, delivered: Option<VolumeVersion>) -> Result<Option<PathBuf>, VolumeError> {
         let mut work = self.begin()?;
         let live = self.path.join(LIVE);
         if !live.exists() {
             return Ok(None);
         }
-        // What was published and nothing else need not be kept twice.
+        // What others have need not be kept twice.
         let root = open_directory(&live).map_err(|error| failed("open what was written to", error))?;
         let found = scan(&root, &mut work.seen).map_err(|error| failed("read what was written to", error))?;
-        let published = self.known().held.as_ref().is_some_and(|(_, index)| **index == found.index);
-        if published || found.index.entries.is_empty() {
+        let others_have = self
+            .known()
+            .held
+            .as_ref()
+            .is_some_and(|(version, index)| Some(*version) == delivered && **index == found.index);
+        if others_have || found.index.entries.is_empty() {
             fs::remove_dir_all(&live).map_err(|error| failed("remove what was written to", error))?;
             return Ok(None);
         }

@@ -314,7 +314,7 @@ fn a_copy_takes_over_and_what_an_earlier_primary_did_not_publish_is_kept() {
     let (old, new) = (Machine::primary(), Machine::new());
     assert!(new.store.prepare(ID, EPOCH + 1, false).is_err(), "there is nothing to take over");
     old.write("page", "published");
-    old.published();
+    let delivered = old.published();
     old.sync(&new);
     old.write("page", "not published");
     old.write("more", "neither");
@@ -326,16 +326,42 @@ fn a_copy_takes_over_and_what_an_earlier_primary_did_not_publish_is_kept() {
     let newest = Some(VersionId { epoch: EPOCH, seq: 1 });
     let version = new.store.publish(ID, EPOCH + 1, newest, UtcMs(9), false).expect("published");
     assert_eq!(version.expect("a version").id, VersionId { epoch: EPOCH + 1, seq: 2 });
-    let aside = old.store.demote(ID).expect("demoted").expect("something is kept");
+    let aside = old.store.demote(ID, Some(delivered)).expect("demoted").expect("something is kept");
     assert_eq!(fs::read_to_string(aside.join("more")).expect("read"), "neither");
     new.sync(&old);
     assert_eq!(fs::read_to_string(old.at("copy/page")).expect("read"), "of the new one");
-    assert_eq!(old.store.demote(ID), Ok(None), "nothing is left to be kept");
+    assert_eq!(old.store.demote(ID, None), Ok(None), "nothing is left to be kept");
     old.store.prepare(ID, EPOCH + 2, false).expect("it takes over in turn");
     assert_eq!(fs::read_to_string(old.live("page")).expect("read"), "of the new one");
     assert_eq!(old.store.list(), Ok(vec![ID]));
     old.store.remove(ID).expect("removed");
     assert_eq!(old.store.list(), Ok(vec![]));
+}
+
+#[test]
+fn what_was_published_and_not_delivered_is_kept() {
+    let (old, new) = (Machine::primary(), Machine::new());
+    old.write("page", "delivered");
+    let delivered = old.published();
+    old.sync(&new);
+    old.write("page", "published");
+    old.published();
+    let aside = old.store.demote(ID, Some(delivered)).expect("demoted").expect("something is kept");
+    new.store.prepare(ID, EPOCH + 1, false).expect("it takes over");
+    new.write("page", "of the new one");
+    new.store.publish(ID, EPOCH + 1, None, UtcMs(9), false).expect("published");
+    new.sync(&old);
+    assert_eq!(fs::read_to_string(aside.join("page")).expect("read"), "published");
+}
+
+#[test]
+fn what_was_delivered_is_not_kept_twice() {
+    let old = Machine::primary();
+    old.write("page", "delivered");
+    let delivered = old.published();
+    assert_eq!(old.store.demote(ID, Some(delivered)), Ok(None));
+    assert!(!old.at("live").exists() && !old.at("aside").exists());
+    assert_eq!(fs::read_to_string(old.at("copy/page")).expect("read"), "delivered");
 }
 
 #[test]

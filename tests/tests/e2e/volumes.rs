@@ -64,6 +64,8 @@ fn a_service_fails_over_with_what_it_wrote_and_what_its_lost_node_did_not_delive
         ensure!(refused.contains("mounted by service `writer`"), "{refused}");
 
         cluster.hosts[lost].power_off()?;
+        // The last of its writes, which nobody has seen: what it wrote besides may have been delivered.
+        std::fs::write(on_disk(cluster, lost, "live/late"), "not delivered\n")?;
         let row = wait::until("another primary", SOON, || {
             let row = volume(cluster, asked)?;
             wait::ensure(row.primary != Some(first), format!("{row:?}"))?;
@@ -92,6 +94,7 @@ fn a_service_fails_over_with_what_it_wrote_and_what_its_lost_node_did_not_delive
         })?;
         let undelivered: u64 = read(&aside.join("count"))?.trim().parse()?;
         ensure!(undelivered >= count, "{undelivered} is older than what was synced, {count}");
+        ensure!(read(&aside.join("late"))? == "not delivered\n", "what is aside is not what was there");
         let all = ["volume", "sync", "data", "--wait", "--copies", "3"];
         let synced = cluster.hosts[lost].cli(&all)?;
         ensure!(synced.contains("on 3 nodes"), "{synced}");

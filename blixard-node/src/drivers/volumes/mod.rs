@@ -125,18 +125,29 @@ impl Follower {
                 return;
             }
             let is_primary = volume.primary == Some(self.shared.id);
+            // What is still written to here is not touched before that ends.
+            if !is_primary && self.is_mounted(&state) {
+                self.idle(&state, LOOK, false).await;
+                continue;
+            }
             let began = self.shared.platform.clock.now();
-            let worked = match is_primary {
-                true => self.publish(volume).await,
-                // What is still written to here is not touched before it ends.
-                false if self.is_mounted(&state) => Ok(()),
-                false => self.follow(volume).await,
+            let mut demoted = true;
+            let worked = if is_primary {
+                self.publish(volume).await
+            } else {
+                match self.demote(volume).await {
+                    Ok(()) => self.follow(volume).await,
+                    Err(error) => {
+                        demoted = false;
+                        Err(error)
+                    }
+                }
             };
             if let Err(error) = &worked {
                 tracing::warn!(volume.id = self.id.0, err = %error, "a volume is not as it should be here");
             }
             let took = self.shared.platform.clock.now().since(began);
-            let told = self.tell(&state, worked.as_ref().err()).await;
+            let told = self.tell(&state, demoted, worked.as_ref().err()).await;
             let wait = if worked.is_err() || !told {
                 let wait = retry;
                 retry = (retry * 2).min(RETRY_MAX);
@@ -178,17 +189,23 @@ impl Follower {
         publish(&self.shared, &self.context, volume, false).await.map(drop)
     }
 
-    /// Fetches what is newer than what is here.
-    async fn follow(&self, volume: &Volume) -> Result<(), VolumeError> {
+    /// Takes what was written here as primary out of the way of what is to be fetched.
+    async fn demote(&self, volume: &Volume) -> Result<(), VolumeError> {
         let (store, id) = (Arc::clone(&self.shared.platform.volumes), self.id);
-        let aside = self.context.blocking(move || store.demote(id)).await?;
+        let delivered = volume.copies.get(&self.shared.id).and_then(|copy| copy.version);
+        let aside = self.context.blocking(move || store.demote(id, delivered)).await?;
         if let Some(path) = aside {
             tracing::warn!(
                 volume.id = id.0,
                 path = %path.display(),
-                "another node took over the volume: what was written here and not published is kept aside"
+                "another node took over the volume: what was written here and not delivered is kept aside"
             );
         }
+        Ok(())
+    }
+
+    /// Fetches what is newer than what is here.
+    async fn follow(&self, volume: &Volume) -> Result<(), VolumeError> {
         let (Some(primary), Some(newest)) = (volume.primary, volume.version) else { return Ok(()) };
         if self.held().await?.is_some_and(|held| held == newest) {
             return Ok(());
@@ -201,16 +218,19 @@ impl Follower {
         self.context.blocking(move || store.held(id)).await
     }
 
-    /// Tells the cluster what is here, unless it knows; false when it could not be told.
-    async fn tell(&self, state: &ClusterState, trouble: Option<&VolumeError>) -> bool {
-        let Ok(version) = self.held().await else { return false };
+    /// Tells the cluster what is here, unless it knows; false when it could not be told. Before it is
+    /// `demoted` an earlier primary says nothing new of what it holds: what the cluster knows of that is what
+    /// was delivered.
+    async fn tell(&self, state: &ClusterState, demoted: bool, trouble: Option<&VolumeError>) -> bool {
+        let Ok(held) = self.held().await else { return false };
         let mut trouble = trouble.map(ToString::to_string);
         if let Some(text) = &mut trouble {
             text::cut(text);
         }
         let Some((_, volume)) = state.volume_by_id(self.id) else { return true };
-        let copy = VolumeCopy { version, trouble };
         let known = volume.copies.get(&self.shared.id);
+        let version = if demoted { held } else { known.and_then(|known| known.version) };
+        let copy = VolumeCopy { version, trouble };
         let is_primary = volume.primary == Some(self.shared.id);
         // A primary that took over holds what it took over until it has published anew.
         let same = known.is_some_and(|known| {
