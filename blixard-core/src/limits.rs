@@ -88,6 +88,8 @@ const _: () = assert!(RAFT_HEARTBEAT.as_millis() * 2 < RAFT_ELECTION_MIN.as_mill
 pub const RESTART_BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// The longest delay before a failed container starts again.
 pub const RESTART_BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// How long a node on which a replica failed before it was proven is tried last for its slot: two of the longest back-offs.
+pub const FAILED_NODE_AVOIDED: Duration = Duration::from_secs(600);
 /// A run this long forgives the failures before it.
 pub const RESTART_RESET_AFTER: Duration = Duration::from_secs(10);
 

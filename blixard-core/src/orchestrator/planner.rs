@@ -132,6 +132,9 @@ impl Planner {
             let (DiffItem::Add(name, _)
             | DiffItem::Remove(name, _)
             | DiffItem::Update { new: (name, _), .. }) = change;
+            if matches!(change, DiffItem::Remove(..)) {
+                self.observations.forget_service(name);
+            }
             changed.insert(name.clone());
         }
         let needs = |name: &&ServiceName| {

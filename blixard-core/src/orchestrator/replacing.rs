@@ -104,6 +104,7 @@ fn destination(
         spec: service.spec(),
         home: state.home_of(service.spec(), service.origin),
         network_held: Default::default(),
+        failed_on: Default::default(),
     };
     scheduler::choose(&state.nodes, &beside, &request).ok()
 }

@@ -111,7 +111,15 @@ impl<'a> Slot<'a> {
             spec,
             home: self.draft.state().home_of(spec, self.service.origin),
             network_held: self.network_held(spec),
+            failed_on: self.failed_on(),
         }
+    }
+
+    /// Nodes on which a replica of this slot failed lately that ran what the target version asks for.
+    fn failed_on(&self) -> BTreeMap<NodeId, UtcMs> {
+        let failed = self.draft.observations().failed(self.name, self.number, self.draft.now());
+        let alike = failed.filter(|(_, version, _)| self.service.same_containers(*version, self.target));
+        alike.map(|(node, _, at)| (node, at)).collect()
     }
 
     /// Nodes on which a replica of the service that is not gone is in the way of one with `spec`:

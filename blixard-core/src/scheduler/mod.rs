@@ -22,6 +22,7 @@ use crate::cluster::Node;
 use crate::cluster::volume::Home;
 use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::spec::ServiceSpec;
+use crate::time::UtcMs;
 
 /// One replica that needs a node.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub struct Request<'a> {
     /// Nodes on which another replica of the service is in the way, and which: one of the two is
     /// on the node's own network.
     pub network_held: BTreeMap<NodeId, ReplicaId>,
+    /// Nodes on which the same failed lately and was not proven, and when: they are tried once no other fits.
+    pub failed_on: BTreeMap<NodeId, UtcMs>,
 }
 
 /// Why no node takes a replica: one sentence for people, without a full stop.

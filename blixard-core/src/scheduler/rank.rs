@@ -9,7 +9,8 @@ use super::{NodeUsage, Request, Used, label};
 use crate::cluster::Node;
 use crate::id::NodeId;
 
-/// The best of `fitting`: fewest replicas of the service in its spread domain, then on the node
+/// The best of `fitting`: none on which the same failed lately, or the one where that is longest ago, then
+/// fewest replicas of the service in its spread domain, then on the node
 /// itself, then most free relative resources, then fewest replicas of any service, then the
 /// lowest id. Nodes without the spread label are one domain together.
 pub(super) fn best(
@@ -34,7 +35,8 @@ pub(super) fn best(
     let order = |&(id, node): &(NodeId, &Node)| {
         let used = usage.node(id);
         let replicas = used.map_or(0, |used| used.replicas);
-        (in_domain(id, node), here(id), Reverse(free_permille(node, used)), replicas, id)
+        let failed = request.failed_on.get(&id);
+        (failed, in_domain(id, node), here(id), Reverse(free_permille(node, used)), replicas, id)
     };
     fitting.iter().map(order).min().map(|(.., id)| id)
 }

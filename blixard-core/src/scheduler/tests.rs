@@ -7,7 +7,13 @@ use crate::spec::{Constraint, ConstraintOperator, PortSpec, Reservations, Servic
 /// Where one more replica of `asked`, submitted on node 1, goes, or why nowhere.
 fn place(world: &World, asked: &ServiceSpec) -> Result<u64, String> {
     let home = world.state.home_of(asked, NodeId(1));
-    let request = Request { service: &asked.name, spec: asked, home, network_held: Default::default() };
+    let request = Request {
+        service: &asked.name,
+        spec: asked,
+        home,
+        network_held: Default::default(),
+        failed_on: Default::default(),
+    };
     let usage = NodeUsage::of(&world.state);
     let choice = choose(&world.state.nodes, &usage, &request);
     if let Ok(node) = choice {

@@ -403,6 +403,24 @@ fn a_port_that_another_program_has_is_named_and_taken_once_free() -> Result<()> 
 }
 
 #[test]
+fn a_replica_that_cannot_start_on_some_nodes_runs_on_another() -> Result<()> {
+    Cluster::formed(3)?.check(|cluster| {
+        let web = image::web()?;
+        let bind = || Ok(std::net::TcpListener::bind("0.0.0.0:8080")?);
+        let taken = [0, 1].map(|node| inside(&cluster.hosts[node].namespace(), bind));
+        let taken = taken.into_iter().collect::<Result<Vec<_>>>()?;
+        cluster.hosts[0].import(&web)?;
+        cluster.hosts[0].submit(&Bundle::new("web", &web).port(80, 8080).always())?;
+        // Each node has five tries of its own.
+        let nodes = cluster.wait_ready(0, "web", 1, Duration::from_secs(120))?;
+        ensure!(nodes == [u64::from(cluster.hosts[2].number)], "it runs on {nodes:?}");
+        cluster.hosts[2].served(8080)?;
+        drop(taken);
+        Ok(())
+    })
+}
+
+#[test]
 fn a_container_that_ends_starts_again_as_its_policy_says() -> Result<()> {
     Cluster::formed(1)?.check(|cluster| {
         let busybox = image::busybox()?;

@@ -43,6 +43,51 @@ fn a_plan_is_bounded_and_the_rest_stays_due() {
     assert_eq!(world.state.replicas.len(), 9_000);
 }
 
+/// Where a slot is placed, try after try, when every one fails.
+fn places_of_a_slot_that_fails(world: &mut World, tries: u64) -> Vec<u64> {
+    let mut places = Vec::new();
+    for _ in 0..tries {
+        world.settle();
+        let (id, row) = world.state.counting_in(&name("web"), 0).expect("it is placed");
+        places.push(row.node.0);
+        world.fail(id.0, "start failed: its port is taken").settle();
+        world.agents_act().settle();
+        let until = world.state.services[&name("web")].backoff[&0].not_before;
+        world.now = until.max(world.now);
+    }
+    places
+}
+
+#[test]
+fn a_replica_that_fails_is_tried_on_another_node() {
+    let mut world = World::new(3);
+    world.submit(spec("web", |_| {}));
+    // Five waits of 1 to 16 s; the node where the failure is longest ago comes first.
+    assert_eq!(places_of_a_slot_that_fails(&mut world, 5), [1, 2, 3, 1, 2]);
+}
+
+#[test]
+fn where_a_replica_failed_is_forgotten_in_time_and_with_another_version() {
+    let failed = || {
+        let mut world = World::new(2);
+        world.submit(spec("web", |_| {}));
+        assert_eq!(places_of_a_slot_that_fails(&mut world, 1), [1]);
+        world
+    };
+    failed().expect("place web/0 v1 on 2");
+    failed().advance(600_000).expect("place web/0 v1 on 1");
+    let mut world = failed();
+    world.submit(spec("web", |spec| spec.image.reference = "other".to_owned()));
+    world.expect("place web/0 v2 on 1");
+}
+
+#[test]
+fn a_node_where_a_replica_failed_is_better_than_none() {
+    let mut world = World::new(1);
+    world.submit(spec("web", |_| {}));
+    assert_eq!(places_of_a_slot_that_fails(&mut world, 3), [1, 1, 1]);
+}
+
 #[test]
 fn services_are_planned_in_the_order_of_their_names() {
     let mut world = World::new(2);
@@ -115,12 +160,12 @@ fn failed_replica_is_replaced_after_a_growing_backoff() {
     assert_eq!(world.plan().1.wake_at(), Some(UtcMs(START.0 + 1000)));
     world.agents_act().expect("");
     world.advance(999).expect("");
-    world.advance(1).expect("place web/0 v1 on 1").fail(2, "");
+    world.advance(1).expect("place web/0 v1 on 2").fail(2, "");
     world.replica(2).status.exit_code = Some(3);
     world.expect(
         "backoff web/0 failures 2 wait 2000 ms
          stop 2
-         pending web/0: last try failed on node 1 (alpha): it ended with code 3; next try at 1970-01-01T00:16:43.000Z",
+         pending web/0: last try failed on node 2 (beta): it ended with code 3; next try at 1970-01-01T00:16:43.000Z",
     );
 }
 

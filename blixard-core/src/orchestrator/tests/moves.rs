@@ -75,7 +75,7 @@ fn version_that_ran_only_briefly_after_failing_holds_the_update() {
     world.agents_act().settle();
     world.agents_act().expect("");
     world.advance(9_999).expect("");
-    world.advance(1).expect("forgive web/0\nretire 2\nplace web/1 v2 on 2");
+    world.advance(1).expect("forgive web/0\nretire 2\nplace web/1 v2 on 1");
 }
 
 #[test]

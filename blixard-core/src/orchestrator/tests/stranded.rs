@@ -131,9 +131,9 @@ fn a_stand_in_that_fails_is_tried_again_after_its_back_off_and_the_new_version_i
          pending web/0: last try failed on node 2 (beta): crash; next try at 1970-01-01T00:16:42.000Z",
     );
     world.phase(2, Phase::Gone).phase(3, Phase::Gone).expect("").advance(1_999).expect("");
-    world.advance(1).expect("place older web/0 v1 on 2");
+    world.advance(1).expect("place older web/0 v1 on 3");
     assert!(world.state.replicas.contains_key(&ReplicaId(1)), "the old one serves on");
-    world.phase(4, Phase::Running).expect("stop 1\nretire 4\nplace web/0 v2 on 3");
+    world.phase(4, Phase::Running).expect("stop 1\nretire 4\nplace web/0 v2 on 2");
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn a_stand_in_that_is_lost_before_it_is_proven_comes_back() {
     let mut world = trying(3);
     world.phase(2, Phase::Waiting).expect("").fail(1, "killed").settle();
     world.begins(3).expect("").fail(3, "killed").settle();
-    world.advance(60_000).expect("place older web/0 v1 on 2");
+    world.advance(60_000).expect("place older web/0 v1 on 3");
 }
 
 #[test]

@@ -190,7 +190,7 @@ fn a_drain_says_that_it_waits_for_the_next_try_of_what_failed() {
     world.expect("back 1");
     world.node(1).availability = Availability::Draining;
     world.expect("pending web/0: cannot move off node 1 (alpha), which is draining: version 2 failed here, and is tried again at 1970-01-01T00:16:41.000Z");
-    world.advance(1_000).expect("retire 1\nplace web/0 v2 on 2");
+    world.advance(1_000).expect("retire 1\nplace web/0 v2 on 3");
 }
 
 #[test]
