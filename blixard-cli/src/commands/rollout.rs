@@ -1,6 +1,7 @@
 //! Waiting until a service runs what it should: after `run`, `start` and `service rollback`.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -284,19 +285,21 @@ fn unproven(detail: &ServiceDetail) -> impl Iterator<Item = &ReplicaRow> {
 pub(super) async fn last_lines(client: &Client, row: &ReplicaRow) -> Vec<String> {
     let Some(id) = &row.container_id else { return Vec::new() };
     let path = format!("/v1/replicas/{}/logs?follow=false&tail={LOG_LINES}", segment(&id.0));
-    let mut lines = Vec::new();
+    let mut lines = VecDeque::new();
     let read = async {
         let mut log = client.lines::<LogLine>(Method::GET, &path, None).await?;
-        while let Some(line) = log.next().await?
-            && lines.len() < LOG_LINES
-        {
-            lines.push(text::printable(&line.text));
+        while let Some(line) = log.next().await? {
+            // After the last complete lines comes what was not ended with one.
+            if lines.len() == LOG_LINES {
+                lines.pop_front();
+            }
+            lines.push_back(text::printable(&line.text));
         }
         anyhow::Ok(())
     };
     // What was read before it failed is what there is.
     timeout(LOG_DEADLINE, read).await.map(|read| read.ok()).ok();
-    lines
+    lines.into()
 }
 
 /// Why not enough is proven.

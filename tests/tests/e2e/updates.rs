@@ -36,9 +36,10 @@ fn a_bad_version_replaces_one_replica_at_most_and_is_undone() -> Result<()> {
             wait::ensure(row.proven == 3, format!("{row:?}"))
         })?;
 
-        for (line, code) in [("echo up; sleep 2; exit 4", 4), ("echo oh no; exit 3", 3)] {
+        for (line, code) in [("echo up; sleep 2; exit 4", 4), ("seq 9; printf 'oh no'; exit 3", 3)] {
             let said = host.run_refused(&bundle(line), 9)?;
             ensure!(said.contains(&format!("exited with code {code}")), "not how it failed: {said}");
+            ensure!(code != 3 || said.contains("oh no"), "its last line had no end and is missing: {said}");
             ensure!(said.contains("service rollback web"), "not what to do: {said}");
             ensure!(!said.contains("blixard rm"), "it advises to remove what serves: {said}");
             ensure!(old(host)? == 3, "{} of 3 old replicas serve", old(host)?);
