@@ -96,7 +96,7 @@ fn superseded(slot: &Slot<'_>, pass: &mut Pass) -> Vec<PlanStep> {
 }
 
 /// A replica stops where the primary copy of a volume that it mounts is elsewhere now: what it writes there
-/// is no part of the volume any more, also when its node returns.
+/// is no part of the volume any more, also when its node returns. One that ended for good writes no more.
 fn misplaced(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
     let state = slot.draft.state();
     let away = |replica: &Replica| {
@@ -105,7 +105,10 @@ fn misplaced(slot: &Slot<'_>, _: &mut Pass) -> Vec<PlanStep> {
         primaries.any(|primary| primary != replica.node)
     };
     let running = slot.rows.iter().filter(|(_, replica)| replica.desired != Desired::Stop);
-    running.filter(|(_, replica)| away(replica)).map(|&(id, _)| set_desired(id, Desired::Stop)).collect()
+    running
+        .filter(|(_, replica)| !replica.is_over() && away(replica))
+        .map(|&(id, _)| set_desired(id, Desired::Stop))
+        .collect()
 }
 
 /// A counting replica on a node that is down is lost, unless the node announced that it would be

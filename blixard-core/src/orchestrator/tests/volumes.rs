@@ -68,6 +68,18 @@ fn a_service_fails_over_to_the_node_that_holds_what_was_acknowledged() {
 }
 
 #[test]
+fn what_ended_for_good_is_not_run_again_where_its_volume_goes() {
+    let mut world = database();
+    world.ends(1, 0);
+    holds(&mut world, 1, 1, 1);
+    holds(&mut world, 2, 1, 1);
+    world.node(1).status = NodeStatus::Down;
+    world.expect("promote pgdata on 2\ncopy pgdata on 3").expect("");
+    world.node(1).status = NodeStatus::Up;
+    world.expect("");
+}
+
+#[test]
 fn nothing_is_promoted_that_lacks_what_was_acknowledged() {
     let mut world = database();
     world.converge();
