@@ -7,11 +7,11 @@ use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::{List, WriteAnswer};
 use blixard_core::cluster::{Desired, Phase};
 use blixard_core::id::ReplicaId;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::args::time;
 use crate::client::{Client, segment};
-use crate::commands::rollout::last_lines;
+use crate::commands::rollout::{Limit, last_lines};
 use crate::failure::{self, Failure};
 use crate::render::progress::{Item, Progress};
 use crate::render::{self, replica, text};
@@ -39,10 +39,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn restart(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
-    let deadline = Instant::now() + args.timeout;
+    let limit = Limit::of(args.timeout);
     let mut errors = Vec::new();
     for target in &args.targets {
-        match restart_one(client, target, deadline).await {
+        match restart_one(client, target, limit).await {
             Ok(()) => render::line(target)?,
             Err(error) => errors.push(error),
         }
@@ -50,8 +50,8 @@ pub(crate) async fn restart(client: &Client, args: Args) -> anyhow::Result<ExitC
     failure::last(errors)
 }
 
-async fn restart_one(client: &Client, target: &str, deadline: Instant) -> anyhow::Result<()> {
-    let rows = rows(client).await?;
+async fn restart_one(client: &Client, target: &str, limit: Limit) -> anyhow::Result<()> {
+    let rows = limit.answer(client, rows(client)).await?;
     let meant = |row: &&ReplicaRow| {
         let id = row.container_id.as_ref();
         row.service.as_str() == target
@@ -61,12 +61,13 @@ async fn restart_one(client: &Client, target: &str, deadline: Instant) -> anyhow
     let meant: Vec<&ReplicaRow> = rows.iter().filter(meant).collect();
     if meant.is_empty() {
         // Whether there is no such service, or one that is stopped, its node knows.
-        let _: serde_json::Value = client.get(&format!("/v1/services/{}", segment(target))).await?;
+        let path = format!("/v1/services/{}", segment(target));
+        let _: serde_json::Value = limit.answer(client, client.get(&path)).await?;
         let error = format!("`{}` has no container", text::printable(target));
         return Err(Failure::new(error, format!("`blixard start {target}` starts a stopped service")).into());
     }
     for row in meant.into_iter().filter(|row| row.desired == Some(Desired::Run)) {
-        replace(client, row, deadline).await?;
+        replace(client, row, limit).await?;
     }
     Ok(())
 }
@@ -77,14 +78,15 @@ pub(super) async fn rows(client: &Client) -> anyhow::Result<Vec<ReplicaRow>> {
 }
 
 /// Replaces one container, and waits until another is ready in its place and it is gone.
-pub(super) async fn replace(client: &Client, old: &ReplicaRow, deadline: Instant) -> anyhow::Result<()> {
+pub(super) async fn replace(client: &Client, old: &ReplicaRow, limit: Limit) -> anyhow::Result<()> {
     let (Some(number), Some(id)) = (old.replica, &old.container_id) else { return Ok(()) };
     // By its whole id: its name is soon another's.
-    let answer: WriteAnswer = client.post_empty(&format!("/v1/replicas/{}/replace", id.0)).await?;
+    let path = format!("/v1/replicas/{}/replace", id.0);
+    let answer: WriteAnswer = limit.answer(client, client.post_empty(&path)).await?;
     render::warnings(&answer);
     let mut progress = Progress::new();
     loop {
-        let rows = rows(client).await;
+        let rows = limit.answer(client, rows(client)).await;
         // A node that restarts is soon back: what it was told is done meanwhile.
         if let Ok(rows) = &rows {
             match outcome(rows, old, number) {
@@ -96,7 +98,7 @@ pub(super) async fn replace(client: &Client, old: &ReplicaRow, deadline: Instant
                 None => progress.show(&items(rows, old)),
             }
         }
-        if Instant::now() >= deadline {
+        if limit.is_over() {
             drop(progress);
             let error = format!("{} is not replaced in time", old.name);
             let details = rows.iter().flatten().filter(|row| is_beside(row, old)).map(describe).collect();

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use blixard_core::api::service::{ServiceDetail, ServiceState};
 use blixard_core::cluster::{Desired, Event, NodeStatus, Phase};
 use blixard_core::id::ServiceName;
 use http::Method;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::ps::ended;
 use crate::client::{Client, Lines, segment};
@@ -28,8 +29,10 @@ const INTERRUPTED: u8 = 130;
 const LOG_LINES: usize = 5;
 /// Of how many failed containers.
 const LOGS_MAX: usize = 3;
-/// How long it is asked for the nodes that are missing, when the limit has passed.
-const MISSING_DEADLINE: Duration = Duration::from_secs(3);
+/// How long before the limit it is asked which nodes are missing.
+const MISSING: Duration = Duration::from_secs(3);
+/// How long a question may take when the limit has passed: a node that is there answers sooner.
+const MOMENT: Duration = Duration::from_millis(500);
 /// How long their lines are waited for.
 const LOG_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -51,7 +54,7 @@ impl Limit {
         Instant::now() >= self.deadline
     }
 
-    /// Has a question to the cluster be answered within the limit.
+    /// Has a question to the cluster be answered within the limit, or within a moment where that is over.
     ///
     /// # Errors
     /// Those of `ask`, and that the cluster did not answer.
@@ -60,12 +63,29 @@ impl Limit {
         client: &Client,
         ask: impl Future<Output = anyhow::Result<T>>,
     ) -> anyhow::Result<T> {
-        if let Ok(answer) = timeout_at(self.deadline, ask).await {
-            return answer;
+        let deadline = self.deadline.max(Instant::now() + MOMENT);
+        let (mut ask, mut missing) = (pin!(ask), None);
+        // Who is missing is asked while there is time: without a quorum that takes a while as well.
+        let begin = deadline.checked_sub(MISSING).unwrap_or(deadline);
+        let mut looking = pin!(async {
+            sleep_until(begin).await;
+            missing_nodes(client).await
+        });
+        loop {
+            // Cancel safe: both are kept, and go on.
+            tokio::select! {
+                biased;
+                answer = &mut ask => return answer,
+                nodes = &mut looking, if missing.is_none() => missing = Some(nodes),
+                () = sleep_until(deadline) => break,
+            }
         }
+        let missing = match missing {
+            Some(missing) => missing,
+            None => timeout(MOMENT, looking).await.unwrap_or_default(),
+        };
         let error = format!("the cluster did not answer within {} s", self.limit.as_secs());
         let hint = "it may have taken the request all the same: `blixard ps` shows";
-        let missing = timeout(MISSING_DEADLINE, missing_nodes(client)).await.unwrap_or_default();
         Err(Failure::new(error, hint).with_details(missing).into())
     }
 }

@@ -71,11 +71,10 @@ fn current(state: &ClusterState, id: ReplicaId) -> Option<(&Replica, &Service)> 
 
 /// Whether nothing of a service is being started, replaced or stopped.
 fn is_settled(state: &ClusterState, name: &ServiceName, service: &Service) -> bool {
-    let version = service.current().version;
     service.wanted() > 0
         && state.replicas_of(name).all(|(_, row)| {
             row.counts()
-                && row.version == version
+                && service.runs_current(row.version)
                 && matches!(row.status.phase, Phase::Running | Phase::Completed)
         })
 }

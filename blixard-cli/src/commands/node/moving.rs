@@ -9,16 +9,19 @@ use blixard_core::api::{Health, List, WriteAnswer};
 use blixard_core::cluster::{Desired, NodeStatus, Phase};
 use blixard_core::id::NodeId;
 use http::StatusCode;
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 
 use crate::args::WaitArgs;
 use crate::client::{Client, segment};
+use crate::commands::rollout::Limit;
 use crate::failure::{self, Cause, Failure};
 use crate::render::progress::{Item, Progress};
 use crate::render::{self, replica, text};
 
 /// How often it is looked whether the containers are gone.
 const REFRESH: Duration = Duration::from_millis(300);
+/// How long it is looked for why they are not, once the limit has passed.
+const LAST_LOOK: Duration = Duration::from_millis(500);
 
 /// Which node, and how long to wait.
 #[derive(Debug, clap::Args)]
@@ -38,36 +41,41 @@ enum Until {
 }
 
 pub(super) async fn drain(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
-    let node = find(client, &args.node).await?;
-    let _: WriteAnswer = client.post_empty(&format!("/v1/nodes/{node}/drain")).await?;
-    wait(client, node, Until::Empty, args.wait).await?;
+    let limit = Limit::of(args.wait.timeout);
+    let node = limit.answer(client, find(client, &args.node)).await?;
+    let path = format!("/v1/nodes/{node}/drain");
+    let _: WriteAnswer = limit.answer(client, client.post_empty(&path)).await?;
+    wait(client, node, Until::Empty, args.wait, limit).await?;
     render::line(&args.node)?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) async fn leave(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
-    let node = find(client, &args.node).await?;
-    let asked: Health = client.get("/v1/health").await?;
-    let _: WriteAnswer = client.post_empty(&format!("/v1/nodes/{node}/leave")).await?;
+    let limit = Limit::of(args.wait.timeout);
+    let node = limit.answer(client, find(client, &args.node)).await?;
+    let asked: Health = limit.answer(client, client.get("/v1/health")).await?;
+    let path = format!("/v1/nodes/{node}/leave");
+    let _: WriteAnswer = limit.answer(client, client.post_empty(&path)).await?;
     if asked.node == node {
         // The others stop talking to it when they remove it, and its daemon ends.
         client.expect_old_answers();
-        match wait(client, node, Until::Removed, args.wait).await {
+        match wait(client, node, Until::Removed, args.wait, limit).await {
             Err(error) if !is_answer(&error) => {
                 render::note("its daemon has ended, as one does that has left")
             }
             waited => waited?,
         }
     } else {
-        wait(client, node, Until::Removed, args.wait).await?;
+        wait(client, node, Until::Removed, args.wait, limit).await?;
     }
     render::line(&args.node)?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) async fn down(client: &Client, args: WaitArgs) -> anyhow::Result<ExitCode> {
-    let answer: DownAnswer = client.post_empty("/v1/node/down").await?;
-    wait(client, answer.node, Until::Empty, args).await?;
+    let limit = Limit::of(args.timeout);
+    let answer: DownAnswer = limit.answer(client, client.post_empty("/v1/node/down")).await?;
+    wait(client, answer.node, Until::Empty, args, limit).await?;
     let stopped = text::plural(answer.stopping.len(), "container");
     render::line(&format!("node {}: {stopped} stopped", answer.node))?;
     render::note(&format!("it takes containers again after `blixard node activate {}`", answer.node));
@@ -88,30 +96,36 @@ fn is_answer(error: &anyhow::Error) -> bool {
     }
 }
 
-async fn wait(client: &Client, node: NodeId, until: Until, args: WaitArgs) -> anyhow::Result<()> {
+async fn wait(
+    client: &Client,
+    node: NodeId,
+    until: Until,
+    args: WaitArgs,
+    limit: Limit,
+) -> anyhow::Result<()> {
     if args.detach {
         return Ok(());
     }
-    let deadline = Instant::now() + args.timeout;
     let mut progress = Progress::new();
     loop {
-        let rows: List<ReplicaRow> = client.get("/v1/replicas?all=true").await?;
+        let rows: List<ReplicaRow> = limit.answer(client, client.get("/v1/replicas?all=true")).await?;
         let left: Vec<&ReplicaRow> = rows.items.iter().filter(|row| occupies(row, node)).collect();
         let over = match until {
             Until::Empty => left.is_empty(),
-            Until::Removed => is_removed(client, node).await?,
+            Until::Removed => limit.answer(client, is_removed(client, node)).await?,
         };
         if over {
             return Ok(());
         }
         let shown: Vec<Item> = left.iter().map(|row| item(row)).collect();
         progress.show(&shown);
-        if Instant::now() >= deadline {
+        if limit.is_over() {
             drop(progress);
             let seconds = args.timeout.as_secs();
             // It may be gone by now, which is no reason to say less.
-            let view = client.get::<NodeView>(&format!("/v1/nodes/{node}")).await;
-            let down = view.is_ok_and(|view| view.status == NodeStatus::Down);
+            let path = format!("/v1/nodes/{node}");
+            let view = timeout(LAST_LOOK, client.get::<NodeView>(&path)).await;
+            let down = matches!(view, Ok(Ok(view)) if view.status == NodeStatus::Down);
             return Err(late(node, down, &left, &rows.items, seconds).into());
         }
         sleep(REFRESH).await;
@@ -245,7 +259,8 @@ mod tests {
                 vec![("/v1/replicas", 200, replicas.to_string()), ("/v1/nodes/2", 200, node.to_string())];
             let canned = crate::client::canned::Canned::new(answers);
             let args = WaitArgs { detach: false, timeout: Duration::ZERO };
-            let error = wait(&canned.client, NodeId(2), until, args).await.unwrap_err();
+            let limit = Limit::of(args.timeout);
+            let error = wait(&canned.client, NodeId(2), until, args, limit).await.unwrap_err();
             crate::failure::text(&error, crate::render::color::Paint::Plain)
         };
         let row = |lost: bool| {

@@ -1,15 +1,16 @@
 //! `blixard node rebalance`
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use blixard_core::api::List;
 use blixard_core::api::node::MoveRow;
-use tokio::time::Instant;
 
 use crate::args::time;
 use crate::client::Client;
 use crate::commands::restart;
+use crate::commands::rollout::Limit;
 use crate::failure::Failure;
 use crate::render::{self, text};
 
@@ -25,8 +26,8 @@ pub(crate) struct Args {
 }
 
 pub(super) async fn rebalance(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
-    let deadline = Instant::now() + args.timeout;
-    let planned = moves(client).await?;
+    let limit = Limit::of(args.timeout);
+    let planned = limit.answer(client, moves(client)).await?;
     if args.dry_run {
         for row in &planned {
             render::line(&line(row))?;
@@ -39,14 +40,19 @@ pub(super) async fn rebalance(client: &Client, args: Args) -> anyhow::Result<Exi
         return Ok(ExitCode::SUCCESS);
     }
     // Each is asked for anew: what was planned first may no longer hold.
+    let mut tried = BTreeSet::new();
     for _ in 0..planned.len() {
-        let Some(next) = moves(client).await?.into_iter().next() else { break };
-        let rows = restart::rows(client).await?;
+        // One that did not come to where it was to go, as when it cannot start there, is left where it is.
+        let is_new = |row: &MoveRow| !tried.contains(&row.name);
+        let Some(next) = limit.answer(client, moves(client)).await?.into_iter().find(is_new) else { break };
+        tried.insert(next.name.clone());
+        let rows = limit.answer(client, restart::rows(client)).await?;
         let Some(old) = rows.iter().find(|row| row.replica == Some(next.replica)) else { continue };
         render::line(&line(&next))?;
-        restart::replace(client, old, deadline).await?;
+        restart::replace(client, old, limit).await?;
     }
-    let left = moves(client).await?.len();
+    let left = limit.answer(client, moves(client)).await?;
+    let left = left.iter().filter(|row| !tried.contains(&row.name)).count();
     if left > 0 {
         let error = format!("{} would still even out the nodes", text::plural(left, "move"));
         return Err(Failure::new(error, "something changed meanwhile: `blixard node rebalance` again").into());

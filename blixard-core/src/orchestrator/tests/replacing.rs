@@ -52,6 +52,20 @@ fn moves_even_out_the_nodes_and_end() {
 }
 
 #[test]
+fn what_runs_the_current_version_by_another_number_moves_too() {
+    let mut world = crowded(3, 1, web(3));
+    world.submit(spec("web", |spec| {
+        spec.replicas = replicas(3);
+        spec.stop_timeout_s = 99;
+    }));
+    let planned = moves(&crowded(3, 1, web(3)));
+    assert!(!planned.is_empty());
+    assert_eq!(moves(&world), [], "it is being updated");
+    world.write(Write::Rollback { service: name("web"), version: None });
+    assert_eq!(moves(&world), planned);
+}
+
+#[test]
 fn what_is_even_or_may_not_move_stays() {
     let mut even = World::new(3);
     even.submit(web(3)).converge();
