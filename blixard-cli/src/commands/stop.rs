@@ -109,12 +109,17 @@ async fn begin_stop(
     let path = format!("/v1/replicas/{}/{stop}", segment(target));
     let answer: WriteAnswer = limit.answer(client, client.post_empty(&path)).await?;
     render::warnings(&answer);
-    render::note("its service starts another in its place; `blixard stop NAME` stops a service");
     let meant = |row: &&ReplicaRow| {
         let id = row.container_id.as_ref();
         row.name == target || id.is_some_and(|id| id.0.starts_with(target))
     };
-    Ok(Stopping::Containers(before.iter().filter(meant).filter_map(|row| row.replica).collect()))
+    // What has ended is left as it is.
+    let stopped = before.iter().filter(meant).filter(|row| !row.over);
+    let stopped: BTreeSet<ReplicaId> = stopped.filter_map(|row| row.replica).collect();
+    if !stopped.is_empty() {
+        render::note("its service starts another in its place; `blixard stop NAME` stops a service");
+    }
+    Ok(Stopping::Containers(stopped))
 }
 
 /// Every replica of the cluster, as far as the node that is asked knows.

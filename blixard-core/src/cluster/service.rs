@@ -75,6 +75,14 @@ impl Service {
         others().find(|kept| kept.proven_at.is_some()).or_else(|| others().next())
     }
 
+    /// The version that somebody goes back to who names none: the newest that runs something else and was
+    /// proven, or else the newest that does and of which no failure is known.
+    pub fn rollback_target(&self) -> Option<&ServiceVersion> {
+        let others = || self.versions.iter().rev().filter(|kept| !self.runs_current(kept.version));
+        let proven = others().find(|kept| kept.proven_at.is_some());
+        proven.or_else(|| others().find(|kept| kept.failure.is_none()))
+    }
+
     /// How many replicas should run now: none while stopped or being removed.
     pub fn wanted(&self) -> u32 {
         if self.suspended || self.removing { 0 } else { self.desired }

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use blixard_core::api::replica::{ContainerView, Progress, PullRow, ReplicaDetail, ReplicaRow};
 use blixard_core::api::{ErrorBody, List, WriteAnswer};
 use blixard_core::cluster::level::SECOND_LEVEL;
-use blixard_core::cluster::{ClusterState, Write};
+use blixard_core::cluster::{ClusterState, Replica, Write};
 use blixard_core::id::ReplicaId;
 use blixard_core::orchestrator;
 use bytes::Bytes;
@@ -132,7 +132,12 @@ pub(super) async fn stop(
     request: RequestIdent,
 ) -> Result<Response, ApiError> {
     let timeout_s = query.timeout_s;
-    change(&api, &id, request, |_, replica| Write::StopReplica { replica, timeout_s }).await
+    change(&api, &id, request, |state, replica| {
+        // To stop what has ended would have its service start another.
+        let is_over = state.replicas.get(&replica).is_some_and(Replica::is_over);
+        (!is_over).then_some(Write::StopReplica { replica, timeout_s })
+    })
+    .await
 }
 
 /// Replaces one container: its service starts another, and stops this one once that runs. Where the
@@ -149,25 +154,28 @@ pub(super) async fn replace(
 ) -> Result<Response, ApiError> {
     change(&api, &id, request, |state, replica| {
         if state.knows(SECOND_LEVEL) && orchestrator::starts_first(state, replica) {
-            Write::Replace { replica }
+            Some(Write::Replace { replica })
         } else {
-            Write::StopReplica { replica, timeout_s: None }
+            Some(Write::StopReplica { replica, timeout_s: None })
         }
     })
     .await
 }
 
-/// Has what is wished of a container written.
+/// Has what is wished of a container written; nothing, where it has ended and stays so.
 async fn change(
     api: &Api,
     id: &str,
     request: RequestIdent,
-    write: impl FnOnce(&ClusterState, ReplicaId) -> Write,
+    write: impl FnOnce(&ClusterState, ReplicaId) -> Option<Write>,
 ) -> Result<Response, ApiError> {
     let snapshot = api.read().await;
     let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, id)
         .map_err(|error| snapshot.missing(error))?;
-    let write = write(&snapshot.state, replica);
+    let Some(write) = write(&snapshot.state, replica) else {
+        let warnings = vec![format!("`{id}` has ended: there is nothing to stop")];
+        return Ok(Json(WriteAnswer { index: snapshot.state.applied, warnings }).into_response());
+    };
     let (index, _) = api.write_within(request, write, snapshot.left(api)).await?;
     Ok(Json(WriteAnswer { index, warnings: Vec::new() }).into_response())
 }

@@ -287,12 +287,32 @@ pub(super) async fn rollback(
     JsonBody(body): JsonBody<RollbackRequest>,
 ) -> Result<Response, ApiError> {
     let service = service_name(&name)?;
-    let write = Write::Rollback { service: service.clone(), version: body.version };
+    let version = match body.version {
+        Some(version) => Some(version),
+        None => version_before(&api, &service).await?,
+    };
+    let write = Write::Rollback { service: service.clone(), version };
     let (index, outcome) = api.write(request, write).await?;
     let Outcome::Service { version, changed } = outcome else { return Err(unexpected(&outcome)) };
     let digest =
         api.handle.state().services.get(&service).and_then(|service| service.spec().image.digest.clone());
     Ok(created(SubmitAnswer { name: service, version, changed, digest, index, warnings: Vec::new() }))
+}
+
+/// The version to go back to when none is named: none that is known to fail. Absent where this node does not
+/// know the service.
+async fn version_before(api: &Api, name: &ServiceName) -> Result<Option<u64>, ApiError> {
+    let snapshot = api.read().await;
+    let Some(service) = snapshot.state.services.get(name).filter(|service| !service.removing) else {
+        return Ok(None);
+    };
+    let before = service.rollback_target().map(|version| version.version);
+    before.map(Some).ok_or_else(|| {
+        ApiError::conflict(
+            format!("`{name}` has no earlier version that runs something else and did not fail"),
+            format!("`blixard service history {name}` lists what is kept: name one of them"),
+        )
+    })
 }
 
 /// Removes a service and its replicas.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
+use blixard_core::api::replica::ReplicaRow;
 use blixard_core::api::service::{ServiceState, VersionState};
 use blixard_core::cluster::Phase;
 use blixard_tests::bundle::Bundle;
@@ -124,6 +125,15 @@ fn what_its_restart_policy_leaves_stays_ended_until_it_is_started() -> Result<()
             let again = rows.iter().any(|row| row.over && row.replica != first);
             wait::ensure(again, format!("{rows:?}"))
         })?;
+
+        // To stop what has ended starts nothing either.
+        let before = host.service("once")?.replicas;
+        let said = host.cli(&["stop", "once-0"])?;
+        ensure!(!said.contains("starts another"), "{said}");
+        std::thread::sleep(Duration::from_secs(2));
+        let after = host.service("once")?.replicas;
+        let numbers = |rows: &[ReplicaRow]| rows.iter().map(|row| row.replica).collect::<Vec<_>>();
+        ensure!(numbers(&before) == numbers(&after), "{before:?}, then {after:?}");
 
         host.run(&never("job", "exit 0"))?;
         ensure!(host.service("job")?.row.state == ServiceState::Completed, "{:?}", host.service("job")?.row);

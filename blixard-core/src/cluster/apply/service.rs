@@ -250,6 +250,7 @@ fn check_stays(name: &ServiceName, service: &Service) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::service::VersionFailure;
     use crate::cluster::testing::{
         Cluster, assert_refused, marked, name, place, publishing, spec, status, with_volume,
     };
@@ -417,6 +418,28 @@ mod tests {
         }
         cluster.submit(marked(13, spec("web", 1, 5)));
         assert_eq!(kept(&cluster), [5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn who_names_no_version_goes_back_to_none_that_failed() {
+        let target = |versions: &[(u32, bool, bool)]| {
+            let mut cluster = Cluster::of(1);
+            for (mark, ..) in versions {
+                cluster.submit(marked(*mark, spec("web", 1, 5)));
+            }
+            let service = cluster.state.services.get_mut(&name("web")).expect("it was submitted");
+            for (version, (_, proven, failed)) in service.versions.iter_mut().zip(versions) {
+                version.proven_at = proven.then_some(UtcMs(1));
+                version.failure = failed.then(|| VersionFailure { at: UtcMs(1), message: String::new() });
+            }
+            web(&cluster).rollback_target().map(|version| version.version)
+        };
+        let (good, bad, unknown) = ((true, false), (false, true), (false, false));
+        let of = |mark: u32, (proven, failed)| (mark, proven, failed);
+        assert_eq!(target(&[of(1, good), of(2, good), of(3, bad), of(4, bad)]), Some(2));
+        assert_eq!(target(&[of(1, good), of(2, bad), of(1, good)]), None, "what it went back from failed");
+        assert_eq!(target(&[of(1, bad), of(2, bad)]), None);
+        assert_eq!(target(&[of(1, unknown), of(2, bad), of(3, unknown)]), Some(1), "of an earlier release");
     }
 
     #[test]

@@ -46,8 +46,12 @@ pub fn service(state: &ClusterState, cluster: ClusterId, name: &ServiceName) -> 
 
 /// What has become of a version.
 fn version_state(service: &Service, version: &ServiceVersion) -> VersionState {
-    let proven = version.proven_at.is_some();
-    match (version.version == service.current().version, version.failure.is_some()) {
+    // What the current one asks for may have been proven under another number, and runs on.
+    let is_current = version.version == service.current().version;
+    let alike = |kept: &ServiceVersion| is_current && service.runs_current(kept.version);
+    let proven = version.proven_at.is_some()
+        || service.versions.iter().any(|kept| kept.proven_at.is_some() && alike(kept));
+    match (is_current, version.failure.is_some()) {
         (true, true) => VersionState::Failing,
         (true, false) if proven => VersionState::Current,
         (true, false) => VersionState::Starting,
