@@ -29,6 +29,10 @@ use crate::shared::Shared;
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long a port that cannot be listened on is left alone.
 const RETRY: Duration = Duration::from_secs(2);
+/// How long at first: the container network may not be there yet when the node starts.
+const RETRY_SOON: Duration = Duration::from_millis(100);
+/// How long it is tried so often, and nothing is said.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How long nothing is accepted after it failed, as when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,7 +57,7 @@ pub(crate) async fn run(shared: Shared) {
             biased;
             changed = states.changed() => if changed.is_err() { return },
             changed = comparisons.changed() => if changed.is_err() { return },
-            () = shared.wait(RETRY), if retry => {}
+            () = shared.wait(retry.unwrap_or_default()), if retry.is_some() => {}
         }
     }
 }
@@ -65,17 +69,35 @@ fn wrong(shared: &Shared) -> BTreeSet<NodeId> {
     wrong
 }
 
+/// A port that cannot be listened on, as when another program has it.
+struct Taken {
+    since: Mono,
+    /// Until when it is left alone.
+    until: Mono,
+    /// What was said of it.
+    said: Seldom,
+}
+
+impl Taken {
+    fn new(since: Mono) -> Self {
+        Self { since, until: since, said: Seldom::default() }
+    }
+}
+
 #[derive(Default)]
 struct Routes {
     open: BTreeMap<u16, Port>,
-    /// Ports that another program has, until when they are left alone, and what was said of them.
-    taken: BTreeMap<u16, (Mono, Seldom)>,
+    taken: BTreeMap<u16, Taken>,
     relays: Relays,
 }
 
 impl Routes {
-    /// Opens and closes ports; true when one could not be opened and is to be tried again.
-    async fn become_what_is(&mut self, wanted: BTreeMap<u16, ServiceName>, shared: &Shared) -> bool {
+    /// Opens and closes ports; when those that could not be opened are to be tried again, if there are any.
+    async fn become_what_is(
+        &mut self,
+        wanted: BTreeMap<u16, ServiceName>,
+        shared: &Shared,
+    ) -> Option<Duration> {
         let is_wanted = |(number, port): &(&u16, &Port)| wanted.get(number) == Some(&port.service);
         let gone = self.open.iter().filter(|open| !is_wanted(open)).map(|(number, _)| *number);
         for number in gone.collect::<Vec<_>>() {
@@ -89,12 +111,13 @@ impl Routes {
                 self.open(number, service, shared).await;
             }
         }
-        !self.taken.is_empty()
+        let now = shared.platform.clock.now();
+        self.taken.values().map(|taken| taken.until.since(now)).min()
     }
 
     async fn open(&mut self, number: u16, service: ServiceName, shared: &Shared) {
         let now = shared.platform.clock.now();
-        if self.taken.get(&number).is_some_and(|(until, _)| now < *until) {
+        if self.taken.get(&number).is_some_and(|taken| now < taken.until) {
             return;
         }
         match shared.platform.containers.listen(number).await {
@@ -114,9 +137,13 @@ impl Routes {
                 self.open.insert(number, Port { service, _listening: listening });
             }
             Err(error) => {
-                let (until, said) = self.taken.entry(number).or_default();
-                *until = now + RETRY;
-                if let Some(left_out) = said.due(now) {
+                let taken = self.taken.entry(number).or_insert_with(|| Taken::new(now));
+                if now.since(taken.since) < PATIENCE {
+                    taken.until = now + RETRY_SOON;
+                    return;
+                }
+                taken.until = now + RETRY;
+                if let Some(left_out) = taken.said.due(now) {
                     tracing::warn!(port = number, err = %error, left_out, "this node does not answer on a published port; the others do");
                 }
             }
