@@ -61,14 +61,15 @@ impl LogReader {
         if files.is_empty() {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let starts = match query.tail {
-            Some(lines) => starts_of_last(&mut files, lines)?,
-            None => [0; 2],
-        };
         let comparable = |time: blixard_core::time::UtcMs| {
             let mut text = time.to_string();
             text.truncate(TIME_CHARS);
             text
+        };
+        let until = query.until.map(comparable);
+        let starts = match query.tail {
+            Some(lines) => starts_of_last(&mut files, lines, until.as_deref())?,
+            None => [0; 2],
         };
         let mut reader = Self {
             path,
@@ -81,7 +82,7 @@ impl LogReader {
             overlong: false,
             starts,
             since: query.since.map(comparable),
-            until: query.until.map(comparable),
+            until,
             wanted: [None; 2],
             over: false,
         };

@@ -50,11 +50,15 @@ impl<'a> Header<'a> {
 pub(super) type Starts = [u64; 2];
 
 /// Where the last `lines` complete lines begin, and whatever is written after them. Lines count in the
-/// order of their ends, whichever stream they are of.
-pub(super) fn starts_of_last(files: &mut VecDeque<File>, lines: usize) -> io::Result<Starts> {
+/// order of their ends, whichever stream they are of. What ends later than `until` does not count.
+pub(super) fn starts_of_last(
+    files: &mut VecDeque<File>,
+    lines: usize,
+    until: Option<&str>,
+) -> io::Result<Starts> {
     let lengths = files.iter().map(|file| Ok(file.metadata()?.len())).collect::<io::Result<Vec<u64>>>()?;
     let mut base: u64 = lengths.iter().sum();
-    let mut scan = Scan { wanted: lines, found: 0, starts: [None; 2], boundary: None };
+    let mut scan = Scan { wanted: lines, until, found: 0, starts: [None; 2], boundary: None };
     if lines == 0 {
         return Ok([base; 2]);
     }
@@ -70,8 +74,9 @@ pub(super) fn starts_of_last(files: &mut VecDeque<File>, lines: usize) -> io::Re
     Ok(scan.starts.map(|start| start.unwrap_or(0)))
 }
 
-struct Scan {
+struct Scan<'a> {
     wanted: usize,
+    until: Option<&'a str>,
     found: usize,
     /// Where a stream is to be read from, once that is known.
     starts: [Option<u64>; 2],
@@ -79,7 +84,7 @@ struct Scan {
     boundary: Option<u64>,
 }
 
-impl Scan {
+impl Scan<'_> {
     fn entry(&mut self, start: u64, end: u64, header: &[u8]) -> ControlFlow<()> {
         if let Some(boundary) = self.boundary
             && boundary - start > LOOK_BACK_BYTES
@@ -90,6 +95,10 @@ impl Scan {
         let Some(header) = Header::read(header).filter(|header| !header.partial) else {
             return ControlFlow::Continue(());
         };
+        let is_later = |until: &str| header.at.get(..until.len()).is_some_and(|at| at > until.as_bytes());
+        if self.found == 0 && self.until.is_some_and(is_later) {
+            return ControlFlow::Continue(());
+        }
         if self.boundary.is_none() {
             if self.found < self.wanted {
                 self.found += 1;

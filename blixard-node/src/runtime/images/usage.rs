@@ -38,7 +38,7 @@ impl ImageStore {
         Ok((before.blobs + before.unpacked).saturating_sub(after.blobs + after.unpacked))
     }
 
-    /// What images and containers take on disk.
+    /// What images and containers take on disk, as far as containerd can measure it.
     ///
     /// # Errors
     /// `Unavailable` when containerd is in trouble.
@@ -49,7 +49,12 @@ impl ImageStore {
                 Ok(usage) => usage.bytes,
                 // It went meanwhile.
                 Err(RuntimeError::NotFound(_)) => 0,
-                Err(err) => return Err(err),
+                // What a container makes of its files may be more than containerd can measure: no image is
+                // kept for that.
+                Err(err) => {
+                    tracing::warn!(snapshot = name, err = %err, "what it takes on disk is not counted");
+                    0
+                }
             };
             let sum = if kind == Kind::Committed { &mut usage.unpacked } else { &mut usage.writable };
             *sum = sum.saturating_add(bytes);

@@ -129,6 +129,14 @@ fn only_lines_of_the_time_asked_for_are_given() {
     check(Some(201), None, &["4"]);
     check(None, Some(250), &["1", "2…", "rest"]);
     check(Some(401), Some(999), &[]);
+    // The last lines are the last of those.
+    let last = |until, expect: &[&str]| {
+        let query = LogQuery { tail: Some(1), until: Some(UtcMs(until)), ..LogQuery::default() };
+        assert_eq!(texts(&mut LogReader::open(path.clone(), &query).expect("log")), expect, "{until}");
+    };
+    last(150, &["1"]);
+    last(350, &["2…", "rest"]);
+    last(500, &["4"]);
 }
 
 #[test]
