@@ -73,10 +73,30 @@ pub(crate) fn cause(error: &anyhow::Error) -> Option<Cause> {
     error.downcast_ref::<Failure>().map(|failure| failure.cause)
 }
 
+/// Whoever read our output went away.
+#[derive(Debug)]
+struct ReaderGone;
+
+impl fmt::Display for ReaderGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads the output any more")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
+/// What came of writing to our own output. Other pipes break too, and that is a failure.
+pub(crate) fn output<T>(written: io::Result<T>) -> io::Result<T> {
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => io::Error::new(io::ErrorKind::BrokenPipe, ReaderGone),
+        _ => error,
+    })
+}
+
 /// Whether whoever reads our output went away, which is no failure.
-pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-    error.chain().filter_map(|cause| cause.downcast_ref()).any(broken)
+pub(crate) fn is_output_closed(error: &anyhow::Error) -> bool {
+    let gone = |error: &io::Error| error.get_ref().is_some_and(|inner| inner.is::<ReaderGone>());
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(gone)
 }
 
 /// An error as lines for stderr.
@@ -117,7 +137,7 @@ pub(crate) fn chain(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Failure, Paint, is_broken_pipe, text};
+    use super::{Failure, Paint, is_output_closed, output, text};
 
     #[test]
     fn a_failure_says_what_happened_and_what_to_try() {
@@ -147,9 +167,11 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_recognised_through_context() {
-        let pipe = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        assert!(is_broken_pipe(&anyhow::Error::from(pipe).context("writing")));
-        assert!(!is_broken_pipe(&anyhow::anyhow!("broken pipe")));
+    fn only_our_own_output_may_be_closed() {
+        let broken = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let ours = output::<()>(Err(broken())).expect_err("it is broken");
+        assert!(is_output_closed(&anyhow::Error::from(ours).context("writing")));
+        // That of a connection, whose other side has refused what is sent.
+        assert!(!is_output_closed(&anyhow::Error::from(broken()).context("sending")));
     }
 }

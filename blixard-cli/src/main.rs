@@ -57,7 +57,7 @@ fn misused(error: &clap::Error) -> ExitCode {
 
 /// Says on stderr what failed and what to try.
 fn report(error: &anyhow::Error) -> ExitCode {
-    if failure::is_broken_pipe(error) {
+    if failure::is_output_closed(error) {
         return ExitCode::SUCCESS;
     }
     // Nothing is left to be done when stderr is closed as well.

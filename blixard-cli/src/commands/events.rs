@@ -170,6 +170,11 @@ pub(crate) async fn events(client: &Client, mut args: Args) -> anyhow::Result<Ex
     find_nodes(client, &mut args).await?;
     let Some(until) = args.until.filter(|_| args.follow) else { return show(client, &args).await };
     let left = until.since(text::now());
+    if left.is_zero() {
+        // Nothing is left to be waited for: what there was is shown in full.
+        args.follow = false;
+        return show(client, &args).await;
+    }
     // Cancel safe: what was printed is printed.
     tokio::select! {
         biased;
@@ -186,7 +191,7 @@ async fn show(client: &Client, args: &Args) -> anyhow::Result<ExitCode> {
         let error = match stream(client, args, &mut after, &mut broken_since).await {
             Ok(()) if !args.follow => return Ok(ExitCode::SUCCESS),
             Ok(()) => None,
-            Err(error) if crate::failure::is_broken_pipe(&error) => return Err(error),
+            Err(error) if crate::failure::is_output_closed(&error) => return Err(error),
             Err(error) => Some(error),
         };
         let since = *broken_since.get_or_insert_with(Instant::now);

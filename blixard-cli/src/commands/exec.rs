@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::{Client, segment};
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::render::terminal::{self, RawMode};
 
 /// How much input is read at once, in bytes.
@@ -196,8 +196,7 @@ async fn receive_output(reader: impl AsyncRead) -> anyhow::Result<ExitCode> {
 }
 
 fn write(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
-    to.write_all(bytes)?;
-    to.flush()
+    failure::output(to.write_all(bytes).and_then(|()| to.flush()))
 }
 
 /// The program's code as ours; what does not fit is 255.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use http::Method;
 
 use crate::client::{Client, segment};
-use crate::render;
+use crate::{failure, render};
 
 /// Send a signal to the process of a container, on whichever node it is
 ///
@@ -25,10 +25,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn kill(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+    let mut errors = Vec::new();
     for target in &args.targets {
         let path = format!("/v1/replicas/{}/kill?signal={}", segment(target), segment(&args.signal));
-        client.act(Method::POST, &path).await?;
-        render::line(target)?;
+        match client.act(Method::POST, &path).await {
+            Ok(()) => render::line(target)?,
+            Err(error) => errors.push(error),
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    failure::last(errors)
 }

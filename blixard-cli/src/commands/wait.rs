@@ -31,12 +31,18 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn wait(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+    let mut errors = Vec::new();
     for target in &args.targets {
-        let detail: ReplicaDetail = client.get(&format!("/v1/replicas/{}", segment(target))).await?;
-        let code = end(client, detail.row).await?;
-        render::line(&code.to_string())?;
+        let waited = async {
+            let detail: ReplicaDetail = client.get(&format!("/v1/replicas/{}", segment(target))).await?;
+            end(client, detail.row).await
+        };
+        match waited.await {
+            Ok(code) => render::line(&code.to_string())?,
+            Err(error) => errors.push(error),
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    failure::last(errors)
 }
 
 /// The code with which the container of `first` ends.

@@ -14,12 +14,13 @@ use blixard_core::text::printable_json;
 use serde::Serialize;
 
 use self::color::Style;
+use crate::failure;
 
 /// Writes to stdout. Of what others put into the text nothing acts on a terminal.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(color::stdout().only(text).as_bytes())?;
-    stdout.flush()
+    let written = stdout.write_all(color::stdout().only(text).as_bytes()).and_then(|()| stdout.flush());
+    failure::output(written)
 }
 
 /// Writes a line to stdout.

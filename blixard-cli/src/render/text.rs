@@ -61,6 +61,8 @@ pub(crate) fn told_from(text: &str, now: UtcMs) -> String {
         told.push_str(&match (ahead.as_millis(), behind.as_secs()) {
             (1.., _) => format!("in {}", brief(ahead + Duration::from_millis(999))),
             (0, 0..10) => "now".to_owned(),
+            // What is due is under way.
+            _ if told.ends_with("again ") || told.ends_with("next try ") => "now".to_owned(),
             (0, _) => format!("{} ago", brief(behind)),
         });
         rest = &rest[TIME_BYTES..];
@@ -199,6 +201,7 @@ mod tests {
         );
         check("trying again at 2026-11-21T08:32:00.000Z: x", "trying again in 2 min: x");
         check("starting again at 2026-11-21T08:29:58.000Z", "starting again now");
+        check("pull failed: x; trying again at 2026-11-21T08:29:40.000Z", "pull failed: x; trying again now");
         check("seen 2026-11-21T06:30:00.000Z", "seen 2 h ago");
         check("2026-11-21T08:99:00.000Z", "2026-11-21T08:99:00.000Z");
     }

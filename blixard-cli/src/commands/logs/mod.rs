@@ -84,10 +84,11 @@ fn tail(text: &str) -> Result<Tail, String> {
 /// How many logs are opened at a time.
 const OPENED_MAX: usize = 16;
 
-pub(crate) async fn logs(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn logs(client: &Client, mut args: Args) -> anyhow::Result<ExitCode> {
     let mut targets = Vec::new();
     let mut named = BTreeSet::new();
-    for name in args.targets.iter().filter(|name| named.insert(*name)) {
+    args.targets.retain(|name| named.insert(name.clone()));
+    for name in &args.targets {
         targets.push(sources::resolve(client, name).await?);
     }
     let sources_of = |(at, target): (usize, &Target)| {

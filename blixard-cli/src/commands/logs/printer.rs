@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use blixard_core::api::replica::LogLine;
 
 use super::Said;
+use crate::failure;
 use crate::render::color::{self, Paint, Style};
 use crate::render::{self, text};
 
@@ -99,9 +100,9 @@ impl Printer {
         let several = self.names.is_some();
         for channel in &mut self.channels {
             if channel.open.take().is_some() && (several || channel.terminal) {
-                channel.out.write_all(b"\n")?;
+                failure::output(channel.out.write_all(b"\n"))?;
             }
-            channel.out.flush()?;
+            failure::output(channel.out.flush())?;
         }
         Ok(self.failed)
     }
@@ -140,8 +141,7 @@ impl Printer {
         if !partial {
             said.push(b'\n');
         }
-        channel.out.write_all(&said)?;
-        channel.out.flush()
+        failure::output(channel.out.write_all(&said).and_then(|()| channel.out.flush()))
     }
 }
 
