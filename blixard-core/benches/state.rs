@@ -1,20 +1,20 @@
 //! What the leader and every member do for each entry, without disk or network: applying a
 //! submission, planning after it, encoding it, and encoding the whole state for a snapshot.
 
+mod fixture;
+
 use std::hint::black_box;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use blixard_core::cluster::node::{NodeFacts, Token, TokenScope};
 use blixard_core::cluster::snapshot::{decode_entry, decode_state, digest, encode_entry, encode_state};
-use blixard_core::cluster::{ClusterState, Command, Entry, SubnetRange, Write};
-use blixard_core::id::{ClusterId, NodeId, NodeKey, RequestId, TokenId};
+use blixard_core::cluster::{ClusterState, Command, Entry, Write};
+use blixard_core::id::{NodeId, RequestId};
 use blixard_core::orchestrator::Planner;
 use blixard_core::spec::ServiceSpec;
-use blixard_core::time::UtcMs;
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 
-const START: UtcMs = UtcMs(1_700_000_000_000);
+use self::fixture::{START, first_node};
+
 /// How many services there are already.
 const SERVICES: [u64; 3] = [10, 1_000, 5_000];
 
@@ -36,35 +36,7 @@ fn submission(number: u64, note: u64) -> Entry {
 
 /// A cluster of one node with so many services, all placed.
 fn cluster(services: u64) -> ClusterState {
-    let mut state = ClusterState::new();
-    let facts = NodeFacts {
-        name: "host1".to_owned(),
-        addresses: vec![SocketAddr::from(([10, 77, 0, 1], 7001))],
-        labels: Default::default(),
-        cpu_millis: 4_000,
-        memory_bytes: 16 << 30,
-        arch: "amd64".to_owned(),
-        os: "linux".to_owned(),
-        version: "0.1.0".to_owned(),
-        level: blixard_core::cluster::level::LEVEL,
-        reserved_ports: Vec::new(),
-    };
-    let token = Token {
-        secret_sha256: [0; 32],
-        scope: TokenScope::Join,
-        expires_at: None,
-        uses_left: None,
-        services: None,
-    };
-    let bootstrap = Command::Bootstrap {
-        cluster: ClusterId([1; 16]),
-        subnets: SubnetRange::default(),
-        node: NodeId(1),
-        key: NodeKey([1; 32]),
-        facts,
-        token: (TokenId([1; 8]), token),
-    };
-    state.apply(1, &Entry::new(START, vec![bootstrap]));
+    let mut state = first_node();
     for number in 0..services {
         state.apply(2 + number, &submission(number, 0));
     }
