@@ -11,8 +11,7 @@ use crate::spec::ServiceSpec;
 ///
 /// A replica whose version is no longer kept goes on running but is blocked from starting.
 pub fn assignments(state: &ClusterState, node: NodeId) -> BTreeMap<ReplicaId, Assignment> {
-    let own = state.replicas.iter().filter(|(_, replica)| replica.node == node);
-    own.filter_map(|(id, replica)| Some((*id, assignment(state, replica)?))).collect()
+    state.replicas_on(node).filter_map(|(id, replica)| Some((id, assignment(state, replica)?))).collect()
 }
 
 fn assignment(state: &ClusterState, replica: &Replica) -> Option<Assignment> {

@@ -184,8 +184,8 @@ pub fn leave_blocker(state: &ClusterState, voters: &BTreeSet<NodeId>, node: Node
         Phase::Completed => desired == Desired::Run,
         _ => false,
     };
-    let here = state.replicas.values().filter(|replica| replica.node == node);
-    let held = here.filter(|replica| !stopped(replica.desired, replica.status.phase)).count();
+    let here = state.replicas_on(node);
+    let held = here.filter(|(_, replica)| !stopped(replica.desired, replica.status.phase)).count();
     match (held, voters.contains(&node)) {
         (0, false) => None,
         (0, true) => Some("it still votes".to_owned()),

@@ -158,19 +158,16 @@ impl Planner {
 
     /// Marks the services that have replicas on nodes that changed; answers whether any did.
     fn observe_nodes(&mut self, seen: &ClusterState, state: &ClusterState) -> bool {
-        let mut changed = BTreeSet::new();
+        let mut changed = false;
         for change in seen.nodes.diff(&state.nodes) {
             let (DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. }) =
                 change;
-            changed.insert(*id);
+            for (_, replica) in seen.replicas_on(*id).chain(state.replicas_on(*id)) {
+                self.touch(&replica.service);
+            }
+            changed = true;
         }
-        if changed.is_empty() {
-            return false;
-        }
-        let there = |replica: &&Replica| changed.contains(&replica.node);
-        let services = seen.replicas.values().chain(state.replicas.values()).filter(there);
-        self.dirty.extend(services.map(|replica| replica.service.clone()));
-        true
+        changed
     }
 
     fn take_in(&mut self, state: &ClusterState, id: ReplicaId, replica: &Replica, now: UtcMs) {

@@ -1,5 +1,6 @@
 //! What is planned for a small cluster: it is set up in a few words, and the plan is compared as text.
 
+mod costs;
 mod fill;
 mod golden;
 mod moves;
