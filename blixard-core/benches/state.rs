@@ -28,6 +28,8 @@ fn submission(number: u64, note: u64) -> Entry {
         "image": {"reference": "docker.io/library/web:1", "digest": format!("sha256:{number:064x}")},
         "environment": {"NOTE": format!("{note:0200}")},
         "limits": {"pids": 4096},
+        // One node has addresses for few.
+        "network": "host",
     }))
     .expect("the specification is well formed");
     let write = Write::Submit { spec: Arc::new(spec), origin: NodeId(1) };

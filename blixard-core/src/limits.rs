@@ -197,6 +197,9 @@ pub const VOLUME_STALL: Duration = Duration::from_secs(60);
 pub const VOLUME_SCAN: Duration = Duration::from_secs(2);
 /// The most members, voters and learners together.
 pub const NODES_MAX: usize = 250;
+/// The containers that a node has addresses for: those of its /24 without the network's own, the bridge's
+/// and the one for all.
+pub const NODE_ADDRESSES: u32 = 253;
 /// The most tokens kept; expired and used-up ones make room.
 pub const TOKENS_MAX: usize = 1_024;
 /// The most voters the leader promotes.

@@ -62,26 +62,34 @@ fn alike(a: &Misfit, b: &Misfit) -> bool {
 }
 
 fn clauses(group: &[&(NodeId, &Node, Misfit)]) -> Vec<String> {
-    let same = group.iter().all(|(.., misfit)| *misfit == group[0].2);
+    let misfit = &group[0].2;
+    if *misfit == Misfit::Addresses {
+        return vec![format!("no free address on {}", listed(group))];
+    }
+    let same = group.iter().all(|(.., other)| other == misfit);
     if group.len() > NODES_NAMED_MAX {
-        let named =
-            group.iter().take(NODES_NAMED_MAX).map(|(id, node, _)| Named(*id, Some(node)).to_string());
-        let others = group.len() - NODES_NAMED_MAX;
-        let noun = if others == 1 { "node" } else { "nodes" };
-        let names = named.collect::<Vec<_>>().join(", ");
         let worst = most_free(group);
-        return vec![format!("{names} and {others} more {noun} {}", Predicate(worst, true).or_at_most(same))];
+        return vec![format!("{} {}", listed(group), Predicate(worst, true).or_at_most(same))];
     }
     if same && group.len() > 1 {
-        let (last, first) = group.split_last().expect("a group is made with its first node");
-        let names = first.iter().map(|(id, node, _)| Named(*id, Some(node)).to_string()).collect::<Vec<_>>();
-        let last = Named(last.0, Some(last.1));
-        return vec![format!("{} and {last} {}", names.join(", "), Predicate(&group[0].2, true))];
+        return vec![format!("{} {}", listed(group), Predicate(misfit, true))];
     }
     group
         .iter()
         .map(|(id, node, misfit)| format!("{} {}", Named(*id, Some(node)), Predicate(misfit, false)))
         .collect()
+}
+
+/// The nodes of a group: `node 1 (alpha), node 2 (beta) and node 3 (gamma)`; the first few of many.
+fn listed(group: &[&(NodeId, &Node, Misfit)]) -> String {
+    let mut names: Vec<String> =
+        group.iter().take(NODES_NAMED_MAX).map(|(id, node, _)| Named(*id, Some(node)).to_string()).collect();
+    let last = match group.len() - names.len() {
+        0 => names.pop().unwrap_or_default(),
+        1 => "1 more node".to_owned(),
+        others => format!("{others} more nodes"),
+    };
+    if names.is_empty() { last } else { format!("{} and {last}", names.join(", ")) }
 }
 
 /// The misfit of the node that comes closest.
@@ -135,6 +143,7 @@ impl fmt::Display for Predicate<'_> {
             Misfit::Memory { free, needed } => {
                 write!(f, "{has} {} of memory free of the {} needed", Bytes(*free), Bytes(*needed))
             }
+            Misfit::Addresses => write!(f, "{has} no free address"),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::usage::needs_address;
 use super::{Request, Used};
 use crate::cluster::index::claims;
 use crate::cluster::{Availability, Node, NodeStatus};
@@ -39,6 +40,8 @@ pub(super) enum Misfit {
         /// What is reserved.
         needed: u64,
     },
+    /// Its container network has no free address.
+    Addresses,
 }
 
 /// What keeps `request` off a node, in the order a person would want to know it: the node's
@@ -49,6 +52,7 @@ pub(super) fn misfit(request: &Request<'_>, node: &Node, used: Option<&Used>, id
         .or_else(|| port(request, node))
         .or_else(|| network(request, id))
         .or_else(|| resources(request, node, used))
+        .or_else(|| addresses(request, used))
 }
 
 fn unready(node: &Node) -> Option<Misfit> {
@@ -91,6 +95,11 @@ fn resources(request: &Request<'_>, node: &Node, used: Option<&Used>) -> Option<
     } else {
         None
     }
+}
+
+fn addresses(request: &Request<'_>, used: Option<&Used>) -> Option<Misfit> {
+    let full = used.is_some_and(|used| used.free_addresses() == 0);
+    (full && needs_address(request.spec)).then_some(Misfit::Addresses)
 }
 
 /// A node's value for a label: `node.id`, `node.name`, `node.arch` and `node.os` are built in and

@@ -1,8 +1,9 @@
-use super::{NodeUsage, Request, choose, fits};
-use crate::cluster::{Availability, NodeStatus};
+use super::{NodeUsage, Request, Used, choose, fits};
+use crate::cluster::{Availability, Desired, NodeStatus, Phase, ReplicaStatus};
 use crate::id::NodeId;
+use crate::limits::NODE_ADDRESSES;
 use crate::orchestrator::tests::world::{World, memory, name, replicas, spec, volume};
-use crate::spec::{Constraint, ConstraintOperator, PortSpec, Reservations, ServiceSpec};
+use crate::spec::{Constraint, ConstraintOperator, NetworkMode, PortSpec, Reservations, ServiceSpec};
 
 /// Where one more replica of `asked`, submitted on node 1, goes, or why nowhere.
 fn place(world: &World, asked: &ServiceSpec) -> Result<u64, String> {
@@ -126,6 +127,49 @@ fn shortage_of_many_nodes_is_told_by_the_one_that_comes_closest() {
         "no node fits: node 1 (alpha), node 2 (beta), node 3 (gamma) and 2 more nodes have at most 0.5 CPUs \
          free of the 1.5 CPUs needed"
     );
+}
+
+/// What a container network's addresses are all taken by: as many replicas of `crowd` as there are.
+fn crowd(world: &mut World, nodes: u32) {
+    world.submit(spec("crowd", |spec| spec.replicas = replicas(nodes * NODE_ADDRESSES)));
+    world.settle();
+}
+
+#[test]
+fn nodes_without_a_free_address_are_told_as_such() {
+    let check = |nodes: u32, expect: &str| {
+        let mut world = World::new(nodes.into());
+        crowd(&mut world, nodes);
+        assert_eq!(place(&world, &spec("web", |_| {})).expect_err("none fits"), expect);
+        assert!(place(&world, &spec("web", |spec| spec.network = NetworkMode::Host)).is_ok());
+    };
+    check(1, "no node fits: no free address on node 1 (alpha)");
+    check(2, "no node fits: no free address on node 1 (alpha) and node 2 (beta)");
+    let mut world = World::new(1);
+    crowd(&mut world, 1);
+    let pinned = spec("db", |spec| spec.volumes = volume(true));
+    let expect = "its volumes are on node 1 (alpha), which has no free address";
+    assert_eq!(place(&world, &pinned).expect_err("it does not fit"), expect);
+}
+
+#[test]
+fn an_address_is_held_until_the_container_is_gone() {
+    use Phase::{Assigned, Completed, Failed, Running, Stopping, Waiting};
+    let free = |desired, phase, left| {
+        let mut world = World::new(1);
+        world.submit(spec("web", |_| {})).settle();
+        world.replica(1).desired = desired;
+        world.replica(1).status = ReplicaStatus { phase, left, ..ReplicaStatus::assigned() };
+        NodeUsage::of(&world.state).node(NodeId(1)).map_or(NODE_ADDRESSES, Used::free_addresses)
+    };
+    for held in [Assigned, Running, Stopping, Waiting, Failed] {
+        assert_eq!(
+            [Desired::Run, Desired::Stop].map(|desired| free(desired, held, false)),
+            [252, 252],
+            "{held:?}"
+        );
+    }
+    assert_eq!([free(Desired::Run, Completed, false), free(Desired::Run, Failed, true)], [253, 253]);
 }
 
 #[test]

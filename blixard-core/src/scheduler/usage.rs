@@ -8,12 +8,14 @@ use imbl::OrdMap;
 use crate::cluster::replica::Desired;
 use crate::cluster::{ClusterState, Replica};
 use crate::id::{NodeId, ReplicaId, ServiceName};
-use crate::spec::ServiceSpec;
+use crate::limits::NODE_ADDRESSES;
+use crate::spec::{NetworkMode, ServiceSpec};
 
 /// What one replica takes of its node.
 ///
 /// A replica that should run or is superseded holds its reservations, also while it is lost: it
-/// may come back. One told to stop holds none.
+/// may come back. One told to stop holds none. Its address it holds until its container is gone:
+/// one that ended for good has none any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// Whose replica.
@@ -24,6 +26,8 @@ pub struct Claim {
     pub cpu_millis: u64,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// Whether it has, or is to have, an address of its node's container network.
+    pub address: bool,
     /// Whether it should run or runs on for a while.
     pub live: bool,
     /// Whether it counts against its service's bounds.
@@ -40,10 +44,16 @@ impl Claim {
             node: replica.node,
             cpu_millis: reserved.cpu_millis,
             memory_bytes: reserved.memory_bytes,
+            address: spec.is_none_or(needs_address) && !replica.is_over(),
             live,
             counts: replica.counts(),
         }
     }
+}
+
+/// Whether a replica with `spec` needs an address of its node's container network.
+pub(super) fn needs_address(spec: &ServiceSpec) -> bool {
+    spec.network == NetworkMode::Bridge
 }
 
 /// What one node holds.
@@ -53,6 +63,9 @@ pub struct Used {
     pub cpu_millis: u64,
     /// Reserved memory, in bytes.
     pub memory_bytes: u64,
+    /// Addresses of its container network that are taken: more than [`NODE_ADDRESSES`] while one replica
+    /// waits for another's.
+    pub addresses: u32,
     /// Replicas that should run or run on for a while.
     pub replicas: u32,
     /// Counting replicas of each service.
@@ -65,9 +78,15 @@ impl Used {
         self.services.get(service).copied().unwrap_or(0)
     }
 
+    /// Addresses of its container network that are free.
+    pub fn free_addresses(&self) -> u32 {
+        NODE_ADDRESSES.saturating_sub(self.addresses)
+    }
+
     fn add(&mut self, claim: &Claim) {
         self.cpu_millis = self.cpu_millis.saturating_add(claim.cpu_millis);
         self.memory_bytes = self.memory_bytes.saturating_add(claim.memory_bytes);
+        self.addresses += u32::from(claim.address);
         self.replicas += u32::from(claim.live);
         if claim.counts {
             *self.services.entry(claim.service.clone()).or_default() += 1;
@@ -77,6 +96,7 @@ impl Used {
     fn remove(&mut self, claim: &Claim) {
         self.cpu_millis = self.cpu_millis.saturating_sub(claim.cpu_millis);
         self.memory_bytes = self.memory_bytes.saturating_sub(claim.memory_bytes);
+        self.addresses -= u32::from(claim.address);
         self.replicas -= u32::from(claim.live);
         if claim.counts {
             decrease(&mut self.services, &claim.service);

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use blixard_core::id::ContainerId;
+use blixard_core::limits::NODE_ADDRESSES;
 use blixard_core::spec::PortSpec;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,8 @@ pub struct Lease {
 const LAST: &str = "last-address";
 /// The last parts of the addresses of a /24 that containers get; the first is the bridge's.
 const HOSTS: std::ops::RangeInclusive<u8> = 2..=254;
+// As many as the planner counts on.
+const _: () = assert!((*HOSTS.end() - *HOSTS.start()) as u32 + 1 == NODE_ADDRESSES);
 
 /// The leases of a node: a JSON file each, named by the container.
 #[derive(Debug)]

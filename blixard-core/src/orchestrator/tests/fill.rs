@@ -2,6 +2,7 @@
 
 use super::world::*;
 use crate::cluster::{Command, Entry, Phase, Write};
+use crate::id::ReplicaId;
 use crate::limits::{PLAN_STEPS_MAX, RESTART_RESET_AFTER};
 use crate::orchestrator::Planner;
 use crate::spec::{Constraint, ConstraintOperator};
@@ -21,7 +22,7 @@ fn each_slot_gets_one_replica_spread_over_nodes() {
 
 #[test]
 fn a_plan_is_bounded_and_the_rest_stays_due() {
-    let mut world = World::new(3);
+    let mut world = World::new(36);
     for number in 0..9 {
         world.submit(spec(&format!("web-{number}"), |spec| {
             spec.replicas = replicas(1_000);
@@ -132,6 +133,49 @@ fn slot_without_a_fitting_node_says_why_once() {
     );
     world.state.nodes.insert(crate::id::NodeId(3), node(3));
     world.expect("place web/2 v1 on 3");
+}
+
+#[test]
+fn as_many_run_as_have_addresses_and_the_rest_waits() {
+    let mut world = World::new(3);
+    world.submit(spec("web", |spec| spec.replicas = replicas(1_000)));
+    let mut planner = Planner::new(&world.state, world.now);
+    let mut plan = |world: &mut World| {
+        let plan = planner.plan(&world.state, world.now).0;
+        world.apply(Command::Plan(plan.clone()));
+        show(&plan, world.now)
+    };
+    let why = "no node fits: no free address on node 1 (alpha), node 2 (beta) and node 3 (gamma)";
+    let made = plan(&mut world);
+    assert_eq!(made.lines().filter(|line| line.starts_with("place ")).count(), 3 * 253);
+    assert_eq!(made.lines().filter(|line| line.ends_with(why)).count(), 1_000 - 3 * 253);
+    assert_eq!(world.agents_act().report("web").running, 3 * 253);
+    assert_eq!(plan(&mut world), "", "nothing churns");
+    // A container that fails gives its address up once it is gone, and not to its own slot before its time.
+    world.fail(4, "crash");
+    let later =
+        "pending web/3: last try failed on node 1 (alpha): crash; next try at 1970-01-01T00:16:41.000Z";
+    assert_eq!(plan(&mut world), format!("backoff web/3 failures 1 wait 1000 ms\nstop 4\n{later}\n"));
+    world.phase(4, Phase::Gone);
+    assert_eq!(plan(&mut world), "place web/759 v1 on 1\n");
+    world.advance(1_000);
+    assert_eq!(plan(&mut world), format!("pending web/3: {why}\n"));
+    world.write(Write::StopReplica { replica: ReplicaId(2), timeout_s: None });
+    assert_eq!(plan(&mut world), format!("pending web/1: {why}\n"), "what stops has its address still");
+    world.phase(2, Phase::Gone);
+    assert_eq!(plan(&mut world), "place web/1 v1 on 2\n");
+}
+
+#[test]
+fn an_update_on_a_node_without_a_free_address_takes_the_old_ones() {
+    let mut world = World::new(1);
+    world.submit(spec("web", |spec| spec.replicas = replicas(253))).converge();
+    world.submit(spec("web", |spec| {
+        spec.replicas = replicas(253);
+        spec.stop_timeout_s = 1;
+    }));
+    world.expect("stop 1\nplace web/0 v2 on 1 after 1").expect("").agents_act().agents_act();
+    world.expect("stop 2\nplace web/1 v2 on 1 after 2");
 }
 
 #[test]

@@ -23,6 +23,9 @@ use crate::scheduler::NodeUsage;
 use crate::spec::{ReplicaBounds, ServiceSpec};
 use crate::time::UtcMs;
 
+/// Lists longer than this are abridged to what they begin and end with.
+const LIST_MAX: usize = 16;
+
 /// So few situations are too few: files that are not found would test nothing.
 const SITUATIONS_MIN: usize = 20;
 
@@ -86,7 +89,7 @@ fn planned(world: &mut World) -> String {
         steps: plan.steps.iter().filter(|step| !matches!(step, PlanStep::Pending { .. })).cloned().collect(),
     };
     writeln!(text, "plan:{}", if steps.steps.is_empty() { " nothing" } else { "" }).expect("a string");
-    show(&steps, world.now).lines().for_each(|line| writeln!(text, "  {line}").expect("a string"));
+    list(&mut text, show(&steps, world.now).lines().map(|line| format!("  {line}")).collect());
     let outcome = world.apply(Command::Plan(plan));
     assert_eq!(outcome, Outcome::Planned { dropped: Vec::new() });
     writeln!(text, "reasons:").expect("a string");
@@ -104,11 +107,19 @@ fn cluster(world: &World) -> String {
         let free = node.facts.memory_bytes.saturating_sub(used) >> 20;
         writeln!(text, "  node {id} {}: {}, {free} MiB free", node.facts.name, condition(node, world.now))
             .expect("a string");
-        for (id, replica) in world.state.replicas.iter().filter(|(_, replica)| replica.node == *id) {
-            writeln!(text, "    {}", row(*id, replica)).expect("a string");
-        }
+        let rows = world.state.replicas_on(*id).map(|(id, replica)| format!("    {}", row(id, replica)));
+        list(&mut text, rows.collect());
     }
     text
+}
+
+fn list(text: &mut String, mut lines: Vec<String>) {
+    if lines.len() > LIST_MAX {
+        let indent = lines[0].len() - lines[0].trim_start().len();
+        let left_out = lines.len() - 3;
+        lines.splice(2..lines.len() - 1, [format!("{:indent$}({left_out} more)", "")]);
+    }
+    lines.iter().for_each(|line| writeln!(text, "{line}").expect("a string"));
 }
 
 fn condition(node: &Node, now: UtcMs) -> String {
@@ -148,9 +159,8 @@ fn reasons(world: &World, report: &Report) -> String {
         let Some(found) = ServiceReport::of(&world.state, name) else { continue };
         let sentence = ServiceReport { waits: BTreeMap::new(), ..found.clone() };
         writeln!(text, "  {name}: {sentence}").expect("a string");
-        for (slot, reason) in &found.waits {
-            writeln!(text, "    slot {slot}: {reason}").expect("a string");
-        }
+        let waits = found.waits.iter().map(|(slot, reason)| format!("    slot {slot}: {reason}"));
+        list(&mut text, waits.collect());
         if let Some(at) = report.wakes.get(name) {
             writeln!(text, "    again in {} ms", at.since(world.now).as_millis()).expect("a string");
         }
