@@ -16,6 +16,8 @@ pub(super) struct Draft<'a> {
     base: (ClusterState, NodeUsage),
     state: ClusterState,
     usage: NodeUsage,
+    /// The nodes of which steps changed what they hold, since they were last taken.
+    touched: Vec<NodeId>,
     steps: Vec<PlanStep>,
     observations: &'a Observations,
     now: UtcMs,
@@ -32,7 +34,8 @@ impl<'a> Draft<'a> {
         let mut state = state.clone();
         state.time = state.stamp(now);
         let base = (state.clone(), usage.clone());
-        Self { base, state, usage: usage.clone(), steps: Vec::new(), observations, now }
+        let (touched, steps) = (Vec::new(), Vec::new());
+        Self { base, state, usage: usage.clone(), touched, steps, observations, now }
     }
 
     pub(super) fn steps(&self) -> &[PlanStep] {
@@ -123,12 +126,18 @@ impl<'a> Draft<'a> {
         self.steps = steps;
     }
 
+    /// The nodes of which steps changed what they hold, since this was last asked.
+    pub(super) fn take_touched(&mut self) -> Vec<NodeId> {
+        std::mem::take(&mut self.touched)
+    }
+
     /// Brings the usage in line with one replica's row.
     fn count(&mut self, id: ReplicaId) {
-        match self.state.replicas.get(&id) {
+        let touched = match self.state.replicas.get(&id) {
             Some(row) => self.usage.set(id, row, self.state.spec_of(row).map(AsRef::as_ref)),
             None => self.usage.remove(id),
-        }
+        };
+        self.touched.extend(touched);
     }
 }
 

@@ -4,7 +4,6 @@ use super::service::Pass;
 use super::slot::{Decision, Slot};
 use super::{backoff, dependencies, stranded};
 use crate::cluster::Phase;
-use crate::scheduler;
 use crate::time::UtcMs;
 
 /// Fills a slot that holds no counting replica: after its back-off, after its dependencies, where
@@ -26,9 +25,7 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
     {
         return Decision::Wait(reason);
     }
-    let choice =
-        pass.choice(slot, || scheduler::choose(slot.draft.nodes(), slot.draft.usage(), &slot.request()));
-    let node = match choice {
+    let node = match pass.node_for(slot) {
         Ok(node) => node,
         Err(no_fit) => return Decision::Wait(no_fit.to_string()),
     };

@@ -68,6 +68,12 @@ impl Gate {
         gate
     }
 
+    /// Takes in that an empty `slot` was given a replica of the current version: nothing else changes.
+    pub(super) fn begin(&mut self, slot: u32) {
+        self.unsettled.push(slot);
+        self.unsettled = two(std::mem::take(&mut self.unsettled));
+    }
+
     /// Whether `slot` may be given the current version in place of an older one.
     pub(super) fn admits_update_of(&self, slot: u32) -> bool {
         self.unsettled.iter().all(|&unsettled| unsettled == slot)
@@ -123,4 +129,34 @@ fn two(mut slots: Vec<u32>) -> Vec<u32> {
     slots.dedup();
     slots.truncate(2);
     slots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Gate;
+    use crate::cluster::{Command, Plan};
+    use crate::orchestrator::draft::Draft;
+    use crate::orchestrator::tests::world::{World, name, replicas, spec};
+    use crate::scheduler::NodeUsage;
+
+    /// The gate of `web`.
+    fn gate(world: &World) -> Gate {
+        let usage = NodeUsage::of(&world.state);
+        Gate::of(&Draft::new(&world.state, &usage, &world.observations, world.now), &name("web"))
+    }
+
+    #[test]
+    fn a_slot_that_is_filled_is_unsettled_and_nothing_else_is() {
+        let mut world = World::new(2);
+        world.submit(spec("web", |spec| spec.replicas = replicas(1))).converge();
+        world.submit(spec("web", |spec| spec.replicas = replicas(4)));
+        let mut expected = gate(&world);
+        for step in world.plan().0.steps {
+            world.apply(Command::Plan(Plan { steps: vec![step.clone()] }));
+            let crate::cluster::PlanStep::Place { slot, .. } = step else { panic!("{step:?}") };
+            expected.begin(slot);
+            assert_eq!(gate(&world), expected, "slot {slot}");
+        }
+        assert!(!expected.admits_update_of(1), "two slots are unsettled");
+    }
 }

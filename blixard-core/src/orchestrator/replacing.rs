@@ -133,7 +133,7 @@ fn load(
     spec: &ServiceSpec,
     node: NodeId,
 ) -> (u32, u32, u32) {
-    let here = |id: NodeId| usage.node(id).map_or(0, |used| used.of_service(name));
+    let here = |id: NodeId| usage.of_service_on(name, id);
     let domain = match spec.placement.spread.as_deref() {
         None => 0,
         Some(key) => {

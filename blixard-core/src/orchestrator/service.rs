@@ -6,9 +6,10 @@ use super::draft::Draft;
 use super::gate::Gate;
 use super::slot::{Decision, Slot, decide};
 use crate::cluster::PlanStep;
+use crate::cluster::volume::Home;
 use crate::id::{NodeId, ServiceName};
 use crate::readiness::{Readiness, readiness};
-use crate::scheduler::NoFit;
+use crate::scheduler::{self, NoFit, Ranking};
 use crate::time::UtcMs;
 
 /// How often one slot is looked at in one pass: more than any sequence of its rules needs.
@@ -32,6 +33,10 @@ pub(super) struct Pass {
     name: ServiceName,
     wake_at: Option<UtcMs>,
     gate: Option<Gate>,
+    /// The nodes, ranked for the replicas of a version.
+    ranking: Option<(u64, Ranking)>,
+    /// Nodes that hold something else since they were ranked.
+    touched: Vec<NodeId>,
     /// That no node fits a version, and why.
     no_fit: Option<(u64, NoFit)>,
     dependencies: Option<Option<String>>,
@@ -39,7 +44,15 @@ pub(super) struct Pass {
 
 impl Pass {
     fn new(name: &ServiceName) -> Self {
-        Self { name: name.clone(), wake_at: None, gate: None, no_fit: None, dependencies: None }
+        Self {
+            name: name.clone(),
+            wake_at: None,
+            gate: None,
+            ranking: None,
+            touched: Vec::new(),
+            no_fit: None,
+            dependencies: None,
+        }
     }
 
     /// Asks to be planned again at `at`.
@@ -60,6 +73,29 @@ impl Pass {
         self.gate.get_or_insert_with(|| Gate::of(draft, &self.name))
     }
 
+    /// The node for a replica in a slot that has none. Nodes are ranked once for all slots that are given
+    /// the same version.
+    pub(super) fn node_for(&mut self, slot: &Slot<'_>) -> Result<NodeId, NoFit> {
+        if let Some(no_fit) = self.known_no_fit(slot) {
+            return Err(no_fit);
+        }
+        let (nodes, usage, request) = (slot.draft.nodes(), slot.draft.usage(), slot.request());
+        if request.home != Home::Anywhere || slot.knows_host_network() {
+            return self.choice(slot, || scheduler::choose(nodes, usage, &request));
+        }
+        let ranking = match self.ranking.take() {
+            Some((version, mut ranking)) if version == slot.target => {
+                self.touched.iter().for_each(|node| ranking.refresh(nodes, usage, &request, *node));
+                ranking
+            }
+            _ => Ranking::new(nodes, usage, &request),
+        };
+        self.touched.clear();
+        let choice = self.choice(slot, || ranking.best(nodes, &request));
+        self.ranking = Some((slot.target, ranking));
+        choice
+    }
+
     /// The node `choose` answers. That none fits is remembered: the next slot asks for the same,
     /// but on the host network, where it matters which nodes the other slots are on.
     pub(super) fn choice(
@@ -67,10 +103,8 @@ impl Pass {
         slot: &Slot<'_>,
         choose: impl FnOnce() -> Result<NodeId, NoFit>,
     ) -> Result<NodeId, NoFit> {
-        if let Some((version, no_fit)) = &self.no_fit
-            && *version == slot.target
-        {
-            return Err(no_fit.clone());
+        if let Some(no_fit) = self.known_no_fit(slot) {
+            return Err(no_fit);
         }
         let choice = choose();
         if let Err(no_fit) = &choice
@@ -81,16 +115,25 @@ impl Pass {
         choice
     }
 
+    fn known_no_fit(&self, slot: &Slot<'_>) -> Option<NoFit> {
+        self.no_fit.as_ref().filter(|(version, _)| *version == slot.target).map(|(_, no_fit)| no_fit.clone())
+    }
+
     /// What the service waits for, by `missing`, which is asked once.
     pub(super) fn dependencies(&mut self, missing: impl FnOnce() -> Option<String>) -> Option<String> {
         self.dependencies.get_or_insert_with(missing).clone()
     }
 
-    /// Forgets what a step may have changed.
-    fn stepped(&mut self) {
-        self.gate = None;
+    /// Forgets what steps may have changed, after which `touched` hold something else. `filled` is the
+    /// slot that was empty and has a replica of the current version now, if that is all they did.
+    fn stepped(&mut self, touched: Vec<NodeId>, filled: Option<u32>) {
+        self.touched.extend(touched);
         self.no_fit = None;
-        self.dependencies = None;
+        match (filled, &mut self.gate) {
+            (Some(slot), Some(gate)) => gate.begin(slot),
+            (Some(_), None) => {}
+            (None, _) => (self.gate, self.dependencies) = (None, None),
+        }
     }
 }
 
@@ -146,11 +189,12 @@ fn settle(draft: &mut Draft<'_>, name: &ServiceName, number: u32, pass: &mut Pas
             Decision::Settled => return None,
             Decision::Wait(reason) => return Some(reason),
             Decision::Act(steps) => {
+                let fills = slot.rows.is_empty() && matches!(steps[..], [PlanStep::Place { .. }]);
                 if let Err(refused) = draft.take(steps) {
                     debug_assert!(false, "slot {number} of {name}: {refused}");
                     return Some(refused);
                 }
-                pass.stepped();
+                pass.stepped(draft.take_touched(), fills.then_some(number));
             }
         }
     }

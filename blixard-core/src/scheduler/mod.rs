@@ -1,8 +1,9 @@
 //! Which node a replica goes to, or why none takes it.
 //!
 //! [`choose`] filters the nodes, ranks those that fit and, when none does, explains in one
-//! sentence. It never changes anything and never waits: the orchestrator calls it with the usage
-//! its draft has reached, and records either the node or the sentence.
+//! sentence; a [`Ranking`] does so for many equal replicas, one after another. Neither changes
+//! anything or waits: the orchestrator asks with the usage its draft has reached, and records either
+//! the node or the sentence.
 
 mod explain;
 mod filter;
@@ -17,6 +18,9 @@ use imbl::OrdMap;
 
 pub(crate) use self::explain::Named;
 pub use self::filter::label;
+#[cfg(test)]
+pub(crate) use self::rank::LOOKED_AT;
+pub use self::rank::Ranking;
 pub use self::usage::{Claim, NodeUsage, Used};
 use crate::cluster::Node;
 use crate::cluster::volume::Home;
@@ -59,15 +63,7 @@ pub fn choose(
         Home::At(home) => return at_home(nodes, usage, request, *home),
         Home::Anywhere => {}
     }
-    let mut fitting = Vec::new();
-    let mut misfits = Vec::new();
-    for (&id, node) in nodes {
-        match filter::misfit(request, node, usage.node(id), id) {
-            None => fitting.push((id, node)),
-            Some(misfit) => misfits.push((id, node, misfit)),
-        }
-    }
-    rank::best(&fitting, nodes, usage, request).ok_or_else(|| NoFit(explain::none_fits(&misfits)))
+    Ranking::new(nodes, usage, request).best(nodes, request)
 }
 
 /// The node that what is mounted is on, if it takes `request`.

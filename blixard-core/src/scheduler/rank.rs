@@ -1,44 +1,125 @@
 //! Which of the nodes that fit is best.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use imbl::OrdMap;
 
-use super::{NodeUsage, Request, Used, label};
+use super::explain::none_fits;
+use super::filter::{Misfit, misfit};
+use super::{NoFit, NodeUsage, Request, Used, label};
 use crate::cluster::Node;
 use crate::id::NodeId;
 
-/// The best of `fitting`: none on which the same failed lately, or the one where that is longest ago, then
-/// fewest replicas of the service in its spread domain, then on the node
-/// itself, then most free relative resources, then fewest replicas of any service, then the
-/// lowest id. Nodes without the spread label are one domain together.
-pub(super) fn best(
-    fitting: &[(NodeId, &Node)],
-    nodes: &OrdMap<NodeId, Node>,
-    usage: &NodeUsage,
-    request: &Request<'_>,
-) -> Option<NodeId> {
-    let here = |id: NodeId| usage.node(id).map_or(0, |used| used.of_service(request.service));
-    let spread = request.spec.placement.spread.as_deref();
-    let domains = spread.map(|key| {
-        let mut counts = BTreeMap::new();
+/// The nodes, ranked for a group of equal replicas: those of one version of a service that may be on any
+/// node. Nodes are looked at once for all of them; a replica that is placed changes what one node holds,
+/// and that one alone is looked at again.
+///
+/// The best has the fewest replicas of the service in its spread domain, then on the node itself, then
+/// most free relative resources, then fewest replicas of any service, then the lowest id. Nodes without
+/// the spread label are one domain together.
+#[derive(Debug, Clone)]
+pub struct Ranking {
+    /// In the order of their ids.
+    rows: Vec<Row>,
+    /// How many replicas of the service each spread domain has. Without a spread label nodes are one domain.
+    domains: Vec<u32>,
+}
+
+/// One node.
+#[derive(Debug, Clone)]
+struct Row {
+    id: NodeId,
+    domain: usize,
+    /// Replicas of the service.
+    here: u32,
+    free_permille: u64,
+    /// Replicas of any service.
+    replicas: u32,
+    misfit: Option<Misfit>,
+}
+
+impl Ranking {
+    /// The nodes as they are, for replicas that `request` is one of.
+    pub fn new(nodes: &OrdMap<NodeId, Node>, usage: &NodeUsage, request: &Request<'_>) -> Self {
+        let spread = request.spec.placement.spread.as_deref();
+        let mut known: BTreeMap<Option<Cow<'_, str>>, usize> = BTreeMap::new();
+        let counts: BTreeMap<NodeId, u32> = usage.of_service(request.service).collect();
+        let mut domains = Vec::new();
+        let mut rows = Vec::with_capacity(nodes.len());
+        let mut holders = usage.nodes().peekable();
         for (&id, node) in nodes {
-            *counts.entry(label(id, node, key)).or_insert(0_u32) += here(id);
+            while holders.next_if(|(other, _)| *other < id).is_some() {}
+            let used = holders.next_if(|(other, _)| *other == id).map(|(_, used)| used);
+            let next = domains.len();
+            let domain = *known.entry(spread.and_then(|key| label(id, node, key))).or_insert(next);
+            if domain == next {
+                domains.push(0);
+            }
+            let row = Row::new(id, node, used, request, domain, counts.get(&id).copied().unwrap_or(0));
+            domains[domain] += row.here;
+            rows.push(row);
         }
-        (key, counts)
-    });
-    let in_domain = |id: NodeId, node: &Node| match &domains {
-        None => 0,
-        Some((key, counts)) => counts.get(&label(id, node, key)).copied().unwrap_or(0),
-    };
-    let order = |&(id, node): &(NodeId, &Node)| {
-        let used = usage.node(id);
-        let replicas = used.map_or(0, |used| used.replicas);
-        let failed = request.failed_on.get(&id);
-        (failed, in_domain(id, node), here(id), Reverse(free_permille(node, used)), replicas, id)
-    };
-    fitting.iter().map(order).min().map(|(.., id)| id)
+        Self { rows, domains }
+    }
+
+    /// Takes in what `node` holds now. `nodes` and `request` are those that the ranking began with.
+    pub fn refresh(
+        &mut self,
+        nodes: &OrdMap<NodeId, Node>,
+        usage: &NodeUsage,
+        request: &Request<'_>,
+        node: NodeId,
+    ) {
+        let Ok(at) = self.rows.binary_search_by_key(&node, |row| row.id) else { return };
+        let Some(known) = nodes.get(&node) else { return };
+        let (domain, before) = (self.rows[at].domain, self.rows[at].here);
+        let here = usage.of_service_on(request.service, node);
+        self.rows[at] = Row::new(node, known, usage.node(node), request, domain, here);
+        self.domains[domain] = self.domains[domain] - before + here;
+    }
+
+    /// The best node for `request`, which is one of those replicas: none on which it failed lately, or the one
+    /// where that is longest ago, come before all else. `nodes` are those that the ranking began with.
+    ///
+    /// # Errors
+    /// [`NoFit`] when none fits, naming for each the first thing that is in the way.
+    pub fn best(&self, nodes: &OrdMap<NodeId, Node>, request: &Request<'_>) -> Result<NodeId, NoFit> {
+        let several = self.domains.len() > 1;
+        let order = |row: &&Row| {
+            let in_domain = if several { self.domains[row.domain] } else { 0 };
+            let failed = request.failed_on.get(&row.id);
+            (failed, in_domain, row.here, Reverse(row.free_permille), row.replicas, row.id)
+        };
+        let fitting = self.rows.iter().filter(|row| row.misfit.is_none());
+        fitting.min_by_key(order).map(|row| row.id).ok_or_else(|| {
+            let misfit = |row: &Row| Some((row.id, nodes.get(&row.id)?, row.misfit.clone()?));
+            NoFit(none_fits(&self.rows.iter().filter_map(misfit).collect::<Vec<_>>()))
+        })
+    }
+}
+
+impl Row {
+    fn new(
+        id: NodeId,
+        node: &Node,
+        used: Option<&Used>,
+        request: &Request<'_>,
+        domain: usize,
+        here: u32,
+    ) -> Self {
+        #[cfg(test)]
+        LOOKED_AT.set(LOOKED_AT.get() + 1);
+        Self {
+            id,
+            domain,
+            here,
+            free_permille: free_permille(node, used),
+            replicas: used.map_or(0, |used| used.replicas),
+            misfit: misfit(request, node, used, id),
+        }
+    }
 }
 
 /// The scarcer of a node's CPU and memory, in thousandths still free.
@@ -49,4 +130,10 @@ fn free_permille(node: &Node, used: Option<&Used>) -> u64 {
     };
     let (cpu, memory) = used.map_or((0, 0), |used| (used.cpu_millis, used.memory_bytes));
     share(node.facts.cpu_millis, cpu).min(share(node.facts.memory_bytes, memory))
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread looked at a node.
+    pub(crate) static LOOKED_AT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }

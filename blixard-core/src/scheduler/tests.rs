@@ -1,5 +1,6 @@
-use super::{NodeUsage, Request, Used, choose, fits};
-use crate::cluster::{Availability, Desired, NodeStatus, Phase, ReplicaStatus};
+use super::{NodeUsage, Ranking, Request, Used, choose, fits};
+use crate::cluster::volume::Home;
+use crate::cluster::{Availability, Command, Desired, NodeStatus, Phase, Plan, PlanStep, ReplicaStatus};
 use crate::id::NodeId;
 use crate::limits::NODE_ADDRESSES;
 use crate::orchestrator::tests::world::{World, memory, name, replicas, spec, volume};
@@ -77,6 +78,48 @@ fn replicas_are_spread_over_the_values_of_a_label() {
     }));
     world.converge();
     assert_eq!(world.places("web"), "0@1 v1, 1@3 v1, 2@4 v1, 3@2 v1, 4@3 v1, 5@4 v1");
+}
+
+/// Places of one ranking, each of which is that of a ranking made anew.
+#[test]
+fn a_ranking_that_is_kept_is_that_of_the_nodes_as_they_are() {
+    for spread in [None, Some("rack".to_owned())] {
+        let mut world = World::new(5);
+        for (node, rack) in [(1, "x"), (2, "x"), (3, "y"), (4, "y")] {
+            world.node(node).facts.labels.insert("rack".to_owned(), rack.to_owned());
+        }
+        world.node(4).status = NodeStatus::Unknown;
+        world.submit(spec("db", |spec| spec.reservations = memory(300))).converge();
+        let asked = spec("web", |spec| {
+            (spec.replicas, spec.reservations, spec.placement.spread) = (replicas(20), memory(200), spread);
+        });
+        world.submit(asked.clone());
+        let request = Request {
+            service: &asked.name,
+            spec: &asked,
+            home: Home::Anywhere,
+            network_held: Default::default(),
+            failed_on: Default::default(),
+        };
+        let mut usage = NodeUsage::of(&world.state);
+        let mut kept = Ranking::new(&world.state.nodes, &usage, &request);
+        let mut placed = 0;
+        while let Ok(node) = kept.best(&world.state.nodes, &request) {
+            assert_eq!(choose(&world.state.nodes, &usage, &request), Ok(node));
+            world.apply(Command::Plan(Plan { steps: vec![place_step(placed, node)] }));
+            placed += 1;
+            let (id, row) = world.state.replicas.iter().next_back().expect("it was placed");
+            assert_eq!(usage.set(*id, row, Some(&asked)), Some(node));
+            kept.refresh(&world.state.nodes, &usage, &request, node);
+        }
+        assert_eq!(placed, 5 + 5 + 5 + 3, "1 GiB on each of four nodes, less what db holds");
+        assert_eq!(kept.best(&world.state.nodes, &request), choose(&world.state.nodes, &usage, &request));
+        assert_eq!(usage, NodeUsage::of(&world.state));
+    }
+}
+
+fn place_step(slot: u32, node: NodeId) -> PlanStep {
+    PlanStep::Place { service: name("web"), slot, version: 1, node, after: None }
 }
 
 #[test]
@@ -227,14 +270,15 @@ fn usage_kept_step_by_step_is_that_of_the_state() {
     for id in &ids {
         usage.supersede(*id);
     }
-    assert_eq!(
-        usage.node(NodeId(1)).map(|used| (used.of_service(&name("web")), used.replicas)),
-        Some((0, 2))
-    );
+    assert_eq!(usage.node(NodeId(1)).map(|used| used.replicas), Some(2));
+    assert_eq!(usage.of_service(&name("web")).count(), 0);
     for id in &ids {
         usage.set(*id, &world.state.replicas[id], Some(world.state.services[&name("web")].spec()));
     }
     assert_eq!(usage, NodeUsage::of(&world.state));
+    let of_web: Vec<_> = usage.of_service(&name("web")).collect();
+    assert_eq!(of_web, [(NodeId(1), 2), (NodeId(2), 1)]);
+    assert_eq!(usage.of_service_on(&name("web"), NodeId(1)), 2);
     for id in ids {
         usage.remove(id);
     }

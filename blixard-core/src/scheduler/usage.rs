@@ -68,16 +68,9 @@ pub struct Used {
     pub addresses: u32,
     /// Replicas that should run or run on for a while.
     pub replicas: u32,
-    /// Counting replicas of each service.
-    services: OrdMap<ServiceName, u32>,
 }
 
 impl Used {
-    /// Counting replicas of `service`.
-    pub fn of_service(&self, service: &ServiceName) -> u32 {
-        self.services.get(service).copied().unwrap_or(0)
-    }
-
     /// Addresses of its container network that are free.
     pub fn free_addresses(&self) -> u32 {
         NODE_ADDRESSES.saturating_sub(self.addresses)
@@ -88,9 +81,6 @@ impl Used {
         self.memory_bytes = self.memory_bytes.saturating_add(claim.memory_bytes);
         self.addresses += u32::from(claim.address);
         self.replicas += u32::from(claim.live);
-        if claim.counts {
-            *self.services.entry(claim.service.clone()).or_default() += 1;
-        }
     }
 
     fn remove(&mut self, claim: &Claim) {
@@ -98,31 +88,19 @@ impl Used {
         self.memory_bytes = self.memory_bytes.saturating_sub(claim.memory_bytes);
         self.addresses -= u32::from(claim.address);
         self.replicas -= u32::from(claim.live);
-        if claim.counts {
-            decrease(&mut self.services, &claim.service);
-        }
-    }
-}
-
-fn decrease(counts: &mut OrdMap<ServiceName, u32>, key: &ServiceName) {
-    match counts.get(key).copied() {
-        Some(count) if count > 1 => {
-            counts.insert(key.clone(), count - 1);
-        }
-        _ => {
-            counts.remove(key);
-        }
     }
 }
 
 /// What every node holds.
 ///
 /// # Invariants
-/// Each node's [`Used`] is the sum of the claims on it; a node without claims has no row.
+/// Each node's [`Used`] is the sum of the claims on it; a node without claims has no row. So it is with
+/// the counting replicas of each service on each node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeUsage {
     claims: OrdMap<ReplicaId, Claim>,
     nodes: OrdMap<NodeId, Used>,
+    services: OrdMap<(ServiceName, NodeId), u32>,
 }
 
 impl NodeUsage {
@@ -140,33 +118,72 @@ impl NodeUsage {
         self.nodes.get(&node)
     }
 
-    /// Counts a replica as it is now, in place of how it was counted before.
-    pub fn set(&mut self, id: ReplicaId, replica: &Replica, spec: Option<&ServiceSpec>) {
+    /// What each node holds that holds anything, in the order of their ids.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Used)> {
+        self.nodes.iter().map(|(id, used)| (*id, used))
+    }
+
+    /// The nodes that have counting replicas of a service, in the order of their ids, and how many.
+    pub fn of_service(&self, service: &ServiceName) -> impl Iterator<Item = (NodeId, u32)> {
+        let bounds = (service.clone(), NodeId(0))..=(service.clone(), NodeId(u64::MAX));
+        self.services.range(bounds).map(|((_, node), count)| (*node, *count))
+    }
+
+    /// How many counting replicas of a service a node has.
+    pub fn of_service_on(&self, service: &ServiceName, node: NodeId) -> u32 {
+        self.services.get(&(service.clone(), node)).copied().unwrap_or(0)
+    }
+
+    /// Counts a replica as it is now, in place of how it was counted before. Answers its node, when
+    /// that changes what it holds.
+    pub fn set(&mut self, id: ReplicaId, replica: &Replica, spec: Option<&ServiceSpec>) -> Option<NodeId> {
         let claim = Claim::of(replica, spec);
         if self.claims.get(&id) == Some(&claim) {
-            return;
+            return None;
         }
         self.remove(id);
-        self.nodes.entry(claim.node).or_default().add(&claim);
-        self.claims.insert(id, claim);
+        Some(self.add(id, claim))
     }
 
     /// Counts a replica as superseded: it holds what it held, and spreading disregards it.
     pub fn supersede(&mut self, id: ReplicaId) {
-        let Some(claim) = self.claims.get(&id).filter(|claim| claim.counts).cloned() else { return };
-        self.remove(id);
-        let claim = Claim { counts: false, ..claim };
-        self.nodes.entry(claim.node).or_default().add(&claim);
-        self.claims.insert(id, claim);
+        if self.claims.get(&id).is_some_and(|claim| claim.counts)
+            && let Some(claim) = self.take(id)
+        {
+            self.add(id, Claim { counts: false, ..claim });
+        }
     }
 
-    /// Counts a replica no more.
-    pub fn remove(&mut self, id: ReplicaId) {
-        let Some(claim) = self.claims.remove(&id) else { return };
-        let Some(used) = self.nodes.get_mut(&claim.node) else { return };
-        used.remove(&claim);
-        if *used == Used::default() {
-            self.nodes.remove(&claim.node);
+    /// Counts a replica no more. Answers its node, when it was counted.
+    pub fn remove(&mut self, id: ReplicaId) -> Option<NodeId> {
+        self.take(id).map(|claim| claim.node)
+    }
+
+    fn add(&mut self, id: ReplicaId, claim: Claim) -> NodeId {
+        let node = claim.node;
+        self.nodes.entry(node).or_default().add(&claim);
+        if claim.counts {
+            *self.services.entry((claim.service.clone(), node)).or_default() += 1;
         }
+        self.claims.insert(id, claim);
+        node
+    }
+
+    fn take(&mut self, id: ReplicaId) -> Option<Claim> {
+        let claim = self.claims.remove(&id)?;
+        if let Some(used) = self.nodes.get_mut(&claim.node) {
+            used.remove(&claim);
+            if *used == Used::default() {
+                self.nodes.remove(&claim.node);
+            }
+        }
+        if claim.counts {
+            let key = (claim.service.clone(), claim.node);
+            match self.services.get_mut(&key) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(self.services.remove(&key)),
+            }
+        }
+        Some(claim)
     }
 }

@@ -8,6 +8,7 @@ use crate::agent::assignments;
 use crate::cluster::{ClusterState, NodeStatus};
 use crate::id::NodeId;
 use crate::orchestrator::Planner;
+use crate::scheduler::LOOKED_AT;
 
 /// A planner that has nothing left to do.
 fn rested(world: &mut World) -> Planner {
@@ -60,4 +61,15 @@ fn a_node_that_changes_has_the_services_on_it_looked_at() {
     world.node(2).status = NodeStatus::Unknown;
     assert_eq!(looked_at(&mut planner, &world), ["b"]);
     assert_eq!(looked_at(&mut planner, &world), [""; 0]);
+}
+
+#[test]
+fn nodes_are_ranked_once_for_all_slots_that_are_filled() {
+    for spread in [None, Some("node.name".to_owned())] {
+        let mut world = World::new(50);
+        world.submit(spec("web", |spec| (spec.replicas, spec.placement.spread) = (replicas(500), spread)));
+        LOOKED_AT.set(0);
+        assert_eq!(world.plan().0.steps.len(), 500);
+        assert_eq!(LOOKED_AT.get(), 50 + 499, "all nodes, then each that was given a replica");
+    }
 }
