@@ -375,7 +375,7 @@ pub struct PlacementSpec {
 
 /// One condition on a node. The labels `node.id`, `node.name`, `node.arch` and `node.os` are
 /// built in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct Constraint {
     /// The label's key.
     pub label: String,
@@ -396,7 +396,7 @@ impl std::fmt::Display for Constraint {
 }
 
 /// How a constraint compares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConstraintOperator {
     /// `==`

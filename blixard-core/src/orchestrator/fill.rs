@@ -1,7 +1,8 @@
 //! Puts a replica into a slot that has none, or says what it waits for.
 
 use super::service::Pass;
-use super::slot::{Decision, Slot};
+use super::slot::{Decision, Slot, Wait};
+use super::waiting::Blocker;
 use super::{backoff, dependencies, stranded};
 use crate::cluster::Phase;
 use crate::time::UtcMs;
@@ -18,16 +19,21 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass) -> Decision {
         && until > slot.draft.now()
     {
         pass.wake(until);
-        return Decision::Wait(last_failure(slot, until));
+        return Decision::Wait(Wait {
+            reason: last_failure(slot, until),
+            blockers: stranded::blockers(slot, None),
+        });
     }
     if slot.rows.is_empty()
-        && let Some(reason) = pass.dependencies(|| dependencies::missing(slot.draft, slot.service))
+        && let Some((on, reason)) =
+            pass.dependencies(|| dependencies::missing(slot.draft.state(), slot.service))
     {
-        return Decision::Wait(reason);
+        let blockers = vec![Blocker::Dependency(on, reason.clone())];
+        return Decision::Wait(Wait { reason, blockers });
     }
     let node = match pass.node_for(slot) {
         Ok(node) => node,
-        Err(no_fit) => return Decision::Wait(no_fit.to_string()),
+        Err(no_fit) => return Decision::Wait(Wait::for_node(no_fit.to_string(), &no_fit)),
     };
     let (mut steps, last) = slot.make_way(node, None);
     steps.push(slot.place(node, last));

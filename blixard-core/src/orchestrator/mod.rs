@@ -11,11 +11,15 @@
 //! be done. Services
 //! are taken in the order of their names, slots in the order of their numbers.
 //!
+//! What it costs: `planner` (only what changed is planned), `waiting` (who waits, by what for), `agenda`
+//! (whose turn it is), `wakes` (who is due by time).
+//!
 //! Where the rules are: `rules` (what happens to a slot's replicas), `fill` (empty slots), `moves`
 //! (updates and drains), `stranded` (where the two meet), `gate` (how far they may go),
 //! `dependencies`, `backoff`; `replacing` (single replicas on demand, rebalancing), [`health`] (which
 //! nodes are up) and [`membership`] (which nodes vote) are apart.
 
+mod agenda;
 mod backoff;
 mod dependencies;
 mod draft;
@@ -35,15 +39,19 @@ mod stranded;
 #[cfg(test)]
 pub(crate) mod tests;
 mod volumes;
+mod waiting;
+mod wakes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use self::agenda::Agenda;
 use self::draft::Draft;
 pub use self::observations::Observations;
 pub use self::planner::Planner;
 pub use self::replacing::{Move, rebalance, starts_first};
 pub use self::report::{Report, ServiceReport};
 use self::service::{Findings, plan_service};
+use self::waiting::Waiting;
 use crate::cluster::{ClusterState, Plan, PlanStep};
 use crate::id::ServiceName;
 use crate::scheduler::NodeUsage;
@@ -56,47 +64,58 @@ const PASSES_MAX: usize = 8;
 
 /// What to change so that every service is as it should be at log time `now`.
 pub fn plan(state: &ClusterState, observations: &Observations, now: UtcMs) -> (Plan, Report) {
-    let services = state.services.keys().cloned();
-    plan_for(state, &NodeUsage::of(state), services, observations, now)
+    let (mut waiting, services) = (Waiting::default(), state.services.keys().cloned().collect());
+    let agenda = Agenda::new(&mut waiting, services, BTreeSet::new());
+    let made = plan_for(Draft::new(state, &NodeUsage::of(state), observations, now), agenda);
+    (made.plan, made.report)
 }
 
-/// What to change so that `services` are as they should be at log time `now`; the others are left
-/// alone and absent from the report. `usage` is that of `state`.
-pub fn plan_for(
-    state: &ClusterState,
-    usage: &NodeUsage,
-    services: impl IntoIterator<Item = ServiceName>,
-    observations: &Observations,
-    now: UtcMs,
-) -> (Plan, Report) {
-    let mut draft = Draft::new(state, usage, observations, now);
+/// What planning some services made.
+struct Made {
+    plan: Plan,
+    report: Report,
+    /// The services that were planned, also those that are no more.
+    planned: BTreeSet<ServiceName>,
+    /// The services that are due at once.
+    rest: BTreeSet<ServiceName>,
+    /// What the nodes hold once the plan is applied.
+    usage: NodeUsage,
+}
+
+/// What to change so that the services of `agenda` are as they should be; the others are left alone and
+/// absent from the report.
+fn plan_for(mut draft: Draft<'_>, mut agenda: Agenda<'_>) -> Made {
     let mut found: BTreeMap<ServiceName, Findings> = BTreeMap::new();
-    let mut queue: Vec<ServiceName> = services.into_iter().collect();
+    let mut planned = BTreeSet::new();
     for volume in volumes::plan(&mut draft) {
-        queue.extend(state.services_mounting(&volume).cloned());
+        draft.state().services_mounting(&volume).for_each(|service| agenda.add(service.clone()));
     }
-    queue.sort();
-    queue.dedup();
     for _ in 0..PASSES_MAX {
-        let before = draft.steps().len();
-        for name in queue {
-            if let Some(findings) = plan_service(&mut draft, &name) {
-                found.insert(name, findings);
-            }
+        let steps = draft.steps().len();
+        let waits = found.iter().filter(|(_, findings)| !findings.waits.is_empty());
+        agenda.begin_pass(&draft, waits.map(|(name, _)| name.clone()));
+        while let Some(name) = agenda.turn(&draft) {
+            let before = draft.usage().clone();
+            let findings = plan_service(&mut draft, &name);
+            let blockers = findings.as_ref().map(|findings| &findings.blockers);
+            agenda.planned(&draft, &before, &name, blockers.unwrap_or(&BTreeSet::new()));
+            match findings {
+                Some(findings) => found.insert(name.clone(), findings),
+                None => found.remove(&name),
+            };
+            planned.insert(name);
         }
-        if draft.steps().len() == before {
+        if draft.steps().len() == steps {
             break;
         }
-        let waits = found.iter().filter(|(_, findings)| !findings.waits.is_empty());
-        queue = waits.map(|(name, _)| name.clone()).collect();
     }
     // Where replicas were placed first, volumes are now.
     volumes::plan(&mut draft);
     for (name, findings) in &found {
         record_waits(&mut draft, name, findings);
     }
-    let report = Report::new(&draft, &found);
-    (Plan { steps: draft.into_steps() }, report)
+    let (report, usage) = (Report::new(&draft, &found), draft.usage().clone());
+    Made { plan: Plan { steps: draft.into_steps() }, report, planned, rest: agenda.rest(), usage }
 }
 
 /// Records why slots wait, where that changed.

@@ -13,12 +13,13 @@
 use std::fmt::Display;
 
 use super::service::Pass;
-use super::slot::{Decision, Slot, exclusive, set_desired};
+use super::slot::{Decision, Slot, Wait, exclusive, set_desired};
+use super::waiting::Blocker;
 use super::{backoff, stranded};
 use crate::cluster::replica::Desired;
 use crate::cluster::{Availability, NodeStatus, Replica};
 use crate::id::{NodeId, ReplicaId};
-use crate::scheduler::{self, NoFit};
+use crate::scheduler::{self, Claim, NoFit};
 use crate::time::UtcMs;
 
 /// What to do about a counting replica: nothing, or replace it because its node is being emptied
@@ -47,15 +48,16 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &
                 pass.wake(until);
                 let version = slot.service.current().version;
                 let why = format!("version {version} failed here, and is tried again at {until}");
-                return Decision::Wait(stays(slot.draft.named(replica.node), node.availability, why));
+                let reason = stays(slot.draft.named(replica.node), node.availability, why);
+                return Decision::Wait(Wait::itself(reason));
             }
         };
-        let drained = drain(&slot, pass, id, replica, node.availability);
-        if proven && matches!(drained, Decision::Wait(_)) {
+        let mut drained = drain(&slot, pass, id, replica, node.availability);
+        if proven && let Decision::Wait(wait) = &mut drained {
             // The new version fits nowhere else; the old one may.
-            let moved = drain(&slot.aiming_at(replica.version), pass, id, replica, node.availability);
-            if matches!(moved, Decision::Act(_)) {
-                return moved;
+            match drain(&slot.aiming_at(replica.version), pass, id, replica, node.availability) {
+                Decision::Wait(older) => wait.blockers.extend(older.blockers),
+                moved => return moved,
             }
         }
         return drained;
@@ -90,7 +92,10 @@ fn drain(
 ) -> Decision {
     match elsewhere(slot, pass, id) {
         Ok(node) => start_first(slot, id, node),
-        Err(no_fit) => Decision::Wait(stays(slot.draft.named(replica.node), availability, no_fit)),
+        Err(no_fit) => {
+            let reason = stays(slot.draft.named(replica.node), availability, &no_fit);
+            Decision::Wait(Wait::for_node(reason, &no_fit))
+        }
     }
 }
 
@@ -120,7 +125,12 @@ fn update(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, replica: &Replica) ->
         Ok(node) => stop_first(slot, id, node, false),
         Err(reason) => {
             let version = slot.service.current().version;
-            Decision::Wait(format!("version {version} waits: {}", no_fit.unwrap_or(reason)))
+            let told = format!("version {version} waits: {}", no_fit.as_ref().unwrap_or(&reason));
+            let mut wait = Wait::for_node(told, &reason);
+            // Where the old one is, less is missing than elsewhere.
+            let claim = Claim::of(replica, slot.draft.spec_of(replica));
+            wait.blockers.extend(reason.ask().map(|ask| Blocker::Node(ask.in_place_of(&claim))));
+            Decision::Wait(wait)
         }
     }
 }

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::draft::Draft;
 use super::gate::Gate;
-use super::slot::{Decision, Slot, decide};
+use super::slot::{Decision, Slot, Wait, decide};
+use super::waiting::Blocker;
 use crate::cluster::PlanStep;
 use crate::cluster::volume::Home;
 use crate::id::{NodeId, ServiceName};
+use crate::limits::RESTART_BACKOFF_MIN;
 use crate::readiness::{Readiness, readiness};
 use crate::scheduler::{self, NoFit, Ranking};
 use crate::time::UtcMs;
@@ -24,6 +26,8 @@ const PASSES_MAX: usize = 8;
 pub(super) struct Findings {
     /// Why slots do not have what they should.
     pub(super) waits: BTreeMap<u32, String>,
+    /// What they wait for, besides time.
+    pub(super) blockers: BTreeSet<Blocker>,
     /// When something is due that no change of the state announces.
     pub(super) wake_at: Option<UtcMs>,
 }
@@ -39,7 +43,7 @@ pub(super) struct Pass {
     touched: Vec<NodeId>,
     /// That no node fits a version, and why.
     no_fit: Option<(u64, NoFit)>,
-    dependencies: Option<Option<String>>,
+    dependencies: Option<Option<(ServiceName, String)>>,
 }
 
 impl Pass {
@@ -119,8 +123,11 @@ impl Pass {
         self.no_fit.as_ref().filter(|(version, _)| *version == slot.target).map(|(_, no_fit)| no_fit.clone())
     }
 
-    /// What the service waits for, by `missing`, which is asked once.
-    pub(super) fn dependencies(&mut self, missing: impl FnOnce() -> Option<String>) -> Option<String> {
+    /// Which service is waited for and why, by `missing`, which is asked once.
+    pub(super) fn dependencies(
+        &mut self,
+        missing: impl FnOnce() -> Option<(ServiceName, String)>,
+    ) -> Option<(ServiceName, String)> {
         self.dependencies.get_or_insert_with(missing).clone()
     }
 
@@ -163,7 +170,7 @@ fn one_pass(draft: &mut Draft<'_>, name: &ServiceName) -> Option<Findings> {
     let slots = draft.state().replicas_of(name).map(|(_, replica)| replica.slot);
     let surplus: BTreeSet<u32> = slots.filter(|&slot| slot >= wanted).collect();
     let mut pass = Pass::new(name);
-    let mut waits = BTreeMap::new();
+    let (mut waits, mut blockers) = (BTreeMap::new(), BTreeSet::new());
     let held = |slot: &u32| {
         let counting = draft.state().counting_in(name, *slot);
         counting.is_some_and(|(_, replica)| {
@@ -172,27 +179,29 @@ fn one_pass(draft: &mut Draft<'_>, name: &ServiceName) -> Option<Findings> {
     };
     let (held, bare): (Vec<u32>, Vec<u32>) = (0..wanted).partition(held);
     for number in surplus.into_iter().chain(bare).chain(held) {
-        if let Some(reason) = settle(draft, name, number, &mut pass) {
-            waits.insert(number, reason);
+        if let Some(wait) = settle(draft, name, number, &mut pass) {
+            waits.insert(number, wait.reason);
+            blockers.extend(wait.blockers);
         }
     }
-    Some(Findings { waits, wake_at: pass.wake_at })
+    Some(Findings { waits, blockers, wake_at: pass.wake_at })
 }
 
 /// Takes the steps of one slot, and answers why it waits.
-fn settle(draft: &mut Draft<'_>, name: &ServiceName, number: u32, pass: &mut Pass) -> Option<String> {
+fn settle(draft: &mut Draft<'_>, name: &ServiceName, number: u32, pass: &mut Pass) -> Option<Wait> {
     for _ in 0..ROUNDS_MAX {
         let service = draft.service(name)?;
         let rows = draft.state().replicas_in(name, number).collect();
         let slot = Slot { draft, name, service, number, target: service.current().version, rows };
         match decide(&slot, pass) {
             Decision::Settled => return None,
-            Decision::Wait(reason) => return Some(reason),
+            Decision::Wait(wait) => return Some(wait),
             Decision::Act(steps) => {
                 let fills = slot.rows.is_empty() && matches!(steps[..], [PlanStep::Place { .. }]);
                 if let Err(refused) = draft.take(steps) {
                     debug_assert!(false, "slot {number} of {name}: {refused}");
-                    return Some(refused);
+                    pass.wake(draft.now().after(RESTART_BACKOFF_MIN));
+                    return Some(Wait::itself(refused));
                 }
                 pass.stepped(draft.take_touched(), fills.then_some(number));
             }

@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use super::draft::Draft;
 use super::rules::RULES;
 use super::service::Pass;
+use super::waiting::Blocker;
 use super::{fill, moves};
 use crate::cluster::replica::Desired;
 use crate::cluster::{NodeStatus, Phase, PlanStep, Replica, Service};
 use crate::id::{NodeId, ReplicaId, ServiceName};
 use crate::readiness::{Readiness, readiness};
-use crate::scheduler::Request;
+use crate::scheduler::{NoFit, Request};
 use crate::spec::{NetworkMode, ServiceSpec};
 use crate::time::UtcMs;
 
@@ -25,8 +26,29 @@ pub(super) enum Decision {
     Settled,
     /// These steps, then look again.
     Act(Vec<PlanStep>),
-    /// It does not have what it should, for this reason.
-    Wait(String),
+    /// It does not have what it should.
+    Wait(Wait),
+}
+
+/// Why a slot does not have what it should.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Wait {
+    /// For people.
+    pub(super) reason: String,
+    /// What ends it, besides time.
+    pub(super) blockers: Vec<Blocker>,
+}
+
+impl Wait {
+    /// A wait that time ends, or a change of its own service.
+    pub(super) fn itself(reason: String) -> Self {
+        Self { reason, blockers: Vec::new() }
+    }
+
+    /// A wait for a node.
+    pub(super) fn for_node(reason: String, no_fit: &NoFit) -> Self {
+        Self { reason, blockers: no_fit.ask().cloned().map(Blocker::Node).into_iter().collect() }
+    }
 }
 
 /// One slot of a service, as the draft has it.

@@ -17,12 +17,13 @@ use std::time::Duration;
 use super::backoff;
 use super::moves::stays;
 use super::service::Pass;
-use super::slot::{Decision, Slot, exclusive, set_desired};
+use super::slot::{Decision, Slot, Wait, exclusive, set_desired};
+use super::waiting::Blocker;
 use crate::cluster::replica::Desired;
 use crate::cluster::{Availability, NodeStatus, Phase, Replica};
 use crate::id::{NodeId, ReplicaId};
 use crate::readiness::{Readiness, is_proven, serves};
-use crate::scheduler::{self, NoFit, NodeUsage};
+use crate::scheduler::{self, Claim, NoFit, NodeUsage};
 use crate::time::UtcMs;
 
 /// How long a successor that has not failed has until it is ready, while its predecessor holds up that
@@ -75,7 +76,8 @@ pub(super) fn decide(slot: &Slot<'_>, pass: &mut Pass, id: ReplicaId, holder: &R
                 () if node.status == NodeStatus::Down => format!("is lost with {named}: {why}"),
                 () => stays(named, node.availability, why),
             };
-            Some(Decision::Wait(format!("version {} {what}; version {current} is not proven", old.version)))
+            let reason = format!("version {} {what}; version {current} is not proven", old.version);
+            Some(Decision::Wait(Wait { reason, blockers: blockers(slot, Some(holder)) }))
         }
     }
 }
@@ -90,6 +92,17 @@ pub(super) fn stand_in(slot: &Slot<'_>, pass: &mut Pass) -> Option<u64> {
     }
     let node = place_for(&slot.aiming_at(old.version), None).ok()?;
     leaves_room(slot, old, node, None).then_some(old.version)
+}
+
+/// What has to be found for the one that is left behind to be moved: room for a stand-in and, beside that,
+/// for the current version, once `holder` is gone.
+pub(super) fn blockers(slot: &Slot<'_>, holder: Option<&Replica>) -> Vec<Blocker> {
+    let Some(old) = left_behind(slot) else { return Vec::new() };
+    let ask = |version| slot.aiming_at(version).request().ask(slot.draft.nodes());
+    let asks = [ask(old.version), ask(slot.service.current().version)];
+    let holder = holder.map(|holder| Claim::of(holder, slot.draft.spec_of(holder)));
+    let in_place = holder.iter().flat_map(|claim| asks.iter().map(|ask| ask.in_place_of(claim)));
+    in_place.collect::<Vec<_>>().into_iter().chain(asks.clone()).map(Blocker::Node).collect()
 }
 
 /// Whether a replica stands in for one that is left behind, also when that one's node fails meanwhile, and

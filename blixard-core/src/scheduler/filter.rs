@@ -2,9 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::usage::needs_address;
-use super::{Request, Used};
-use crate::cluster::index::claims;
+use super::{Ask, Used};
 use crate::cluster::{Availability, Node, NodeStatus};
 use crate::id::{NodeId, ReplicaId};
 use crate::spec::{Constraint, ConstraintOperator, Protocol};
@@ -44,15 +42,22 @@ pub(super) enum Misfit {
     Addresses,
 }
 
-/// What keeps `request` off a node, in the order a person would want to know it: the node's
+/// What keeps a replica that asks for `ask` off a node, where `held` is another one of its service that is
+/// in the way, in the order a person would want to know it: the node's
 /// state, then what never changes by itself, then what may become free.
-pub(super) fn misfit(request: &Request<'_>, node: &Node, used: Option<&Used>, id: NodeId) -> Option<Misfit> {
+pub(super) fn misfit(
+    ask: &Ask,
+    held: Option<ReplicaId>,
+    node: &Node,
+    used: Option<&Used>,
+    id: NodeId,
+) -> Option<Misfit> {
     unready(node)
-        .or_else(|| constraint(request, node, id))
-        .or_else(|| port(request, node))
-        .or_else(|| network(request, id))
-        .or_else(|| resources(request, node, used))
-        .or_else(|| addresses(request, used))
+        .or_else(|| constraint(ask, node, id))
+        .or_else(|| port(ask, node))
+        .or_else(|| held.map(Misfit::NetworkHeld))
+        .or_else(|| resources(ask, node, used))
+        .or_else(|| addresses(ask, used))
 }
 
 fn unready(node: &Node) -> Option<Misfit> {
@@ -65,41 +70,35 @@ fn unready(node: &Node) -> Option<Misfit> {
     }
 }
 
-fn constraint(request: &Request<'_>, node: &Node, id: NodeId) -> Option<Misfit> {
+fn constraint(ask: &Ask, node: &Node, id: NodeId) -> Option<Misfit> {
     let broken = |constraint: &&Constraint| {
         let equal = label(id, node, &constraint.label).as_deref() == Some(constraint.value.as_str());
         equal != (constraint.operator == ConstraintOperator::Equal)
     };
-    request.spec.placement.constraints.iter().find(broken).cloned().map(Misfit::Constraint)
+    ask.constraints.iter().find(broken).cloned().map(Misfit::Constraint)
 }
 
-fn port(request: &Request<'_>, node: &Node) -> Option<Misfit> {
-    claims(request.spec)
-        .find(|(port, _)| node.facts.reserved_ports.contains(port))
-        .map(|(port, protocol)| Misfit::PortReserved(port, protocol))
+fn port(ask: &Ask, node: &Node) -> Option<Misfit> {
+    let reserved = |(port, _): &&(u16, Protocol)| node.facts.reserved_ports.contains(port);
+    ask.ports.iter().find(reserved).map(|&(port, protocol)| Misfit::PortReserved(port, protocol))
 }
 
-fn network(request: &Request<'_>, id: NodeId) -> Option<Misfit> {
-    request.network_held.get(&id).copied().map(Misfit::NetworkHeld)
-}
-
-fn resources(request: &Request<'_>, node: &Node, used: Option<&Used>) -> Option<Misfit> {
-    let needed = request.spec.reservations;
+fn resources(ask: &Ask, node: &Node, used: Option<&Used>) -> Option<Misfit> {
     let (cpu_used, memory_used) = used.map_or((0, 0), |used| (used.cpu_millis, used.memory_bytes));
     let cpu_free = node.facts.cpu_millis.saturating_sub(cpu_used);
     let memory_free = node.facts.memory_bytes.saturating_sub(memory_used);
-    if cpu_free < needed.cpu_millis {
-        Some(Misfit::Cpu { free: cpu_free, needed: needed.cpu_millis })
-    } else if memory_free < needed.memory_bytes {
-        Some(Misfit::Memory { free: memory_free, needed: needed.memory_bytes })
+    if cpu_free < ask.cpu_millis {
+        Some(Misfit::Cpu { free: cpu_free, needed: ask.cpu_millis })
+    } else if memory_free < ask.memory_bytes {
+        Some(Misfit::Memory { free: memory_free, needed: ask.memory_bytes })
     } else {
         None
     }
 }
 
-fn addresses(request: &Request<'_>, used: Option<&Used>) -> Option<Misfit> {
+fn addresses(ask: &Ask, used: Option<&Used>) -> Option<Misfit> {
     let full = used.is_some_and(|used| used.free_addresses() == 0);
-    (full && needs_address(request.spec)).then_some(Misfit::Addresses)
+    (full && ask.address).then_some(Misfit::Addresses)
 }
 
 /// A node's value for a label: `node.id`, `node.name`, `node.arch` and `node.os` are built in and

@@ -5,6 +5,7 @@
 //! anything or waits: the orchestrator asks with the usage its draft has reached, and records either
 //! the node or the sentence.
 
+mod ask;
 mod explain;
 mod filter;
 mod rank;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 
 use imbl::OrdMap;
 
+pub use self::ask::Ask;
 pub(crate) use self::explain::Named;
 pub use self::filter::label;
 #[cfg(test)]
@@ -44,10 +46,27 @@ pub struct Request<'a> {
     pub failed_on: BTreeMap<NodeId, UtcMs>,
 }
 
+impl Request<'_> {
+    /// What it asks of `nodes`, the members.
+    pub fn ask(&self, nodes: &OrdMap<NodeId, Node>) -> Ask {
+        Ask::new(nodes, self)
+    }
+}
+
 /// Why no node takes a replica: one sentence for people, without a full stop.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct NoFit(String);
+#[error("{why}")]
+pub struct NoFit {
+    why: String,
+    ask: Option<Ask>,
+}
+
+impl NoFit {
+    /// What no node gives; absent when it could be nowhere whatever nodes there are.
+    pub fn ask(&self) -> Option<&Ask> {
+        self.ask.as_ref()
+    }
+}
 
 /// The best node for `request`, given what the nodes already hold.
 ///
@@ -59,7 +78,7 @@ pub fn choose(
     request: &Request<'_>,
 ) -> Result<NodeId, NoFit> {
     match &request.home {
-        Home::Nowhere(why) => return Err(NoFit(why.clone())),
+        Home::Nowhere(why) => return Err(NoFit { why: why.clone(), ask: None }),
         Home::At(home) => return at_home(nodes, usage, request, *home),
         Home::Anywhere => {}
     }
@@ -73,20 +92,24 @@ fn at_home(
     request: &Request<'_>,
     home: NodeId,
 ) -> Result<NodeId, NoFit> {
-    let Some(node) = nodes.get(&home) else { return Err(NoFit(explain::pinned_to_stranger(home))) };
-    match filter::misfit(request, node, usage.node(home), home) {
-        None => Ok(home),
-        Some(misfit) => Err(NoFit(explain::pinned(home, node, &misfit))),
-    }
+    let ask = Ask::new(nodes, request);
+    let why = match nodes.get(&home) {
+        None => explain::pinned_to_stranger(home),
+        Some(node) => match filter::misfit(&ask, held(request, home), node, usage.node(home), home) {
+            None => return Ok(home),
+            Some(misfit) => explain::pinned(home, node, &misfit),
+        },
+    };
+    Err(NoFit { why, ask: Some(ask) })
 }
 
 /// Whether `node` itself takes `request`, whatever the others would.
 pub fn fits(nodes: &OrdMap<NodeId, Node>, usage: &NodeUsage, request: &Request<'_>, node: NodeId) -> bool {
-    let allowed = match request.home {
-        Home::Anywhere => true,
-        Home::At(home) => home == node,
-        Home::Nowhere(_) => false,
-    };
-    allowed
-        && nodes.get(&node).is_some_and(|row| filter::misfit(request, row, usage.node(node), node).is_none())
+    let nowhere = matches!(request.home, Home::Nowhere(_));
+    !nowhere && held(request, node).is_none() && Ask::new(nodes, request).fits(nodes, usage, node)
+}
+
+/// Which other replica of the service is in the way on a node.
+fn held(request: &Request<'_>, node: NodeId) -> Option<ReplicaId> {
+    request.network_held.get(&node).copied()
 }

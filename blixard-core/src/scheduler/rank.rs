@@ -8,7 +8,7 @@ use imbl::OrdMap;
 
 use super::explain::none_fits;
 use super::filter::{Misfit, misfit};
-use super::{NoFit, NodeUsage, Request, Used, label};
+use super::{Ask, NoFit, NodeUsage, Request, Used, held, label};
 use crate::cluster::Node;
 use crate::id::NodeId;
 
@@ -21,6 +21,7 @@ use crate::id::NodeId;
 /// the spread label are one domain together.
 #[derive(Debug, Clone)]
 pub struct Ranking {
+    ask: Ask,
     /// In the order of their ids.
     rows: Vec<Row>,
     /// How many replicas of the service each spread domain has. Without a spread label nodes are one domain.
@@ -46,6 +47,7 @@ impl Ranking {
         let spread = request.spec.placement.spread.as_deref();
         let mut known: BTreeMap<Option<Cow<'_, str>>, usize> = BTreeMap::new();
         let counts: BTreeMap<NodeId, u32> = usage.of_service(request.service).collect();
+        let ask = Ask::new(nodes, request);
         let mut domains = Vec::new();
         let mut rows = Vec::with_capacity(nodes.len());
         let mut holders = usage.nodes().peekable();
@@ -57,11 +59,12 @@ impl Ranking {
             if domain == next {
                 domains.push(0);
             }
-            let row = Row::new(id, node, used, request, domain, counts.get(&id).copied().unwrap_or(0));
-            domains[domain] += row.here;
-            rows.push(row);
+            let here = counts.get(&id).copied().unwrap_or(0);
+            domains[domain] += here;
+            let misfit = misfit(&ask, held(request, id), node, used, id);
+            rows.push(Row::new(id, node, used, (domain, here), misfit));
         }
-        Self { rows, domains }
+        Self { ask, rows, domains }
     }
 
     /// Takes in what `node` holds now. `nodes` and `request` are those that the ranking began with.
@@ -76,7 +79,9 @@ impl Ranking {
         let Some(known) = nodes.get(&node) else { return };
         let (domain, before) = (self.rows[at].domain, self.rows[at].here);
         let here = usage.of_service_on(request.service, node);
-        self.rows[at] = Row::new(node, known, usage.node(node), request, domain, here);
+        let used = usage.node(node);
+        let misfit = misfit(&self.ask, held(request, node), known, used, node);
+        self.rows[at] = Row::new(node, known, used, (domain, here), misfit);
         self.domains[domain] = self.domains[domain] - before + here;
     }
 
@@ -95,7 +100,8 @@ impl Ranking {
         let fitting = self.rows.iter().filter(|row| row.misfit.is_none());
         fitting.min_by_key(order).map(|row| row.id).ok_or_else(|| {
             let misfit = |row: &Row| Some((row.id, nodes.get(&row.id)?, row.misfit.clone()?));
-            NoFit(none_fits(&self.rows.iter().filter_map(misfit).collect::<Vec<_>>()))
+            let why = none_fits(&self.rows.iter().filter_map(misfit).collect::<Vec<_>>());
+            NoFit { why, ask: Some(self.ask.clone()) }
         })
     }
 }
@@ -105,20 +111,13 @@ impl Row {
         id: NodeId,
         node: &Node,
         used: Option<&Used>,
-        request: &Request<'_>,
-        domain: usize,
-        here: u32,
+        (domain, here): (usize, u32),
+        misfit: Option<Misfit>,
     ) -> Self {
         #[cfg(test)]
         LOOKED_AT.set(LOOKED_AT.get() + 1);
-        Self {
-            id,
-            domain,
-            here,
-            free_permille: free_permille(node, used),
-            replicas: used.map_or(0, |used| used.replicas),
-            misfit: misfit(request, node, used, id),
-        }
+        let (free_permille, replicas) = (free_permille(node, used), used.map_or(0, |used| used.replicas));
+        Self { id, domain, here, free_permille, replicas, misfit }
     }
 }
 

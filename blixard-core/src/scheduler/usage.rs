@@ -3,7 +3,10 @@
 //! Built once from a state and kept up to date replica by replica, so that placing many replicas
 //! never counts the whole cluster again. A copy costs nothing.
 
+use std::collections::BTreeSet;
+
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use crate::cluster::replica::Desired;
 use crate::cluster::{ClusterState, Replica};
@@ -76,6 +79,12 @@ impl Used {
         NODE_ADDRESSES.saturating_sub(self.addresses)
     }
 
+    fn leaves_more_than(&self, other: &Self) -> bool {
+        self.cpu_millis < other.cpu_millis
+            || self.memory_bytes < other.memory_bytes
+            || self.addresses < other.addresses
+    }
+
     fn add(&mut self, claim: &Claim) {
         self.cpu_millis = self.cpu_millis.saturating_add(claim.cpu_millis);
         self.memory_bytes = self.memory_bytes.saturating_add(claim.memory_bytes);
@@ -132,6 +141,16 @@ impl NodeUsage {
     /// How many counting replicas of a service a node has.
     pub fn of_service_on(&self, service: &ServiceName, node: NodeId) -> u32 {
         self.services.get(&(service.clone(), node)).copied().unwrap_or(0)
+    }
+
+    /// The nodes that have more of something free than `earlier`.
+    pub fn with_more_room_than(&self, earlier: &Self) -> BTreeSet<NodeId> {
+        let change = |change: DiffItem<'_, '_, NodeId, Used>| match change {
+            DiffItem::Add(..) => None,
+            DiffItem::Remove(id, _) => Some(*id),
+            DiffItem::Update { old: (id, old), new: (_, new) } => new.leaves_more_than(old).then_some(*id),
+        };
+        earlier.nodes.diff(&self.nodes).filter_map(change).collect()
     }
 
     /// Counts a replica as it is now, in place of how it was counted before. Answers its node, when

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use super::super::membership::leave_blocker;
 use super::world::*;
 use crate::agent::assignments;
-use crate::cluster::{ClusterState, NodeStatus};
+use crate::cluster::{ClusterState, NodeStatus, Phase, Write};
 use crate::id::NodeId;
 use crate::orchestrator::Planner;
 use crate::scheduler::LOOKED_AT;
+use crate::spec::{Constraint, ConstraintOperator};
 
 /// A planner that has nothing left to do.
 fn rested(world: &mut World) -> Planner {
@@ -61,6 +62,100 @@ fn a_node_that_changes_has_the_services_on_it_looked_at() {
     world.node(2).status = NodeStatus::Unknown;
     assert_eq!(looked_at(&mut planner, &world), ["b"]);
     assert_eq!(looked_at(&mut planner, &world), [""; 0]);
+}
+
+/// A node that `full` fills, and services that wait for half of it each.
+fn crowded(waiting: u32) -> (World, Planner) {
+    let mut world = World::new(1);
+    world.submit(spec("full", |spec| spec.reservations = memory(1024))).converge();
+    world.submit(spec("also", |_| {}));
+    for number in 0..waiting {
+        world.submit(spec(&format!("wait-{number}"), |spec| spec.reservations = memory(512)));
+    }
+    let planner = rested(&mut world);
+    (world, planner)
+}
+
+#[test]
+fn who_waits_for_room_is_looked_at_when_there_is_some_and_as_many_as_fit() {
+    let (mut world, mut planner) = crowded(9);
+    world.again(2);
+    assert_eq!(looked_at(&mut planner, &world), ["also"], "a restart makes no room");
+    world.phase(2, Phase::Running).write(Write::Stop { service: name("also"), timeout_s: None });
+    assert_eq!(looked_at(&mut planner, &world), ["also"], "what stops made too little");
+    world.submit(spec("more", |_| {}));
+    assert_eq!(looked_at(&mut planner, &world), ["more"], "what is placed takes room");
+    world.write(Write::Stop { service: name("full"), timeout_s: None });
+    assert_eq!(looked_at(&mut planner, &world), ["full", "more", "wait-0", "wait-1"]);
+}
+
+/// Two services take the room, whose plan is never applied; one of them goes.
+#[test]
+fn who_was_told_of_room_that_was_never_taken_is_looked_at_again() {
+    let (mut world, mut planner) = crowded(3);
+    world.write(Write::Stop { service: name("full"), timeout_s: None });
+    assert_eq!(looked_at(&mut planner, &world), ["full", "wait-0", "wait-1"]);
+    world.write(Write::Stop { service: name("wait-0"), timeout_s: None });
+    assert_eq!(looked_at(&mut planner, &world), ["wait-0", "wait-1", "wait-2"]);
+}
+
+#[test]
+fn an_update_that_waits_for_less_where_the_old_one_is_goes_on_with_that() {
+    let mut world = World::new(1);
+    world.submit(spec("app", |spec| spec.reservations = memory(512)));
+    world.submit(spec("beside", |spec| spec.reservations = memory(256))).converge();
+    world.submit(spec("app", |spec| spec.reservations = memory(1024)));
+    let mut planner = rested(&mut world);
+    world.write(Write::Stop { service: name("beside"), timeout_s: None });
+    assert_eq!(looked_at(&mut planner, &world), ["app", "beside"], "256 MiB more are free, 512 as before");
+    assert_eq!(show(&world.plan().0, world.now), "stop 1\nplace app/0 v2 on 1 after 1\n");
+}
+
+#[test]
+fn who_waits_for_a_service_is_looked_at_when_something_else_is_said_of_it() {
+    let mut world = World::new(1);
+    for number in 0..9 {
+        world.submit(spec(&format!("app-{number}"), |spec| spec.depends_on = vec![name("db")]));
+    }
+    world.submit(spec("other", |_| {}));
+    let mut planner = rested(&mut world);
+    world.fail(1, "crash");
+    assert_eq!(looked_at(&mut planner, &world), ["other"]);
+    world.submit(spec("db", |_| {}));
+    let all: Vec<String> = (0..9).map(|number| format!("app-{number}")).chain(["db".to_owned()]).collect();
+    assert_eq!(looked_at(&mut planner, &world)[..10], all[..], "it exists now");
+    world.settle();
+    while !looked_at(&mut planner, &world).is_empty() {}
+    world.phase(2, Phase::Pulling);
+    assert_eq!(looked_at(&mut planner, &world), ["db"], "it does not run yet");
+    world.phase(2, Phase::Running);
+    assert_eq!(looked_at(&mut planner, &world), all);
+}
+
+#[test]
+fn who_waits_for_a_node_is_looked_at_when_that_changes_in_what_matters() {
+    let mut world = World::new(2);
+    let on = |label: &str| {
+        let (label, value) = (label.to_owned(), "yes".to_owned());
+        vec![Constraint { label, operator: ConstraintOperator::Equal, value }]
+    };
+    for label in ["ssd", "gpu"] {
+        world.submit(spec(label, |spec| spec.placement.constraints = on(label)));
+    }
+    world.submit(spec("web", |_| {}));
+    let mut planner = rested(&mut world);
+    world.write(Write::Stop { service: name("web"), timeout_s: None });
+    assert_eq!(looked_at(&mut planner, &world), ["web"], "what stops has no label");
+    world.agents_act().settle();
+    assert_eq!(looked_at(&mut planner, &world), ["web"]);
+    world.node(2).facts.labels.insert("ssd".to_owned(), "yes".to_owned());
+    assert_eq!(looked_at(&mut planner, &world), ["ssd"]);
+    world.settle();
+    while !looked_at(&mut planner, &world).is_empty() {}
+    world.node(1).hold_until = Some(world.now);
+    assert_eq!(looked_at(&mut planner, &world), [""; 0], "who waits for a label does not care");
+    world.node(1).status = NodeStatus::Unknown;
+    assert_eq!(looked_at(&mut planner, &world), ["gpu"], "another thing is in the way there");
 }
 
 #[test]
