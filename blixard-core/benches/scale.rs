@@ -17,8 +17,8 @@ use blixard_core::cluster::{
 use blixard_core::id::{NodeId, NodeKey, ReplicaId, RequestId, ServiceName};
 use blixard_core::orchestrator::Planner;
 use blixard_core::spec::{ReplicaBounds, ServiceSpec};
-use criterion::measurement::WallTime;
-use criterion::{BatchSize, BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::measurement::{Measurement, WallTime};
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
 use serde_json::{Value, json};
 
 use self::fixture::{START, TOKEN, facts, first_node};
@@ -131,24 +131,37 @@ fn full_cluster(waiting: u64) -> (ClusterState, Planner) {
     converge(after(&state, waits.collect()))
 }
 
-/// Measures planning `commands`, of whose plan so many steps are expected that are no reasons.
+/// Measures planning `commands`, of whose plan so many steps are expected that are no reasons. The same
+/// planner is shown the state with them and without, in turns, as one that leads is shown one state after
+/// another.
 fn planned(
     group: &mut BenchmarkGroup<'_, WallTime>,
     id: BenchmarkId,
-    (state, planner): &(ClusterState, Planner),
+    (state, planner): &mut (ClusterState, Planner),
     commands: Vec<Command>,
     deeds: usize,
 ) {
     let next = after(state, commands);
-    let plan = planner.clone().plan(&next, START).0;
+    let plan = planner.plan(&next, START).0;
     let done = plan.steps.iter().filter(|step| !matches!(step, PlanStep::Pending { .. })).count();
     assert_eq!(done, deeds, "{:?}", plan.steps);
+    let rest = |planner: &mut Planner| {
+        planner.plan(state, START);
+        assert!(planner.plan(state, START).0.steps.is_empty(), "nothing is left to be done");
+    };
+    rest(planner);
     group.bench_function(id, |bencher| {
-        bencher.iter_batched(
-            || planner.clone(),
-            |mut planner| (planner.plan(black_box(&next), START), planner),
-            BatchSize::LargeInput,
-        );
+        bencher.iter_custom(|times| {
+            let mut taken = WallTime.zero();
+            for _ in 0..times {
+                let began = WallTime.start();
+                let made = black_box(planner.plan(black_box(&next), START));
+                taken = WallTime.add(&taken, &WallTime.end(began));
+                drop(made);
+                rest(planner);
+            }
+            taken
+        });
     });
 }
 
@@ -162,15 +175,15 @@ fn unhealthy(state: &ClusterState) -> Command {
 fn changes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("change");
     for services in SERVICES {
-        let cluster = cluster(services);
+        let mut cluster = cluster(services);
         let id = |what: &str| BenchmarkId::new(what, services);
         let submission = spec("service-a", REPLICAS, Value::Null);
-        planned(&mut group, id("submission"), &cluster, vec![submission], 5);
+        planned(&mut group, id("submission"), &mut cluster, vec![submission], 5);
         let report = unhealthy(&cluster.0);
-        planned(&mut group, id("report"), &cluster, vec![report], 0);
+        planned(&mut group, id("report"), &mut cluster, vec![report], 0);
         let node = |status| vec![Command::Health { node: NODE, status }];
-        planned(&mut group, id("node unknown"), &cluster, node(NodeStatus::Unknown), 0);
-        planned(&mut group, id("node down"), &cluster, node(NodeStatus::Down), 20);
+        planned(&mut group, id("node unknown"), &mut cluster, node(NodeStatus::Unknown), 0);
+        planned(&mut group, id("node down"), &mut cluster, node(NodeStatus::Down), 20);
         group.bench_function(id("assignments"), |bencher| {
             bencher.iter(|| assignments(black_box(&cluster.0), NODE));
         });
@@ -181,15 +194,15 @@ fn changes(criterion: &mut Criterion) {
 fn waits(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("beside services that wait");
     for waiting in WAITING {
-        let cluster = full_cluster(waiting);
+        let mut cluster = full_cluster(waiting);
         let id = |what: &str| BenchmarkId::new(what, waiting);
-        planned(&mut group, id("submission"), &cluster, vec![spec("a", 1, Value::Null)], 1);
+        planned(&mut group, id("submission"), &mut cluster, vec![spec("a", 1, Value::Null)], 1);
         let there: ServiceName = "there".parse().expect("a name");
         let (replica, row) = cluster.0.replicas_of(&there).last().expect("it is there");
         let status = ReplicaStatus { healthy: Some(false), ..row.status.clone() };
         let report = Command::Report { node: row.node, statuses: BTreeMap::from([(replica, status)]) };
-        planned(&mut group, id("report"), &cluster, vec![report], 0);
-        planned(&mut group, id("room for two"), &cluster, vec![scale("there", NODES - 1)], 2);
+        planned(&mut group, id("report"), &mut cluster, vec![report], 0);
+        planned(&mut group, id("room for two"), &mut cluster, vec![scale("there", NODES - 1)], 2);
     }
     group.finish();
 }
@@ -200,11 +213,11 @@ fn groups(criterion: &mut Criterion) {
     group.sample_size(10);
     let state = nodes();
     let planner = Planner::new(&state, START);
-    let cluster = (state, planner);
+    let mut cluster = (state, planner);
     for replicas in [10, 1_000] {
         let id = BenchmarkId::new("replicas", replicas);
         let submission = spec("web", replicas, Value::Null);
-        planned(&mut group, id, &cluster, vec![submission], replicas as usize);
+        planned(&mut group, id, &mut cluster, vec![submission], replicas as usize);
     }
     group.finish();
 }
