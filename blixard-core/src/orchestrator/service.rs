@@ -6,8 +6,8 @@ use super::draft::Draft;
 use super::gate::Gate;
 use super::slot::{Decision, Slot, Wait, decide};
 use super::waiting::Blocker;
-use crate::cluster::PlanStep;
 use crate::cluster::volume::Home;
+use crate::cluster::{Desired, PlanStep};
 use crate::id::{NodeId, ServiceName};
 use crate::limits::RESTART_BACKOFF_MIN;
 use crate::readiness::{Readiness, readiness};
@@ -133,9 +133,14 @@ impl Pass {
 
     /// Forgets what steps may have changed, after which `touched` hold something else. `filled` is the
     /// slot that was empty and has a replica of the current version now, if that is all they did.
-    fn stepped(&mut self, touched: Vec<NodeId>, filled: Option<u32>) {
+    ///
+    /// That no node fits stands unless they gave room. What each lacks is told anew by the last pass,
+    /// which takes no step.
+    fn stepped(&mut self, touched: Vec<NodeId>, gave_room: bool, filled: Option<u32>) {
         self.touched.extend(touched);
-        self.no_fit = None;
+        if gave_room {
+            self.no_fit = None;
+        }
         match (filled, &mut self.gate) {
             (Some(slot), Some(gate)) => gate.begin(slot),
             (Some(_), None) => {}
@@ -198,15 +203,32 @@ fn settle(draft: &mut Draft<'_>, name: &ServiceName, number: u32, pass: &mut Pas
             Decision::Wait(wait) => return Some(wait),
             Decision::Act(steps) => {
                 let fills = slot.rows.is_empty() && matches!(steps[..], [PlanStep::Place { .. }]);
+                let gives = steps.iter().any(gives_room);
                 if let Err(refused) = draft.take(steps) {
                     debug_assert!(false, "slot {number} of {name}: {refused}");
                     pass.wake(draft.now().after(RESTART_BACKOFF_MIN));
                     return Some(Wait::itself(refused));
                 }
-                pass.stepped(draft.take_touched(), fills.then_some(number));
+                pass.stepped(draft.take_touched(), gives, fills.then_some(number));
             }
         }
     }
     debug_assert!(false, "slot {number} of {name} does not settle: {:?}", draft.steps());
     None
+}
+
+/// Whether a step may leave a node with more room.
+fn gives_room(step: &PlanStep) -> bool {
+    match step {
+        PlanStep::SetDesired { desired, .. } => *desired == Desired::Stop,
+        PlanStep::Forget { .. } => true,
+        PlanStep::Place { .. }
+        | PlanStep::PlaceOlder { .. }
+        | PlanStep::SetLost { .. }
+        | PlanStep::Backoff { .. }
+        | PlanStep::Pending { .. }
+        | PlanStep::ForgetService { .. }
+        | PlanStep::AddVolumeCopy { .. }
+        | PlanStep::PromoteVolume { .. } => false,
+    }
 }

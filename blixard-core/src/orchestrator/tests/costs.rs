@@ -168,3 +168,18 @@ fn nodes_are_ranked_once_for_all_slots_that_are_filled() {
         assert_eq!(LOOKED_AT.get(), 50 + 499, "all nodes, then each that was given a replica");
     }
 }
+
+#[test]
+fn that_no_node_fits_is_found_once_for_all_slots() {
+    let mut world = World::new(50);
+    world.submit(spec("web", |spec| {
+        spec.replicas = replicas(20);
+        let (label, value) = ("node.id".to_owned(), "7".to_owned());
+        spec.placement.constraints = vec![Constraint { label, operator: ConstraintOperator::Equal, value }];
+    }));
+    world.converge();
+    world.node(7).status = NodeStatus::Down;
+    LOOKED_AT.set(0);
+    assert_eq!(world.plan().0.steps.len(), 20 + 20, "each is lost, and each waits");
+    assert_eq!(LOOKED_AT.get(), 3 * 50, "once in each pass");
+}
