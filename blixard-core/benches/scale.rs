@@ -214,10 +214,13 @@ fn groups(criterion: &mut Criterion) {
     let state = nodes();
     let planner = Planner::new(&state, START);
     let mut cluster = (state, planner);
+    let port = json!({"ports": [{"container_port": 80, "host_port": 80, "protocol": "tcp"}]});
     for replicas in [10, 1_000] {
-        let id = BenchmarkId::new("replicas", replicas);
-        let submission = spec("web", replicas, Value::Null);
-        planned(&mut group, id, &mut cluster, vec![submission], replicas as usize);
+        for (what, more) in [("replicas", Value::Null), ("replicas with a port", port.clone())] {
+            let submission = spec("web", replicas, more);
+            let id = BenchmarkId::new(what, replicas);
+            planned(&mut group, id, &mut cluster, vec![submission], replicas as usize);
+        }
     }
     group.finish();
 }

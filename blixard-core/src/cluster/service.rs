@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::actor::Actor;
 use crate::id::NodeId;
-use crate::spec::ServiceSpec;
+use crate::spec::{NetworkMode, ServiceSpec};
 use crate::time::UtcMs;
 
 /// A service: its specifications, newest last, and how many replicas of it are desired.
@@ -53,6 +53,12 @@ impl Service {
     /// Whether a version that is kept asks for what `spec` does, but for how many replicas there are.
     pub fn has_had(&self, spec: &ServiceSpec) -> bool {
         self.versions.iter().any(|kept| *kept.spec == *spec || kept.spec.differs_in_replicas_only(spec))
+    }
+
+    /// Whether any version that is kept is on the node's own network: then replicas may be in each other's
+    /// way on a node.
+    pub fn knows_host_network(&self) -> bool {
+        self.versions.iter().any(|kept| kept.spec.network == NetworkMode::Host)
     }
 
     /// Whether a replica of `version` runs what the current version asks for: a version that only

@@ -84,7 +84,7 @@ impl Pass {
             return Err(no_fit);
         }
         let (nodes, usage, request) = (slot.draft.nodes(), slot.draft.usage(), slot.request());
-        if request.home != Home::Anywhere || slot.knows_host_network() {
+        if request.home != Home::Anywhere || slot.service.knows_host_network() {
             return self.choice(slot, || scheduler::choose(nodes, usage, &request));
         }
         let ranking = match self.ranking.take() {
@@ -112,7 +112,7 @@ impl Pass {
         }
         let choice = choose();
         if let Err(no_fit) = &choice
-            && !slot.knows_host_network()
+            && !slot.service.knows_host_network()
         {
             self.no_fit = Some((slot.target, no_fit.clone()));
         }

@@ -148,7 +148,7 @@ impl<'a> Slot<'a> {
     /// one of the two is on the node's own network. The newest of this slot is not: it can be
     /// waited for.
     fn network_held(&self, spec: &ServiceSpec) -> BTreeMap<NodeId, ReplicaId> {
-        if !self.knows_host_network() {
+        if !self.service.knows_host_network() {
             return BTreeMap::new();
         }
         let meets = |replica: &Replica| host(spec) || self.draft.spec_of(replica).is_some_and(host);
@@ -158,12 +158,6 @@ impl<'a> Slot<'a> {
             .filter(|&(id, replica)| replica.slot != self.number || self.newest_on(replica.node) != Some(id))
             .map(|(id, replica)| (replica.node, id))
             .collect()
-    }
-
-    /// Whether any kept version of the service is on the host network: then it matters for a slot
-    /// which nodes the other slots are on.
-    pub(super) fn knows_host_network(&self) -> bool {
-        self.service.versions.iter().any(|version| host(&version.spec))
     }
 
     /// The newest replica of this slot on a node.

@@ -126,7 +126,8 @@ impl ClusterState {
                 return Err(format!("port {port}/{protocol} is not `{name}`'s"));
             }
         }
-        if claims(spec).next().is_none() {
+        let apart = self.services.get(name).is_some_and(|service| !service.knows_host_network());
+        if apart || claims(spec).next().is_none() {
             return Ok(());
         }
         let rival = self.replicas_of(name).find(|(id, row)| {
