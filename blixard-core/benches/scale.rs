@@ -202,7 +202,25 @@ fn waits(criterion: &mut Criterion) {
         let status = ReplicaStatus { healthy: Some(false), ..row.status.clone() };
         let report = Command::Report { node: row.node, statuses: BTreeMap::from([(replica, status)]) };
         planned(&mut group, id("report"), &mut cluster, vec![report], 0);
+        let unknown = Command::Health { node: NODE, status: NodeStatus::Unknown };
+        planned(&mut group, id("node unknown"), &mut cluster, vec![unknown], 0);
         planned(&mut group, id("room for two"), &mut cluster, vec![scale("there", NODES - 1)], 2);
+    }
+    group.finish();
+}
+
+/// A submission where each service has a volume that its replicas mount, and a report of one.
+fn volumes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("beside volumes");
+    for services in [100, 9_000] {
+        let submissions = (0..services).map(|number| {
+            let volume = format!("volume-{number}");
+            let mount = json!({"source": volume, "target": "/data", "kind": {"volume": volume}});
+            spec(&format!("service-{number:05}"), 1, json!({"volumes": [mount]}))
+        });
+        let mut cluster = converge(after(&nodes(), submissions.collect()));
+        let id = |what: &str| BenchmarkId::new(what, services);
+        planned(&mut group, id("submission"), &mut cluster, vec![spec("service-a", 1, Value::Null)], 1);
     }
     group.finish();
 }
@@ -225,5 +243,5 @@ fn groups(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, changes, waits, groups);
+criterion_group!(benches, changes, waits, volumes, groups);
 criterion_main!(benches);

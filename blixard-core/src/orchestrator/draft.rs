@@ -1,10 +1,13 @@
 //! The state as it will be once the steps planned so far are applied.
 
+use std::collections::BTreeSet;
+
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use super::observations::Observations;
 use crate::cluster::{ClusterState, Node, PlanStep, Replica, Service};
-use crate::id::{NodeId, ReplicaId, ServiceName};
+use crate::id::{NodeId, ReplicaId, ServiceName, VolumeName};
 use crate::scheduler::{Named, NodeUsage};
 use crate::spec::ServiceSpec;
 use crate::time::UtcMs;
@@ -131,6 +134,12 @@ impl<'a> Draft<'a> {
         std::mem::take(&mut self.touched)
     }
 
+    /// The volumes that steps changed.
+    pub(super) fn changed_volumes(&self) -> BTreeSet<VolumeName> {
+        let changes = self.base.0.volumes.diff(&self.state.volumes);
+        changes.map(|change| changed_key(&change).clone()).collect()
+    }
+
     /// Brings the usage in line with one replica's row.
     fn count(&mut self, id: ReplicaId) {
         let touched = match self.state.replicas.get(&id) {
@@ -138,6 +147,13 @@ impl<'a> Draft<'a> {
             None => self.usage.remove(id),
         };
         self.touched.extend(touched);
+    }
+}
+
+/// Whose row a change is of.
+pub(super) fn changed_key<'a, K, V>(change: &DiffItem<'a, 'a, K, V>) -> &'a K {
+    match change {
+        DiffItem::Add(key, _) | DiffItem::Remove(key, _) | DiffItem::Update { new: (key, _), .. } => key,
     }
 }
 

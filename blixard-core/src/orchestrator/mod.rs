@@ -53,7 +53,7 @@ pub use self::report::{Report, ServiceReport};
 use self::service::{Findings, plan_service};
 use self::waiting::Waiting;
 use crate::cluster::{ClusterState, Plan, PlanStep};
-use crate::id::ServiceName;
+use crate::id::{ServiceName, VolumeName};
 use crate::scheduler::NodeUsage;
 use crate::text;
 use crate::time::UtcMs;
@@ -66,7 +66,8 @@ const PASSES_MAX: usize = 8;
 pub fn plan(state: &ClusterState, observations: &Observations, now: UtcMs) -> (Plan, Report) {
     let (mut waiting, services) = (Waiting::default(), state.services.keys().cloned().collect());
     let agenda = Agenda::new(&mut waiting, services, BTreeSet::new());
-    let made = plan_for(Draft::new(state, &NodeUsage::of(state), observations, now), agenda);
+    let volumes = state.volumes.keys().cloned().collect();
+    let made = plan_for(Draft::new(state, &NodeUsage::of(state), observations, now), agenda, &volumes);
     (made.plan, made.report)
 }
 
@@ -82,12 +83,12 @@ struct Made {
     usage: NodeUsage,
 }
 
-/// What to change so that the services of `agenda` are as they should be; the others are left alone and
-/// absent from the report.
-fn plan_for(mut draft: Draft<'_>, mut agenda: Agenda<'_>) -> Made {
+/// What to change so that `volumes` and the services of `agenda` are as they should be; the others are left
+/// alone and absent from the report.
+fn plan_for(mut draft: Draft<'_>, mut agenda: Agenda<'_>, volumes: &BTreeSet<VolumeName>) -> Made {
     let mut found: BTreeMap<ServiceName, Findings> = BTreeMap::new();
     let mut planned = BTreeSet::new();
-    for volume in volumes::plan(&mut draft) {
+    for volume in volumes::plan(&mut draft, volumes) {
         draft.state().services_mounting(&volume).for_each(|service| agenda.add(service.clone()));
     }
     for _ in 0..PASSES_MAX {
@@ -110,7 +111,8 @@ fn plan_for(mut draft: Draft<'_>, mut agenda: Agenda<'_>) -> Made {
         }
     }
     // Where replicas were placed first, volumes are now.
-    volumes::plan(&mut draft);
+    let placed = draft.changed_volumes();
+    volumes::plan(&mut draft, &placed);
     for (name, findings) in &found {
         record_waits(&mut draft, name, findings);
     }

@@ -14,14 +14,14 @@ use std::collections::BTreeSet;
 use imbl::ordmap::DiffItem;
 
 use super::agenda::Agenda;
-use super::draft::Draft;
+use super::draft::{Draft, changed_key};
 use super::observations::Observations;
 use super::report::Report;
 use super::waiting::Waiting;
 use super::wakes::Wakes;
-use super::{Made, plan_for};
-use crate::cluster::{ClusterState, Node, Plan, PlanStep, Replica};
-use crate::id::{ReplicaId, ServiceName};
+use super::{Made, plan_for, volumes};
+use crate::cluster::{ClusterState, Node, Plan, PlanStep, Replica, Volume};
+use crate::id::{ReplicaId, ServiceName, VolumeName};
 use crate::limits::PLAN_STEPS_MAX;
 use crate::scheduler::NodeUsage;
 use crate::time::UtcMs;
@@ -35,6 +35,8 @@ pub struct Planner {
     /// Services to plan because something of theirs changed, or because the last plan had steps
     /// for them and nobody knows yet whether it was applied.
     dirty: BTreeSet<ServiceName>,
+    /// Volumes to plan, for the same reasons.
+    dirty_volumes: BTreeSet<VolumeName>,
     waiting: Waiting,
     wakes: Wakes,
     /// What the nodes hold once the last plan is applied: if it never is, they have more room than those
@@ -52,6 +54,7 @@ impl Planner {
             usage,
             observations: Observations::new(state, now),
             dirty: state.services.keys().cloned().collect(),
+            dirty_volumes: state.volumes.keys().cloned().collect(),
             waiting: Waiting::default(),
             wakes: Wakes::default(),
         }
@@ -70,13 +73,15 @@ impl Planner {
         services.extend(dependents);
         let grown = self.usage.with_more_room_than(&self.planned);
         let agenda = Agenda::new(&mut self.waiting, services, grown);
-        let Made { mut plan, report, planned, rest, usage } =
-            plan_for(Draft::new(state, &self.usage, &self.observations, now), agenda);
+        let draft = Draft::new(state, &self.usage, &self.observations, now);
+        let volumes = std::mem::take(&mut self.dirty_volumes);
+        let Made { mut plan, report, planned, rest, usage } = plan_for(draft, agenda, &volumes);
         self.planned = usage;
         for service in &planned {
             self.wakes.set(service, report.wakes.get(service).copied());
         }
         self.dirty = plan.steps.iter().filter_map(|step| step_service(state, step)).chain(rest).collect();
+        self.dirty_volumes = plan.steps.iter().filter_map(step_volume).cloned().collect();
         // What is left out is due still: its services stay marked. Steps depend on those before only.
         plan.steps.truncate(PLAN_STEPS_MAX);
         (plan, report)
@@ -115,21 +120,26 @@ impl Planner {
             }
         }
         for change in seen.services.diff(&state.services) {
-            let (DiffItem::Add(name, _)
-            | DiffItem::Remove(name, _)
-            | DiffItem::Update { new: (name, _), .. }) = change;
-            if matches!(change, DiffItem::Remove(..)) {
+            if let DiffItem::Remove(name, _) = &change {
                 self.observations.forget_service(name);
             }
-            self.touch(name);
+            self.touch(changed_key(&change));
         }
-        for change in seen.volumes.diff(&state.volumes) {
-            let (DiffItem::Add(name, _)
-            | DiffItem::Remove(name, _)
-            | DiffItem::Update { new: (name, _), .. }) = change;
-            self.dirty.extend(state.services_mounting(name).cloned());
-        }
+        self.observe_volumes(&seen, state);
         self.observe_nodes(&seen, state);
+    }
+
+    /// Marks the volumes that changed, and the services that mount one which is, or begins, elsewhere.
+    fn observe_volumes(&mut self, seen: &ClusterState, state: &ClusterState) {
+        for change in seen.volumes.diff(&state.volumes) {
+            let name = changed_key(&change);
+            let place = |volume: &Volume| (volume.primary, volume.version.is_some());
+            let same = matches!(change, DiffItem::Update { old, new } if place(old.1) == place(new.1));
+            if !same {
+                self.dirty.extend(state.services_mounting(name).cloned());
+            }
+            self.dirty_volumes.insert(name.clone());
+        }
     }
 
     /// Marks the services that have replicas on nodes that changed, and those that wait for a node and
@@ -143,6 +153,10 @@ impl Planner {
             };
             for (_, replica) in seen.replicas_on(id).chain(state.replicas_on(id)) {
                 self.touch(&replica.service);
+            }
+            let takes = |node: Option<&Node>| node.map(|node| (node.status, node.availability));
+            if takes(old) != takes(new) {
+                self.dirty_volumes.extend(volumes::concerned(state, id).cloned());
             }
             let ports = |node: Option<&Node>| node.map(|node| node.facts.reserved_ports.clone());
             let ports_changed = ports(old) != ports(new);
@@ -177,7 +191,14 @@ fn step_service(state: &ClusterState, step: &PlanStep) -> Option<ServiceName> {
         PlanStep::SetDesired { replica, .. }
         | PlanStep::SetLost { replica, .. }
         | PlanStep::Forget { replica } => state.replicas.get(replica).map(|row| row.service.clone()),
-        // Volumes are planned whatever is marked.
         PlanStep::AddVolumeCopy { .. } | PlanStep::PromoteVolume { .. } => None,
+    }
+}
+
+/// The volume a planned step is about.
+fn step_volume(step: &PlanStep) -> Option<&VolumeName> {
+    match step {
+        PlanStep::AddVolumeCopy { volume, .. } | PlanStep::PromoteVolume { volume, .. } => Some(volume),
+        _ => None,
     }
 }

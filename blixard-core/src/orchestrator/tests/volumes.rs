@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::world::{World, mounted, replicas, spec};
+use super::world::{World, mounted, replicas, show, spec};
 use crate::cluster::volume::{VersionId, VolumeCopy, VolumeRoot, VolumeStatus, VolumeVersion};
 use crate::cluster::{Availability, Command, NodeStatus, Phase};
 use crate::id::{NodeId, VolumeId};
+use crate::orchestrator::Planner;
 use crate::time::UtcMs;
 
 /// Has a node tell that it holds a version of the only volume.
@@ -34,6 +35,23 @@ fn a_volume_gets_its_copies_once_it_is_somewhere() {
     world.expect("copy pgdata on 3").expect("");
     world.node(2).status = NodeStatus::Up;
     world.expect("");
+}
+
+#[test]
+fn a_version_that_is_published_has_no_service_looked_at() {
+    let mut world = database();
+    world.converge();
+    holds(&mut world, 1, 1, 1);
+    let mut planner = Planner::new(&world.state, world.now);
+    let mut looked_at = |world: &World| planner.plan(&world.state, world.now).1.services.len();
+    assert_eq!(looked_at(&world), 1, "the first plan is of all services");
+    holds(&mut world, 1, 1, 2);
+    assert_eq!(looked_at(&world), 0);
+    holds(&mut world, 2, 1, 2);
+    assert_eq!(looked_at(&world), 0);
+    world.node(1).status = NodeStatus::Down;
+    let (plan, _) = planner.plan(&world.state, world.now);
+    assert_eq!(show(&plan, world.now), "promote pgdata on 2\ncopy pgdata on 3\nstop 1\nplace db/0 v1 on 2\n");
 }
 
 #[test]
