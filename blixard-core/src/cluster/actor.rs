@@ -135,6 +135,7 @@ impl Write {
             | Self::Replace { .. }
             | Self::RemoveVolume { .. } => Right::Write,
             Self::SetAvailability { .. }
+            | Self::StopNode { .. }
             | Self::RemoveNode { .. }
             | Self::AddToken { .. }
             | Self::RemoveToken { .. } => Right::Admin,
@@ -154,6 +155,7 @@ impl Write {
                 state.replicas.get(replica).map(|row| &row.service)
             }
             Self::SetAvailability { .. }
+            | Self::StopNode { .. }
             | Self::RemoveNode { .. }
             | Self::AddToken { .. }
             | Self::RemoveToken { .. }
@@ -180,6 +182,7 @@ impl Write {
             Self::SetAvailability { node, availability } => {
                 format!("make node {node} {}", format!("{availability:?}").to_lowercase())
             }
+            Self::StopNode { node } => format!("drain node {node} and stop what is on it"),
             Self::RemoveNode { node, force: false } => format!("remove node {node}"),
             Self::RemoveNode { node, force: true } => format!("remove node {node} by force"),
             Self::AddToken { id, token } => {
@@ -330,6 +333,7 @@ mod tests {
         check(Writing, None, submit("web"), None);
         check(Writing, None, drain(), Some("takes a token of scope admin"));
         check(Writing, None, Write::RemoveToken { id: ID }, Some("takes a token of scope admin"));
+        check(Writing, None, Write::StopNode { node: NodeId(2) }, Some("takes a token of scope admin"));
         check(Admin, None, drain(), None);
         check(Api, None, drain(), None);
         check(Writing, Some("web"), submit("web-2"), None);

@@ -202,6 +202,12 @@ pub enum Write {
         /// The new setting.
         availability: Availability,
     },
+    /// Has a node take no replicas, and stops those it has without waiting for their replacements. Of the
+    /// second feature level.
+    StopNode {
+        /// The node.
+        node: NodeId,
+    },
     /// Removes a member for good; its replicas are gone with it.
     RemoveNode {
         /// The node.

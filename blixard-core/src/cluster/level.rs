@@ -94,7 +94,9 @@ impl Write {
                 if timeout_s.is_some() { SECOND_LEVEL } else { FIRST_LEVEL }
             }
             Self::Rollback { service: _, version: _ } => SECOND_LEVEL,
-            Self::Replace { replica: _ } | Self::RemoveVolume { volume: _ } => SECOND_LEVEL,
+            Self::Replace { replica: _ } | Self::StopNode { node: _ } | Self::RemoveVolume { volume: _ } => {
+                SECOND_LEVEL
+            }
             Self::AddToken { id: _, token } => token.level(),
         }
     }

@@ -162,6 +162,7 @@ fn write() -> impl Strategy<Value = Write> {
         3 => replica().prop_map(|replica| Write::Replace { replica }),
         4 => (node(), availability)
             .prop_map(|(node, availability)| Write::SetAvailability { node, availability }),
+        1 => node().prop_map(|node| Write::StopNode { node }),
         1 => (node(), any::<bool>()).prop_map(|(node, force)| Write::RemoveNode { node, force }),
         1 => (0..3_u8).prop_map(|n| Write::AddToken { id: TokenId([n; 8]), token: join_token() }),
         1 => (0..3_u8).prop_map(|n| Write::RemoveToken { id: TokenId([n; 8]) }),

@@ -1,11 +1,14 @@
 //! `/v1/nodes`, `/v1/node`, `/v1/cluster`, `/v1/health`: members, and the cluster as a whole.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use blixard_core::api::node::{ClusterStatus, DownAnswer, MoveRow, NodeView, PeerRow};
 use blixard_core::api::{ErrorBody, Health, List, WriteAnswer};
-use blixard_core::cluster::{Availability, Desired, Write};
+use blixard_core::cluster::level::SECOND_LEVEL;
+use blixard_core::cluster::{Availability, ClusterState, Desired, Write};
 use blixard_core::id::{ContainerId, NodeId, ReplicaId};
 use blixard_core::orchestrator::{self, Move};
 use serde::Deserialize;
@@ -150,21 +153,43 @@ pub(super) async fn remove(
 )]
 pub(super) async fn down(State(api): State<Api>, request: RequestIdent) -> Result<Response, ApiError> {
     let node = api.handle.id;
+    let stopped = if api.handle.state().knows(SECOND_LEVEL) {
+        stop_all(&api, request).await?
+    } else {
+        stop_each(&api, request).await?
+    };
+    let container = |(replica, attempt)| ContainerId::new(api.handle.cluster, replica, attempt);
+    let stopping = stopped.into_iter().map(container).collect();
+    Ok(Json(DownAnswer { node, stopping }).into_response())
+}
+
+/// Stops what is on this node by one write; answers which replicas that stopped, and their attempts.
+async fn stop_all(api: &Api, request: RequestIdent) -> Result<BTreeMap<ReplicaId, u32>, ApiError> {
+    let node = api.handle.id;
+    let before = on_node(&api.handle.state(), node, |desired| desired == Desired::Stop);
+    api.write(request, Write::StopNode { node }).await?;
+    let mut stopped = on_node(&api.handle.state(), node, |desired| desired == Desired::Stop);
+    stopped.retain(|replica, _| !before.contains_key(replica));
+    Ok(stopped)
+}
+
+/// The same where a member does not know that write: a write for each replica.
+async fn stop_each(api: &Api, request: RequestIdent) -> Result<BTreeMap<ReplicaId, u32>, ApiError> {
+    let node = api.handle.id;
     let drain = Write::SetAvailability { node, availability: Availability::Draining };
     api.write(request.derived(0), drain).await?;
-    let state = api.handle.state();
-    let own: Vec<(ReplicaId, u32)> = state
-        .replicas_on(node)
-        .filter(|(_, replica)| replica.desired != Desired::Stop)
-        .map(|(id, replica)| (id, replica.status.attempt))
-        .collect();
-    let mut stopping = Vec::new();
-    for (replica, attempt) in own {
+    let own = on_node(&api.handle.state(), node, |desired| desired != Desired::Stop);
+    for replica in own.keys() {
         let id = request.derived(replica.0.saturating_add(1));
-        api.write(id, Write::StopReplica { replica, timeout_s: None }).await?;
-        stopping.push(ContainerId::new(api.handle.cluster, replica, attempt));
+        api.write(id, Write::StopReplica { replica: *replica, timeout_s: None }).await?;
     }
-    Ok(Json(DownAnswer { node, stopping }).into_response())
+    Ok(own)
+}
+
+/// The replicas on a node of which `is` holds, and their attempts.
+fn on_node(state: &ClusterState, node: NodeId, is: impl Fn(Desired) -> bool) -> BTreeMap<ReplicaId, u32> {
+    let replicas = state.replicas_on(node).filter(|(_, replica)| is(replica.desired));
+    replicas.map(|(id, replica)| (id, replica.status.attempt)).collect()
 }
 
 /// Which containers would be moved to even out how replicas are spread, in the order in which they are

@@ -104,6 +104,7 @@ impl ClusterState {
             Write::StopReplica { replica, timeout_s } => self.stop_replica(*replica, *timeout_s),
             Write::Replace { replica } => self.replace(*replica),
             Write::SetAvailability { node, availability } => self.set_availability(*node, *availability),
+            Write::StopNode { node } => self.stop_node(*node),
             Write::RemoveNode { node, force } => self.remove_node(*node, *force),
             Write::AddToken { id, token } => self.add_token(*id, token),
             Write::RemoveToken { id } => self.remove_token(*id),

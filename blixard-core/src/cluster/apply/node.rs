@@ -104,6 +104,16 @@ impl ClusterState {
         })
     }
 
+    /// Drains a node and stops all that is on it. What it has is what is there when this is applied: none is
+    /// placed in between.
+    pub(super) fn stop_node(&mut self, id: NodeId) -> Answer {
+        self.set_availability(id, Availability::Draining)?;
+        for replica in self.replicas_on(id).map(|(replica, _)| replica).collect::<Vec<_>>() {
+            self.stop_row(replica);
+        }
+        Ok(Outcome::Done)
+    }
+
     /// The software of each member must know the level: what decides is what members told, never
     /// what this software knows.
     pub(super) fn raise_level(&mut self, level: u16) -> Answer {
@@ -155,8 +165,8 @@ mod tests {
 
     use super::*;
     use crate::cluster::level::FIRST_LEVEL;
-    use crate::cluster::testing::{Cluster, START, assert_refused, facts};
-    use crate::cluster::{Command, Write};
+    use crate::cluster::testing::{Cluster, START, assert_refused, facts, place, spec};
+    use crate::cluster::{Command, Desired, Write};
 
     const TWO: NodeId = NodeId(2);
 
@@ -242,6 +252,26 @@ mod tests {
         assert_eq!(cluster.write(leave(TWO)), Outcome::Done);
         assert_refused(cluster.write(leave(NodeId(1))), "only member that stays");
         assert_refused(cluster.write(leave(NodeId(9))), "no node");
+    }
+
+    #[test]
+    fn a_node_is_emptied_by_one_write() {
+        let mut cluster = Cluster::of(2);
+        cluster.submit(spec("web", 3, 3));
+        cluster.planned(vec![place("web", 0, 1, 2), place("web", 1, 1, 1), place("web", 2, 1, 2)]);
+        let stop = |node| Write::StopNode { node };
+        assert_refused(cluster.write(stop(NodeId(9))), "no node `9`");
+        assert_eq!(cluster.write(stop(TWO)), Outcome::Done);
+        let told = ["node 2 (joiner) is draining: its replicas move elsewhere", "web-0 on node 2 is to stop"];
+        assert_eq!(cluster.events(), [told[0], told[1], "web-2 on node 2 is to stop"]);
+        assert_eq!(
+            [1, 2, 3].map(|replica| cluster.desired(replica)),
+            [Some(Desired::Stop), Some(Desired::Run), Some(Desired::Stop)]
+        );
+        assert_eq!(cluster.plan(vec![place("web", 0, 1, 2)]), ["node 2 takes no replicas"]);
+        assert_eq!(cluster.write(stop(TWO)), Outcome::Done);
+        assert_eq!(cluster.events(), Vec::<&str>::new());
+        assert_eq!(stop(TWO).level(), SECOND_LEVEL);
     }
 
     #[test]
