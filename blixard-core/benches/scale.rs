@@ -202,6 +202,9 @@ fn waits(criterion: &mut Criterion) {
         let status = ReplicaStatus { healthy: Some(false), ..row.status.clone() };
         let report = Command::Report { node: row.node, statuses: BTreeMap::from([(replica, status)]) };
         planned(&mut group, id("report"), &mut cluster, vec![report], 0);
+        group.bench_function(id("new leader"), |bencher| {
+            bencher.iter(|| Planner::new(&cluster.0, START).plan(black_box(&cluster.0), START));
+        });
         let unknown = Command::Health { node: NODE, status: NodeStatus::Unknown };
         planned(&mut group, id("node unknown"), &mut cluster, vec![unknown], 0);
         planned(&mut group, id("room for two"), &mut cluster, vec![scale("there", NODES - 1)], 2);

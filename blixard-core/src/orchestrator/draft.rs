@@ -1,6 +1,6 @@
 //! The state as it will be once the steps planned so far are applied.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
@@ -8,7 +8,7 @@ use imbl::ordmap::DiffItem;
 use super::observations::Observations;
 use crate::cluster::{ClusterState, Node, PlanStep, Replica, Service};
 use crate::id::{NodeId, ReplicaId, ServiceName, VolumeName};
-use crate::scheduler::{Named, NodeUsage};
+use crate::scheduler::{Ask, Named, NoFit, NodeUsage};
 use crate::spec::ServiceSpec;
 use crate::time::UtcMs;
 
@@ -21,6 +21,8 @@ pub(super) struct Draft<'a> {
     usage: NodeUsage,
     /// The nodes of which steps changed what they hold, since they were last taken.
     touched: Vec<NodeId>,
+    /// That no node takes who asks for something, as long as they hold what they do.
+    no_fits: BTreeMap<Ask, NoFit>,
     steps: Vec<PlanStep>,
     observations: &'a Observations,
     now: UtcMs,
@@ -37,8 +39,16 @@ impl<'a> Draft<'a> {
         let mut state = state.clone();
         state.time = state.stamp(now);
         let base = (state.clone(), usage.clone());
-        let (touched, steps) = (Vec::new(), Vec::new());
-        Self { base, state, usage: usage.clone(), touched, steps, observations, now }
+        Self {
+            base,
+            state,
+            usage: usage.clone(),
+            touched: Vec::new(),
+            no_fits: BTreeMap::new(),
+            steps: Vec::new(),
+            observations,
+            now,
+        }
     }
 
     pub(super) fn steps(&self) -> &[PlanStep] {
@@ -134,6 +144,18 @@ impl<'a> Draft<'a> {
         std::mem::take(&mut self.touched)
     }
 
+    /// Why no node takes who asks for `ask`, when that was found with what they hold now.
+    pub(super) fn no_fit(&self, ask: &Ask) -> Option<&NoFit> {
+        self.no_fits.get(ask)
+    }
+
+    /// Takes in what was just found.
+    pub(super) fn remember(&mut self, no_fit: NoFit) {
+        if let Some(ask) = no_fit.ask().filter(|ask| !self.no_fits.contains_key(*ask)).cloned() {
+            self.no_fits.insert(ask, no_fit);
+        }
+    }
+
     /// The volumes that steps changed.
     pub(super) fn changed_volumes(&self) -> BTreeSet<VolumeName> {
         let changes = self.base.0.volumes.diff(&self.state.volumes);
@@ -146,6 +168,9 @@ impl<'a> Draft<'a> {
             Some(row) => self.usage.set(id, row, self.state.spec_of(row).map(AsRef::as_ref)),
             None => self.usage.remove(id),
         };
+        if touched.is_some() {
+            self.no_fits.clear();
+        }
         self.touched.extend(touched);
     }
 }

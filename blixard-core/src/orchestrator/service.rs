@@ -43,6 +43,8 @@ pub(super) struct Pass {
     touched: Vec<NodeId>,
     /// That no node fits a version, and why.
     no_fit: Option<(u64, NoFit)>,
+    /// The same, when it was found for the slot that is looked at.
+    news: Option<NoFit>,
     dependencies: Option<Option<(ServiceName, String)>>,
 }
 
@@ -55,6 +57,7 @@ impl Pass {
             ranking: None,
             touched: Vec::new(),
             no_fit: None,
+            news: None,
             dependencies: None,
         }
     }
@@ -87,12 +90,17 @@ impl Pass {
         if request.home != Home::Anywhere || slot.service.knows_host_network() {
             return self.choice(slot, || scheduler::choose(nodes, usage, &request));
         }
+        let ask = request.ask(nodes);
+        if let Some(no_fit) = slot.draft.no_fit(&ask) {
+            self.no_fit = Some((slot.target, no_fit.clone()));
+            return Err(no_fit.clone());
+        }
         let ranking = match self.ranking.take() {
             Some((version, mut ranking)) if version == slot.target => {
                 self.touched.iter().for_each(|node| ranking.refresh(nodes, usage, &request, *node));
                 ranking
             }
-            _ => Ranking::new(nodes, usage, &request),
+            _ => Ranking::new(nodes, usage, &request, ask),
         };
         self.touched.clear();
         let choice = self.choice(slot, || ranking.best(nodes, &request));
@@ -115,6 +123,7 @@ impl Pass {
             && !slot.service.knows_host_network()
         {
             self.no_fit = Some((slot.target, no_fit.clone()));
+            self.news = Some(no_fit.clone());
         }
         choice
     }
@@ -138,6 +147,7 @@ impl Pass {
     /// which takes no step.
     fn stepped(&mut self, touched: Vec<NodeId>, gave_room: bool, filled: Option<u32>) {
         self.touched.extend(touched);
+        self.news = None;
         if gave_room {
             self.no_fit = None;
         }
@@ -200,7 +210,10 @@ fn settle(draft: &mut Draft<'_>, name: &ServiceName, number: u32, pass: &mut Pas
         let slot = Slot { draft, name, service, number, target: service.current().version, rows };
         match decide(&slot, pass) {
             Decision::Settled => return None,
-            Decision::Wait(wait) => return Some(wait),
+            Decision::Wait(wait) => {
+                pass.news.take().into_iter().for_each(|no_fit| draft.remember(no_fit));
+                return Some(wait);
+            }
             Decision::Act(steps) => {
                 let fills = slot.rows.is_empty() && matches!(steps[..], [PlanStep::Place { .. }]);
                 let gives = steps.iter().any(gives_room);

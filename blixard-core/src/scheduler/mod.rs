@@ -82,7 +82,7 @@ pub fn choose(
         Home::At(home) => return at_home(nodes, usage, request, *home),
         Home::Anywhere => {}
     }
-    Ranking::new(nodes, usage, request).best(nodes, request)
+    Ranking::new(nodes, usage, request, request.ask(nodes)).best(nodes, request)
 }
 
 /// The node that what is mounted is on, if it takes `request`.
@@ -92,7 +92,7 @@ fn at_home(
     request: &Request<'_>,
     home: NodeId,
 ) -> Result<NodeId, NoFit> {
-    let ask = Ask::new(nodes, request);
+    let ask = request.ask(nodes);
     let why = match nodes.get(&home) {
         None => explain::pinned_to_stranger(home),
         Some(node) => match filter::misfit(&ask, held(request, home), node, usage.node(home), home) {
@@ -106,7 +106,7 @@ fn at_home(
 /// Whether `node` itself takes `request`, whatever the others would.
 pub fn fits(nodes: &OrdMap<NodeId, Node>, usage: &NodeUsage, request: &Request<'_>, node: NodeId) -> bool {
     let nowhere = matches!(request.home, Home::Nowhere(_));
-    !nowhere && held(request, node).is_none() && Ask::new(nodes, request).fits(nodes, usage, node)
+    !nowhere && held(request, node).is_none() && request.ask(nodes).fits(nodes, usage, node)
 }
 
 /// Which other replica of the service is in the way on a node.

@@ -42,12 +42,11 @@ struct Row {
 }
 
 impl Ranking {
-    /// The nodes as they are, for replicas that `request` is one of.
-    pub fn new(nodes: &OrdMap<NodeId, Node>, usage: &NodeUsage, request: &Request<'_>) -> Self {
+    /// The nodes as they are, for replicas that `request` is one of and that ask for `ask`.
+    pub fn new(nodes: &OrdMap<NodeId, Node>, usage: &NodeUsage, request: &Request<'_>, ask: Ask) -> Self {
         let spread = request.spec.placement.spread.as_deref();
         let mut known: BTreeMap<Option<Cow<'_, str>>, usize> = BTreeMap::new();
         let counts: BTreeMap<NodeId, u32> = usage.of_service(request.service).collect();
-        let ask = Ask::new(nodes, request);
         let mut domains = Vec::new();
         let mut rows = Vec::with_capacity(nodes.len());
         let mut holders = usage.nodes().peekable();

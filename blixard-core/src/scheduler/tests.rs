@@ -102,7 +102,7 @@ fn a_ranking_that_is_kept_is_that_of_the_nodes_as_they_are() {
             failed_on: Default::default(),
         };
         let mut usage = NodeUsage::of(&world.state);
-        let mut kept = Ranking::new(&world.state.nodes, &usage, &request);
+        let mut kept = Ranking::new(&world.state.nodes, &usage, &request, request.ask(&world.state.nodes));
         let mut placed = 0;
         while let Ok(node) = kept.best(&world.state.nodes, &request) {
             assert_eq!(choose(&world.state.nodes, &usage, &request), Ok(node));

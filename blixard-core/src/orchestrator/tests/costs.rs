@@ -181,5 +181,16 @@ fn that_no_node_fits_is_found_once_for_all_slots() {
     world.node(7).status = NodeStatus::Down;
     LOOKED_AT.set(0);
     assert_eq!(world.plan().0.steps.len(), 20 + 20, "each is lost, and each waits");
-    assert_eq!(LOOKED_AT.get(), 3 * 50, "once in each pass");
+    assert_eq!(LOOKED_AT.get(), 2 * 50, "once while they are lost, and once after that");
+}
+
+#[test]
+fn that_no_node_fits_is_found_once_for_all_who_ask_for_the_same() {
+    let mut world = World::new(50);
+    for number in 0..20 {
+        world.submit(spec(&format!("web-{number}"), |spec| spec.reservations = memory(2048)));
+    }
+    LOOKED_AT.set(0);
+    assert_eq!(world.plan().0.steps.len(), 20);
+    assert_eq!(LOOKED_AT.get(), 50);
 }
