@@ -44,6 +44,9 @@ pub const ENTRY_BYTES_MAX: usize = 16 << 20;
 pub const TEXT_BYTES_MAX: usize = 1 << 10;
 /// The most steps of one plan; what they leave is planned next.
 pub const PLAN_STEPS_MAX: usize = 4_096;
+/// The most services that wait of which one plan words the reasons anew because a node changed: each takes
+/// some 10 us of the leader, which commits wait for.
+pub const PLAN_REWORDED_MAX: usize = 256;
 /// The most statuses of one report; an agent with more sends several.
 pub const REPORT_STATUSES_MAX: usize = 1_024;
 /// The most a node tells of itself, in encoded bytes.

@@ -7,7 +7,8 @@
 //! What it plans is what [`plan`](super::plan) would: a service nothing of which changed, for which no
 //! time has come and which waits for nothing that changed, has no steps. Only the reasons recorded for
 //! waiting slots may be older than a full plan's: a node that fills up further, or gets less room than is
-//! asked for, does not reword them; one that is up, takes replicas or has labels that it had not, does.
+//! asked for, does not reword them; one that is up, takes replicas or has labels that it had not, does, a
+//! few hundred of them with each plan.
 
 use std::collections::BTreeSet;
 
@@ -21,8 +22,8 @@ use super::waiting::Waiting;
 use super::wakes::Wakes;
 use super::{Made, plan_for, volumes};
 use crate::cluster::{ClusterState, Node, Plan, PlanStep, Replica, Volume};
-use crate::id::{ReplicaId, ServiceName, VolumeName};
-use crate::limits::PLAN_STEPS_MAX;
+use crate::id::{NodeId, ReplicaId, ServiceName, VolumeName};
+use crate::limits::{PLAN_REWORDED_MAX, PLAN_STEPS_MAX};
 use crate::scheduler::NodeUsage;
 use crate::time::UtcMs;
 
@@ -37,6 +38,12 @@ pub struct Planner {
     dirty: BTreeSet<ServiceName>,
     /// Volumes to plan, for the same reasons.
     dirty_volumes: BTreeSet<VolumeName>,
+    /// Nodes that changed: those that wait may fit there.
+    changed: BTreeSet<NodeId>,
+    /// Services that wait and are to be told anew why, some with each plan.
+    stale: BTreeSet<ServiceName>,
+    /// When the last plan was made.
+    planned_at: UtcMs,
     waiting: Waiting,
     wakes: Wakes,
     /// What the nodes hold once the last plan is applied: if it never is, they have more room than those
@@ -55,6 +62,9 @@ impl Planner {
             observations: Observations::new(state, now),
             dirty: state.services.keys().cloned().collect(),
             dirty_volumes: state.volumes.keys().cloned().collect(),
+            changed: BTreeSet::new(),
+            stale: BTreeSet::new(),
+            planned_at: now,
             waiting: Waiting::default(),
             wakes: Wakes::default(),
         }
@@ -68,16 +78,19 @@ impl Planner {
         self.observe(state, now);
         let mut services = std::mem::take(&mut self.dirty);
         services.extend(self.wakes.due(now).cloned());
+        services.extend(self.stale.iter().take(PLAN_REWORDED_MAX).cloned());
         let dependents = |service| self.waiting.dependents_of(state, service);
         let dependents: Vec<ServiceName> = services.iter().flat_map(dependents).collect();
         services.extend(dependents);
-        let grown = self.usage.with_more_room_than(&self.planned);
+        let mut grown = self.usage.with_more_room_than(&self.planned);
+        grown.append(&mut self.changed);
         let agenda = Agenda::new(&mut self.waiting, services, grown);
         let draft = Draft::new(state, &self.usage, &self.observations, now);
         let volumes = std::mem::take(&mut self.dirty_volumes);
         let Made { mut plan, report, planned, rest, usage } = plan_for(draft, agenda, &volumes);
-        self.planned = usage;
+        (self.planned, self.planned_at) = (usage, now);
         for service in &planned {
+            self.stale.remove(service);
             self.wakes.set(service, report.wakes.get(service).copied());
         }
         self.dirty = plan.steps.iter().filter_map(|step| step_service(state, step)).chain(rest).collect();
@@ -87,9 +100,10 @@ impl Planner {
         (plan, report)
     }
 
-    /// When to plan next though nothing changes.
+    /// When to plan next though nothing changes; not later than the last plan when that left something.
     pub fn wake_at(&self) -> Option<UtcMs> {
-        self.wakes.first()
+        let left = (!self.stale.is_empty()).then_some(self.planned_at);
+        left.into_iter().chain(self.wakes.first()).min()
     }
 
     /// What the nodes of the last state planned hold.
@@ -142,8 +156,8 @@ impl Planner {
         }
     }
 
-    /// Marks the services that have replicas on nodes that changed, and those that wait for a node and
-    /// to which the change matters.
+    /// Marks the services that have replicas on nodes that changed. Those that wait for a node are planned
+    /// if they fit there now; the others to which the change matters are told so in their turn.
     fn observe_nodes(&mut self, seen: &ClusterState, state: &ClusterState) {
         for change in seen.nodes.diff(&state.nodes) {
             let (id, old, new) = match change {
@@ -163,7 +177,8 @@ impl Planner {
             let concerned = self.waiting.asking().iter();
             let concerned =
                 concerned.filter(|(ask, _)| ports_changed || ask.sees_change(&self.usage, id, old, new));
-            self.dirty.extend(concerned.flat_map(|(_, services)| services).cloned());
+            self.stale.extend(concerned.flat_map(|(_, services)| services).cloned());
+            self.changed.insert(id);
         }
     }
 

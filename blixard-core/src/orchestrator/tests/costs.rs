@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::super::membership::leave_blocker;
 use super::world::*;
 use crate::agent::assignments;
-use crate::cluster::{ClusterState, NodeStatus, Phase, Write};
+use crate::cluster::{ClusterState, Command, NodeStatus, Phase, Write};
 use crate::id::NodeId;
+use crate::limits::PLAN_REWORDED_MAX;
 use crate::orchestrator::Planner;
 use crate::scheduler::LOOKED_AT;
 use crate::spec::{Constraint, ConstraintOperator};
@@ -156,6 +157,34 @@ fn who_waits_for_a_node_is_looked_at_when_that_changes_in_what_matters() {
     assert_eq!(looked_at(&mut planner, &world), [""; 0], "who waits for a label does not care");
     world.node(1).status = NodeStatus::Unknown;
     assert_eq!(looked_at(&mut planner, &world), ["gpu"], "another thing is in the way there");
+}
+
+#[test]
+fn many_who_wait_are_told_of_a_node_a_few_at_a_time() {
+    let mut world = World::new(2);
+    let many = PLAN_REWORDED_MAX + 10;
+    for number in 0..many {
+        world.submit(spec(&format!("wait-{number:03}"), |spec| spec.reservations = memory(2048)));
+    }
+    world.submit(spec("zoo", |spec| spec.reservations = memory(1536)));
+    let mut planner = rested(&mut world);
+    world.node(2).facts.memory_bytes = 1536 * MIB;
+    let (first, _) = planner.plan(&world.state, world.now);
+    assert!(
+        show(&first, world.now).starts_with("place zoo/0 v1 on 2\n"),
+        "what fits does not wait for words"
+    );
+    assert_eq!(first.steps.len(), 1 + PLAN_REWORDED_MAX);
+    assert_eq!(planner.wake_at(), Some(world.now));
+    world.apply(Command::Plan(first));
+    let mut told = PLAN_REWORDED_MAX;
+    while planner.wake_at().is_some() {
+        let (next, _) = planner.plan(&world.state, world.now);
+        told += next.steps.len();
+        world.apply(Command::Plan(next));
+    }
+    assert_eq!(told, many);
+    assert_eq!(show(&world.plan().0, world.now), "", "everybody was told");
 }
 
 #[test]
