@@ -234,7 +234,7 @@ fn room_that_a_successor_gives_up_goes_to_who_is_left_behind_in_the_same_plan() 
         depends: None,
         origin: 1,
     };
-    run(&[
+    let happenings = [
         submit(3, 3, 0),
         Happening::Submit { service: 2, shape: 1, max: 1, memory: 0, depends: None, origin: 2 },
         submit(0, 3, 398),
@@ -246,7 +246,8 @@ fn room_that_a_successor_gives_up_goes_to_who_is_left_behind_in_the_same_plan() 
         submit(3, 5, 360),
         Happening::Availability(1, Availability::Draining),
         Happening::Pass(10_000),
-    ]);
+    ];
+    run(happenings.iter().map(applied));
 }
 
 /// Found by the property below: a drain gives the newest version, which nothing has proven.
