@@ -99,10 +99,12 @@ pub(super) fn stand_in(slot: &Slot<'_>, pass: &mut Pass) -> Option<u64> {
 pub(super) fn blockers(slot: &Slot<'_>, holder: Option<&Replica>) -> Vec<Blocker> {
     let Some(old) = left_behind(slot) else { return Vec::new() };
     let ask = |version| slot.aiming_at(version).request().ask(slot.draft.nodes());
-    let asks = [ask(old.version), ask(slot.service.current().version)];
-    let holder = holder.map(|holder| Claim::of(holder, slot.draft.spec_of(holder)));
-    let in_place = holder.iter().flat_map(|claim| asks.iter().map(|ask| ask.in_place_of(claim)));
-    in_place.collect::<Vec<_>>().into_iter().chain(asks.clone()).map(Blocker::Node).collect()
+    let mut asks = vec![ask(old.version), ask(slot.service.current().version)];
+    if let Some(holder) = holder {
+        let claim = Claim::of(holder, slot.draft.spec_of(holder));
+        asks.extend(asks.clone().iter().map(|ask| ask.in_place_of(&claim)));
+    }
+    asks.into_iter().map(Blocker::Node).collect()
 }
 
 /// Whether a replica stands in for one that is left behind, also when that one's node fails meanwhile, and
