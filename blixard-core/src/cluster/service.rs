@@ -67,8 +67,9 @@ impl Service {
         a == b || alike().unwrap_or(false)
     }
 
-    /// The version that a rollback without a number goes back to: the newest before the current one
-    /// that runs something else and was proven, or else the newest that runs something else.
+    /// What a rollback in the log that names no version goes back to: the newest that runs something else and
+    /// was proven, or else the newest that does. Members agree on it; the API names a version, by
+    /// [`Service::rollback_target`].
     pub fn previous(&self) -> Option<&ServiceVersion> {
         let other = |kept: &&ServiceVersion| !self.runs_current(kept.version);
         let others = || self.versions.iter().rev().filter(other);

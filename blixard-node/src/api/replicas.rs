@@ -173,7 +173,12 @@ async fn change(
     let replica = resolve::replica_id(&snapshot.state, api.handle.cluster, id)
         .map_err(|error| snapshot.missing(error))?;
     let Some(write) = write(&snapshot.state, replica) else {
-        let warnings = vec![format!("`{id}` has ended: there is nothing to stop")];
+        let ended = format!("`{id}` has ended: there is nothing to stop");
+        if snapshot.is_stale() {
+            // Another may be in its place by now.
+            return Err(snapshot.unconfirmed(ApiError::conflict(ended, "")));
+        }
+        let warnings = vec![ended];
         return Ok(Json(WriteAnswer { index: snapshot.state.applied, warnings }).into_response());
     };
     let (index, _) = api.write_within(request, write, snapshot.left(api)).await?;

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::access::Principal;
-use super::context::{Api, JsonBody, Params, RequestIdent, Segment, created};
+use super::context::{Api, JsonBody, Params, RequestIdent, Segment, Snapshot, created};
 use super::error::ApiError;
 use super::resolution::Resolved;
 use super::rights::Caller;
@@ -287,12 +287,13 @@ pub(super) async fn rollback(
     JsonBody(body): JsonBody<RollbackRequest>,
 ) -> Result<Response, ApiError> {
     let service = service_name(&name)?;
+    let snapshot = api.read().await;
     let version = match body.version {
         Some(version) => Some(version),
-        None => version_before(&api, &service).await?,
+        None => version_before(&snapshot, &service)?,
     };
     let write = Write::Rollback { service: service.clone(), version };
-    let (index, outcome) = api.write(request, write).await?;
+    let (index, outcome) = api.write_within(request, write, snapshot.left(&api)).await?;
     let Outcome::Service { version, changed } = outcome else { return Err(unexpected(&outcome)) };
     let digest =
         api.handle.state().services.get(&service).and_then(|service| service.spec().image.digest.clone());
@@ -301,17 +302,16 @@ pub(super) async fn rollback(
 
 /// The version to go back to when none is named: none that is known to fail. Absent where this node does not
 /// know the service.
-async fn version_before(api: &Api, name: &ServiceName) -> Result<Option<u64>, ApiError> {
-    let snapshot = api.read().await;
+fn version_before(snapshot: &Snapshot, name: &ServiceName) -> Result<Option<u64>, ApiError> {
     let Some(service) = snapshot.state.services.get(name).filter(|service| !service.removing) else {
         return Ok(None);
     };
     let before = service.rollback_target().map(|version| version.version);
     before.map(Some).ok_or_else(|| {
-        ApiError::conflict(
+        snapshot.unconfirmed(ApiError::conflict(
             format!("`{name}` has no earlier version that runs something else and did not fail"),
             format!("`blixard service history {name}` lists what is kept: name one of them"),
-        )
+        ))
     })
 }
 
